@@ -1,0 +1,222 @@
+// distilfast._cpu: numpy buffers to pointers and back, the GIL released while the encoder runs. No arithmetic.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <map>
+
+#include "cpu/dispatch.h"
+#include "cpu/encoder.h"
+#include "cpu/stages.h"
+
+namespace py = pybind11;
+
+namespace distilfast {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<std::int32_t, py::array::c_style>;
+
+Activation activation_named(const std::string& name) {
+  static const std::map<std::string, Activation> names = {
+      {"none", Activation::none}, {"gelu", Activation::gelu}, {"relu", Activation::relu}, {"tanh", Activation::tanh}};
+  const auto found = names.find(name);
+  if (found == names.end()) throw std::invalid_argument("Activation '" + name + "' is not known.");
+  return found->second;
+}
+
+void require(bool condition, const char* sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
+const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
+
+// An encoder and the Python arrays that its embedding tables live in.
+class BoundEncoder {
+ public:
+  BoundEncoder(Index width, Index heads, Index layers, Index ffn, float eps, const std::string& activation,
+               const std::vector<std::tuple<Index, std::string, bool>>& head, std::map<std::string, Floats> tensors,
+               const std::string& isa, int threads)
+      : width_(width) {
+    require(threads >= 1, "threads must be at least 1.");
+    std::vector<HeadLinear> linears;
+    for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
+    for (const char* table : {"embed.word", "embed.position", "embed.token_type"})
+      if (const auto found = tensors.find(table); found != tensors.end()) tables_.push_back(found->second);
+    const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
+    std::map<std::string, const float*> pointers;
+    for (const auto& [name, tensor] : tensors) pointers[name] = tensor.data();
+    const FindTensor find = [&](const std::string& name) {
+      const auto found = pointers.find(name);
+      return found == pointers.end() ? nullptr : found->second;
+    };
+    py::gil_scoped_release release;
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), threads);
+  }
+
+  py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                    const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
+                    const std::optional<py::dict>& trace) const {
+    const Index tokens = ids.size();
+    require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
+            "ids, positions, token_types and cu_seqlens do not belong together.");
+    require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
+    const bool run_head = rows && !encoder_->model().head.empty();
+    const Index num_rows = rows ? rows->size() : 0;
+    const ForwardInput input{ids.data(),         positions.data(),        data_or_null(token_types),
+                             cu_seqlens.data(),  cu_seqlens.size() - 1,   data_or_null(rows),
+                             run_head ? num_rows : 0};
+    py::object hidden_out = py::none(), head_out = py::none();
+    ForwardOutput output{nullptr, nullptr};
+    if (hidden) {
+      Floats array({tokens, width_});
+      output.hidden = array.mutable_data();
+      hidden_out = std::move(array);
+    }
+    if (run_head) {
+      Floats array({num_rows, encoder_->model().head.back().dense.columns()});
+      output.head = array.mutable_data();
+      head_out = std::move(array);
+    }
+    Intermediates intermediates;
+    {
+      py::gil_scoped_release release;
+      encoder_->forward(input, output, trace ? recorder(intermediates) : Trace{});
+    }
+    if (trace) hand_over(intermediates, *trace);
+    return py::make_tuple(hidden_out, head_out);
+  }
+
+  const Encoder& encoder() const { return *encoder_; }
+
+ private:
+  struct Intermediate {
+    std::string name;
+    std::vector<float> data;
+    Index rows, columns;
+  };
+  using Intermediates = std::vector<Intermediate>;
+
+  static Trace recorder(Intermediates& into) {
+    return [&into](const std::string& name, const float* data, Index rows, Index columns) {
+      into.push_back({name, std::vector<float>(data, data + rows * columns), rows, columns});
+    };
+  }
+
+  static void hand_over(const Intermediates& intermediates, py::dict trace) {
+    for (const Intermediate& each : intermediates) {
+      const bool flat = each.name.ends_with(".probabilities");
+      std::vector<Index> shape = {each.rows, each.columns};
+      if (flat) shape = {each.columns};
+      trace[py::str(each.name)] = Floats(shape, each.data.data());
+    }
+  }
+
+  Index width_;
+  std::vector<Floats> tables_;
+  std::unique_ptr<Encoder> encoder_;
+};
+
+// The operations alone, for tests and benchmarks: the same stages that the encoder runs.
+
+Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types, const Floats& word,
+                   const Floats& position, const std::optional<Floats>& token_type, const Floats& weight,
+                   const Floats& bias, float eps, const std::string& isa, int threads) {
+  Floats out({ids.size(), weight.size()});
+  Team team(threads);
+  const Norm norm(weight.data(), bias.data(), weight.size(), eps);
+  const Embed op{ids.data(),      positions.data(), data_or_null(token_types),
+                 word.data(),     position.data(),  token_type ? token_type->data() : nullptr,
+                 norm.view(),     out.mutable_data()};
+  embed_stage(kernels_for(isa), op, ids.size(), team);
+  return out;
+}
+
+Floats linear_alone(const Floats& x, const Floats& weight, const Floats& bias, const std::string& activation,
+                    const std::string& isa, int threads) {
+  require(x.ndim() == 2 && weight.ndim() == 2 && x.shape(1) == weight.shape(1) && bias.size() == weight.shape(0),
+          "x [T, K], weight [N, K] and bias [N] do not belong together.");
+  const Kernels& kernels = kernels_for(isa);
+  Floats out({x.shape(0), weight.shape(0)});
+  Team team(threads);
+  const Dense dense(kernels, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
+  linear_stage(kernels, dense, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), team);
+  return out;
+}
+
+py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa,
+                          int threads) {
+  require(qkv.ndim() == 2 && qkv.shape(1) % (3 * heads) == 0, "qkv [T, 3D] does not hold this many heads.");
+  const Kernels& kernels = kernels_for(isa);
+  const Index width = qkv.shape(1) / 3, d = width / heads, count = cu_seqlens.size() - 1;
+  Index longest = 0, probabilities = 0;
+  for (Index b = 0; b < count; ++b) {
+    const Index length = cu_seqlens.at(b + 1) - cu_seqlens.at(b);
+    longest = std::max(longest, length);
+    probabilities += heads * length * length;
+  }
+  Floats out({qkv.shape(0), width}), weights(probabilities);
+  Team team(threads);
+  const Index stride = static_cast<Index>(Arena::padded(kernels.attention_scratch(d, longest)));
+  const Buffer scratch(static_cast<std::size_t>(stride * threads));
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+  const float* q = qkv.data();
+  const Attention op{q, q + width, q + 2 * width, 3 * width, 3 * width, d, scale, out.mutable_data(), width};
+  attention_stage(kernels, op, heads, {cu_seqlens.data(), cu_seqlens.data(), count}, scratch.data(), stride,
+                  weights.mutable_data(), team);
+  return py::make_tuple(out, weights);
+}
+
+Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Floats& weight, const Floats& bias,
+                            float eps, const std::string& isa, int threads) {
+  require(x.ndim() == 2 && x.shape(1) == weight.size() && residual.size() == x.size() && bias.size() == weight.size(),
+          "x [T, D], residual [T, D], weight [D] and bias [D] do not belong together.");
+  Floats out({x.shape(0), x.shape(1)});
+  Team team(threads);
+  const Norm norm(weight.data(), bias.data(), weight.size(), eps);
+  add_layer_norm_stage(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
+  return out;
+}
+
+py::list isa_list() {
+  py::list all;
+  for (const Isa& isa : isas()) all.append(py::make_tuple(isa.name, isa.supported));
+  return all;
+}
+
+}  // namespace
+}  // namespace distilfast
+
+PYBIND11_MODULE(_cpu, module) {
+  using namespace distilfast;
+  using py::arg;
+  module.doc() = "The encoder on the CPU in fp32; see distilfast.backends.cpu.";
+
+  py::class_<BoundEncoder>(module, "Encoder")
+      .def(py::init<Index, Index, Index, Index, float, const std::string&,
+                    const std::vector<std::tuple<Index, std::string, bool>>&, std::map<std::string, Floats>,
+                    const std::string&, int>(),
+           py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
+           arg("head"), arg("tensors"), arg("isa"), arg("threads"))
+      .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
+           arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
+      .def_property_readonly("isa", [](const BoundEncoder& self) { return self.encoder().kernels().isa; })
+      .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
+      .def_property_readonly("packed_bytes",
+                             [](const BoundEncoder& self) { return self.encoder().model().packed_bytes(); })
+      .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
+
+  module.def("isas", &isa_list, "Every ISA there is, the fastest first, and whether this machine has it.");
+  module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
+
+  module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
+             arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
+             arg("isa"), arg("threads") = 1);
+  module.def("linear", &linear_alone, arg("x"), arg("weight"), arg("bias"), arg("activation") = "none", py::kw_only(),
+             arg("isa"), arg("threads") = 1);
+  module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
+             arg("threads") = 1);
+  module.def("add_layer_norm", &add_layer_norm_alone, arg("x"), arg("residual"), arg("weight"), arg("bias"),
+             py::kw_only(), arg("eps"), arg("isa"), arg("threads") = 1);
+}

@@ -1,0 +1,42 @@
+// attention: out = softmax(q kt / sqrt(d)) v for one head of one sequence, in plain C++: sums in double.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/kernels.h"
+
+namespace distilfast {
+namespace {
+
+Index attention_scratch(Index, Index keys) { return keys; }
+
+void attention(const Attention& op, const AttentionPart& part, float* scratch) {
+  const Index keys = part.keys.end - part.keys.begin, d = op.head_size;
+  for (Index row = part.queries.begin; row < part.queries.end; ++row) {
+    const float* q = op.q + row * op.q_stride + part.head * d;
+    const float* k = op.k + part.keys.begin * op.kv_stride + part.head * d;
+    const float* v = op.v + part.keys.begin * op.kv_stride + part.head * d;
+    double high = -INFINITY, total = 0.0;
+    for (Index j = 0; j < keys; ++j) {
+      double score = 0.0;
+      for (Index c = 0; c < d; ++c) score += static_cast<double>(q[c]) * k[j * op.kv_stride + c];
+      scratch[j] = static_cast<float>(score * op.scale);
+      high = scratch[j] > high ? scratch[j] : high;
+    }
+    for (Index j = 0; j < keys; ++j) {
+      scratch[j] = static_cast<float>(std::exp(scratch[j] - high));
+      total += scratch[j];
+    }
+    for (Index c = 0; c < d; ++c) {
+      double sum = 0.0;
+      for (Index j = 0; j < keys; ++j) sum += static_cast<double>(scratch[j]) * v[j * op.kv_stride + c];
+      op.out[row * op.out_stride + part.head * d + c] = static_cast<float>(sum / total);
+    }
+    if (part.probabilities)
+      for (Index j = 0; j < keys; ++j)
+        part.probabilities[(row - part.queries.begin) * keys + j] = static_cast<float>(scratch[j] / total);
+  }
+}
+
+}  // namespace
+}  // namespace distilfast

@@ -1,0 +1,259 @@
+#include "cpu/encoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/stages.h"
+
+namespace distilfast {
+
+namespace {
+
+// Tokens after which a chunk is closed. A pass over the weights costs what some 16 tokens cost, so it is small beside
+// a chunk of this size, and a chunk's activations are small beside the weights.
+constexpr Index chunk_tokens = 1024;
+
+// Whole sequences of a batch and their share of the rows that the head reads; offsets are relative to the chunk.
+struct Chunk {
+  Index first_token = 0, tokens = 0, longest = 0;
+  Index first_row = 0;
+  std::vector<std::int32_t> ends;      // [sequences + 1], tokens
+  std::vector<std::int32_t> rows;      // tokens that the head reads
+  std::vector<std::int32_t> row_ends;  // [sequences + 1], into rows
+
+  Index sequences() const { return static_cast<Index>(ends.size()) - 1; }
+  Index num_rows() const { return static_cast<Index>(rows.size()); }
+
+  // Takes sequences from `sequence` on until the chunk is full; moves `sequence` and `row` behind what it took.
+  void fill(const ForwardInput& input, Index limit, Index& sequence, Index& row) {
+    first_token = input.cu_seqlens[sequence], first_row = row, tokens = longest = 0;
+    ends.assign(1, 0), rows.clear(), row_ends.assign(1, 0);
+    do {
+      const Index end = input.cu_seqlens[sequence + 1], length = end - input.cu_seqlens[sequence];
+      tokens += length;
+      longest = std::max(longest, length);
+      ends.push_back(static_cast<std::int32_t>(tokens));
+      for (; row < input.num_rows && input.rows[row] < end; ++row)
+        rows.push_back(static_cast<std::int32_t>(input.rows[row] - first_token));
+      row_ends.push_back(static_cast<std::int32_t>(num_rows()));
+      ++sequence;
+    } while (sequence < input.sequences && tokens < limit);
+  }
+};
+
+}  // namespace
+
+// What one forward needs and the next one uses again.
+struct Workspace {
+  Arena arena;
+  Chunk chunk;
+};
+
+namespace {
+
+void gather(const float* from, const std::vector<std::int32_t>& rows, Index width, float* to) {
+  for (const std::int32_t row : rows) to = std::copy_n(from + row * width, width, to);
+}
+
+// One chunk on its way through the model.
+class Pass {
+ public:
+  Pass(const Kernels& kernels, const Model& model, const Chunk& chunk, Team& team, const Trace& trace, Arena& arena)
+      : kernels_(kernels), model_(model), chunk_(chunk), team_(team), trace_(trace), width_(model.shape.width) {
+    const Index t = chunk.tokens, r = chunk.num_rows();
+    for (const HeadLayer& layer : model.head) head_width_ = std::max(head_width_, layer.dense.columns());
+    attention_stride_ = static_cast<Index>(
+        Arena::padded(kernels.attention_scratch(width_ / model.shape.heads, chunk.longest)));
+    const Index all_probabilities = trace ? probabilities_size() : 0;
+    const Piece pieces[] = {
+        {&x_, t * width_},
+        {&y_, t * width_},
+        {&context_, t * width_},
+        {&qkv_, t * 3 * width_},
+        {&wide_, std::max(t * model.shape.ffn, 2 * r * head_width_)},
+        {&rows_x_, r * width_},
+        {&rows_q_, r * 3 * width_},
+        {&attention_, attention_stride_ * team.threads()},
+        {&probabilities_, all_probabilities},
+    };
+    std::size_t floats = 0;
+    for (const Piece& piece : pieces) floats += Arena::padded(piece.floats);
+    arena.reset(floats);
+    for (const Piece& piece : pieces) *piece.pointer = arena.take(piece.floats);
+    if (!all_probabilities) probabilities_ = nullptr;
+  }
+
+  void run(const ForwardInput& input, const ForwardOutput& output) {
+    embed(input);
+    const bool skip = !output.hidden && !trace_ && chunk_.num_rows() < chunk_.tokens;
+    for (Index i = 0; i < model_.shape.layers; ++i) {
+      if (skip && i + 1 == model_.shape.layers)
+        layer_for_rows(model_.layers[i]);
+      else
+        layer(model_.layers[i], i);
+    }
+    if (output.hidden) std::copy_n(x_, chunk_.tokens * width_, output.hidden + chunk_.first_token * width_);
+    if (!output.head || chunk_.num_rows() == 0) return;
+    if (!skip) gather(x_, chunk_.rows, width_, rows_x_);
+    head(output.head + chunk_.first_row * model_.head.back().dense.columns());
+  }
+
+ private:
+  struct Piece {
+    float** pointer;
+    Index floats;
+  };
+
+  Index probabilities_size() const {
+    Index size = 0;
+    for (Index b = 0; b < chunk_.sequences(); ++b) {
+      const Index length = chunk_.ends[b + 1] - chunk_.ends[b];
+      size += model_.shape.heads * length * length;
+    }
+    return size;
+  }
+
+  // An intermediate's name is only spelled out when someone wants it.
+  void record(Index layer, const char* name, const float* data, Index rows, Index columns) const {
+    if (trace_) trace_("layer." + std::to_string(layer) + "." + name, data, rows, columns);
+  }
+
+  void embed(const ForwardInput& input) {
+    const Index at = chunk_.first_token;
+    const Embed op{input.ids + at,
+                   input.positions + at,
+                   input.token_types ? input.token_types + at : nullptr,
+                   model_.word,
+                   model_.position,
+                   model_.token_type,
+                   model_.embed_norm.view(),
+                   x_};
+    embed_stage(kernels_, op, chunk_.tokens, team_);
+    if (trace_) trace_("embed", x_, chunk_.tokens, width_);
+  }
+
+  // x_ -> x_, all rows.
+  void layer(const Layer& layer, Index i) {
+    const Index t = chunk_.tokens;
+    linear_stage(kernels_, layer.qkv, x_, t, Activation::none, qkv_, team_);
+    record(i, "qkv", qkv_, t, 3 * width_);
+    attention(qkv_, 3 * width_, chunk_.ends);
+    record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
+    record(i, "context", context_, t, width_);
+    behind_attention(layer, i, x_, t);
+  }
+
+  // The last layer where only some rows are read: keys and values of all rows, the rest of these rows; into rows_x_.
+  void layer_for_rows(const Layer& layer) {
+    const Index r = chunk_.num_rows(), columns = 3 * width_, panel = kernels_.panel;
+    // A panel that straddles q and k is computed in both calls.
+    const Range keys_values{width_ / panel, layer.qkv.panels()}, queries{0, (width_ + panel - 1) / panel};
+    linear_stage(kernels_, layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, team_);
+    gather(x_, chunk_.rows, width_, rows_x_);
+    linear_stage(kernels_, layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, team_);
+    attention(rows_q_, columns, chunk_.row_ends);
+    behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
+  }
+
+  void attention(const float* q, Index q_stride, const std::vector<std::int32_t>& query_ends) {
+    const Index d = width_ / model_.shape.heads;
+    const Attention op{q,
+                       qkv_ + width_,
+                       qkv_ + 2 * width_,
+                       q_stride,
+                       3 * width_,
+                       d,
+                       static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))),
+                       context_,
+                       width_};
+    attention_stage(kernels_, op, model_.shape.heads, {chunk_.ends.data(), query_ends.data(), chunk_.sequences()},
+                    attention_, attention_stride_, probabilities_, team_);
+  }
+
+  // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
+  void behind_attention(const Layer& layer, Index i, float* x, Index rows) {
+    linear_stage(kernels_, layer.attention_out, context_, rows, Activation::none, y_, team_);
+    record(i, "attention_out", y_, rows, width_);
+    add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_);
+    record(i, "attention_norm", x, rows, width_);
+    linear_stage(kernels_, layer.ffn_in, x, rows, model_.shape.activation, wide_, team_);
+    record(i, "ffn_in", wide_, rows, model_.shape.ffn);
+    linear_stage(kernels_, layer.ffn_out, wide_, rows, Activation::none, y_, team_);
+    record(i, "ffn_out", y_, rows, width_);
+    add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_);
+    record(i, "output", x, rows, width_);
+  }
+
+  // rows_x_ -> out, the last linear straight into it.
+  void head(float* out) {
+    const Index r = chunk_.num_rows();
+    const float* x = rows_x_;
+    for (std::size_t i = 0; i < model_.head.size(); ++i) {
+      const HeadLayer& layer = model_.head[i];
+      const Index columns = layer.dense.columns();
+      float* y = i + 1 == model_.head.size() ? out : wide_ + (i % 2) * r * head_width_;
+      linear_stage(kernels_, layer.dense, x, r, layer.activation, y, team_);
+      for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
+      if (trace_) trace_("head." + std::to_string(i), y, r, columns);
+      x = y;
+    }
+  }
+
+  const Kernels& kernels_;
+  const Model& model_;
+  const Chunk& chunk_;
+  Team& team_;
+  const Trace& trace_;
+  const Index width_;
+  Index head_width_ = 0, attention_stride_;
+  // Scratch: the hidden state, a linear's output, attention's output, [T, 3D], [T, F] or two of the head's outputs, and
+  // of the rows that the head reads the hidden state and the queries.
+  float *x_, *y_, *context_, *qkv_, *wide_, *rows_x_, *rows_q_, *attention_, *probabilities_;
+};
+
+Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+           const Kernels& kernels, int threads) {
+  Team team(threads);
+  return Model(shape, head, find, kernels, team);
+}
+
+}  // namespace
+
+Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+                 const Kernels& kernels, int threads)
+    : kernels_(kernels), threads_(threads), model_(load(shape, head, find, kernels, threads)) {}
+
+Encoder::~Encoder() = default;
+
+void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
+  Team team(threads_);
+  std::unique_ptr<Workspace> workspace = borrow_workspace();
+  const Index limit = trace ? input.cu_seqlens[input.sequences] : chunk_tokens;  // a trace is one piece
+  for (Index sequence = 0, row = 0; sequence < input.sequences;) {
+    workspace->chunk.fill(input, limit, sequence, row);
+    Pass(kernels_, model_, workspace->chunk, team, trace, workspace->arena).run(input, output);
+  }
+  return_workspace(std::move(workspace));
+}
+
+std::unique_ptr<Workspace> Encoder::borrow_workspace() const {
+  std::lock_guard guard(process_mutex());
+  if (idle_.empty()) return std::make_unique<Workspace>();
+  std::unique_ptr<Workspace> workspace = std::move(idle_.back());
+  idle_.pop_back();
+  return workspace;
+}
+
+void Encoder::return_workspace(std::unique_ptr<Workspace> workspace) const {
+  std::lock_guard guard(process_mutex());
+  idle_.push_back(std::move(workspace));
+}
+
+std::size_t Encoder::scratch_bytes() const {
+  std::lock_guard guard(process_mutex());
+  std::size_t bytes = 0;
+  for (const auto& workspace : idle_) bytes += workspace->arena.bytes();
+  return bytes;
+}
+
+}  // namespace distilfast

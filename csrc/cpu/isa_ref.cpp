@@ -1,0 +1,14 @@
+// The kernels of one ISA. Everything but the table has internal linkage: an inline function that two units compile
+// with different -m flags would be merged by the linker, and wide registers would reach narrow machines.
+#include "cpu/add_layer_norm/ref.h"
+#include "cpu/attention/ref.h"
+#include "cpu/embed/ref.h"
+#include "cpu/linear/ref.h"
+
+namespace distilfast {
+
+extern const Kernels kernels_ref = {
+    "ref", panel, attention_scratch, pack_linear, embed, linear, attention, add_layer_norm,
+};
+
+}  // namespace distilfast

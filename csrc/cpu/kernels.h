@@ -1,0 +1,96 @@
+// The contract between the encoder and the kernels of one ISA: four operations, one table of functions.
+//
+//   embed           out[t] = LN(word[id[t]] + position[p[t]] (+ token_type[s[t]]))        [T] -> [T, D]
+//   linear          out = act(x Wt + b)                                    [T, K] . [N, K] -> [T, N]
+//   attention       out = softmax(q kt / sqrt(d)) v inside each sequence           [T, 3D] -> [T, D]
+//   add_layer_norm  out = LN(x + residual), variance in a second pass              [T, D] -> [T, D]
+//
+// Every function does a part of the work (rows, panels, one head) so that the caller can share it out; the parts never
+// change a bit of the result: the order of every sum is fixed by the sizes K, D and the sequence's length alone.
+// Below this line there are pointers, sizes and strides (in floats); no allocation, no threads, no exceptions.
+#pragma once
+
+#include <cstdint>
+
+namespace distilfast {
+
+using Index = std::int64_t;
+
+struct Range {
+  Index begin, end;
+};
+
+enum class Activation { none, gelu, relu, tanh };
+
+struct LayerNormWeights {
+  const float* weight;  // [D]
+  const float* bias;    // [D]
+  Index width;          // D
+  float eps;
+};
+
+struct Embed {
+  const std::int32_t* ids;          // [T]
+  const std::int32_t* positions;    // [T]
+  const std::int32_t* token_types;  // [T], or null: all zero
+  const float* word;                // [V, D]
+  const float* position;            // [P, D]
+  const float* token_type;          // [types, D], or null: the model has none
+  LayerNormWeights norm;
+  float* out;  // [T, D]
+};
+
+// W and b in the order in which the ISA's `linear` reads them, made by its `pack_linear`.
+struct PackedLinear {
+  const float* weight;
+  const float* bias;  // [panels * panel], zeros behind N
+  Index n, k;
+};
+
+struct Linear {
+  const float* x;  // [T, K]
+  Index x_stride;
+  PackedLinear packed;
+  Activation activation;
+  float* out;  // [T, N]
+  Index out_stride;
+};
+
+struct Attention {
+  const float* q;  // [rows, H, d]
+  const float* k;  // [T, H, d]
+  const float* v;  // [T, H, d]
+  Index q_stride, kv_stride;
+  Index head_size;  // d
+  float scale;      // 1 / sqrt(d)
+  float* out;       // [rows, H, d]
+  Index out_stride;
+};
+
+// One head of one sequence: which query rows, which keys, and where its probabilities go (null: nowhere).
+struct AttentionPart {
+  Index head;
+  Range queries;         // rows of q and out
+  Range keys;            // rows of k and v: the whole sequence
+  float* probabilities;  // [queries, keys]
+};
+
+struct AddLayerNorm {
+  const float* x;         // [T, D]
+  const float* residual;  // [T, D], or null: LN(x)
+  LayerNormWeights norm;
+  float* out;  // [T, D]; may be x
+};
+
+struct Kernels {
+  const char* isa;
+  Index panel;  // columns of W that `linear` computes at a time
+  Index (*attention_scratch)(Index head_size, Index keys);  // floats
+  void (*pack_linear)(const float* weight, Index n, Index k, Range panels, float* packed);
+  void (*embed)(const Embed&, Range rows);
+  void (*linear)(const Linear&, Range rows, Range panels);
+  void (*attention)(const Attention&, const AttentionPart&, float* scratch);
+  void (*add_layer_norm)(const AddLayerNorm&, Range rows);
+};
+
+}  // namespace distilfast

@@ -1,0 +1,120 @@
+// linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], in fp32.
+//
+// W lies in memory as it is read: blocks of `depth_block` rows of Wt, in each block panels of `panel` columns, in each
+// panel [k][column]. A panel of a block fits L1 beside a few rows of x and serves all rows of the part; a part's x
+// block and its out stay in L2. For few tokens the same loop is one pass along W, which is read once from front to
+// back. Blocks are added in the order of k: a sum of short sums, more exact than one long chain, and fixed by K alone.
+// x is not copied: a row's 16 consecutive floats share a line, and lines of different rows meet in a set only for few
+// rows at a time. Reference: linear/ref.h.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/vec/math.h"
+#include "cpu/vec/tile.h"
+
+extern "C" float tanhf(float);
+
+namespace distilfast {
+namespace {
+
+constexpr int panel_vectors = 3;
+constexpr int panel = panel_vectors * Vec::width;
+// Sums, a row of W and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
+constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
+constexpr Index depth_block = 256;
+
+// Where block `k` of panel `p` begins in the packed W.
+inline Index packed_offset(Index n, Index k_total, Index k, Index p) {
+  const Index depth = k_total - k < depth_block ? k_total - k : depth_block;
+  return k * round_up(n, panel) + p * depth * panel;
+}
+
+void pack_linear(const float* weight, Index n, Index k_total, Range panels, float* packed) {
+  for (Index k0 = 0; k0 < k_total; k0 += depth_block) {
+    const Index depth = k_total - k0 < depth_block ? k_total - k0 : depth_block;
+    for (Index p = panels.begin; p < panels.end; ++p) {
+      float* to = packed + packed_offset(n, k_total, k0, p);
+      for (Index j = 0; j < panel; ++j) {
+        const Index row = p * panel + j;
+        for (Index k = 0; k < depth; ++k) to[k * panel + j] = row < n ? weight[row * k_total + k0 + k] : 0.0f;
+      }
+    }
+  }
+}
+
+inline Vec apply(Activation activation, Vec x) {
+  switch (activation) {
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::relu:
+      return max(x, Vec::zero());
+    case Activation::tanh: {  // only ever on a pooler's few rows
+      float lanes[Vec::width];
+      x.store(lanes);
+      for (float& lane : lanes) lane = tanhf(lane);
+      return Vec::load(lanes);
+    }
+    case Activation::none:
+      break;
+  }
+  return x;
+}
+
+template <int Rows>
+inline void finish_tile(float* c, Index c_stride, const float* bias, Activation activation) {
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < panel; j += Vec::width) {
+      float* at = c + i * c_stride + j;
+      apply(activation, Vec::load(at) + Vec::load(bias + j)).store(at);
+    }
+}
+
+// One block of k for one tile: c = A B, or c += A B behind the first block.
+template <int Rows>
+inline void block_tile(const float* x, Index x_stride, const float* w, Index depth, float* c, Index c_stride,
+                       bool first) {
+  Tile<Rows, panel_vectors> tile;
+  tile.multiply(x, x_stride, w, depth);
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < panel_vectors; ++j) {
+      float* at = c + i * c_stride + j * Vec::width;
+      const Vec sum = first ? tile.sum[i][j] : Vec::load(at) + tile.sum[i][j];
+      sum.store(at);
+    }
+}
+
+template <int Rows>
+inline void copy_columns(const float* from, Index from_stride, float* to, Index to_stride, Index columns) {
+  for (int i = 0; i < Rows; ++i)
+    for (Index j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
+}
+
+void linear(const Linear& op, Range rows, Range panels) {
+  const Index n = op.packed.n, k_total = op.packed.k;
+  for (Index k = 0; k < k_total; k += depth_block) {
+    const Index depth = k_total - k < depth_block ? k_total - k : depth_block;
+    const bool first = k == 0, last = k + depth == k_total;
+    for (Index p = panels.begin; p < panels.end; ++p) {
+      const float* w = op.packed.weight + packed_offset(n, k_total, k, p);
+      const float* bias = op.packed.bias + p * panel;
+      const Index column = p * panel, columns = n - column < panel ? n - column : panel;
+      in_row_tiles<tile_rows>(rows, [&]<int Rows>(Index row) {
+        const float* x = op.x + row * op.x_stride + k;
+        float* out = op.out + row * op.out_stride + column;
+        float edge[Rows * panel];  // the last panel's columns may end before the panel does
+        const bool whole = columns == panel;
+        float* c = whole ? out : edge;
+        const Index c_stride = whole ? op.out_stride : panel;
+        if (!whole && !first) copy_columns<Rows>(out, op.out_stride, edge, panel, columns);
+        block_tile<Rows>(x, op.x_stride, w, depth, c, c_stride, first);
+        if (last) finish_tile<Rows>(c, c_stride, bias, op.activation);
+        if (!whole) copy_columns<Rows>(edge, panel, out, op.out_stride, columns);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace distilfast

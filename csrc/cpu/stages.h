@@ -1,0 +1,35 @@
+// The four operations over all rows of a batch, shared out to a team. How the work is cut never changes a bit.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/model.h"
+#include "cpu/threads.h"
+
+namespace distilfast {
+
+// Sequences of a batch as rows: keys of sequence b are rows key_ends[b]..key_ends[b + 1] of k and v; its queries are
+// rows query_ends[b]..query_ends[b + 1] of q and out.
+struct Sequences {
+  const std::int32_t* key_ends;
+  const std::int32_t* query_ends;
+  Index count;
+};
+
+void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team);
+
+// Panels of the columns of `dense`, all by default.
+void linear_stage(const Kernels& kernels, const Dense& dense, Range panels, const float* x, Index rows,
+                  Activation activation, float* out, Index out_stride, Team& team);
+void linear_stage(const Kernels& kernels, const Dense& dense, const float* x, Index rows, Activation activation,
+                  float* out, Team& team);
+
+// `scratch` has kernels.attention_scratch(head size, longest sequence) floats, rounded up to Arena::padded, for each
+// thread of the team; `probabilities` is null or has room for [H, queries, keys] of every sequence, end to end.
+void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,
+                     float* scratch, Index scratch_stride, float* probabilities, Team& team);
+
+// out = LN(x + residual); residual may be null.
+void add_layer_norm_stage(const Kernels& kernels, const Norm& norm, const float* x, const float* residual, Index rows,
+                          float* out, Team& team);
+
+}  // namespace distilfast

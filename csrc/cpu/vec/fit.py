@@ -1,0 +1,43 @@
+"""Prints the polynomial coefficients of math.h: python csrc/cpu/vec/fit.py (needs numpy and mpmath).
+
+Each is a weighted least-squares fit on Chebyshev nodes, reweighted until the error is level (Lawson's method), in
+long double, then rounded to float32. The figure behind each is the largest error of the rounded polynomial when it is
+evaluated exactly.
+"""
+
+import mpmath as mp
+import numpy as np
+
+mp.mp.dps = 40
+
+
+def fit(function, low, high, degree, relative, rounds=60):
+    """Coefficients, lowest power first, of the polynomial closest to ``function`` on [low, high]."""
+    nodes = (low + high) / 2 - (high - low) / 2 * np.cos(np.pi * (np.arange(400) + 0.5) / 400)
+    values = np.array([float(function(mp.mpf(x))) for x in nodes])
+    scale = 1 / np.abs(values) if relative else np.ones_like(values)
+    basis = np.polynomial.chebyshev.chebvander((2 * nodes - low - high) / (high - low), degree)
+    weights = np.ones_like(values)
+    for _ in range(rounds):
+        root = np.sqrt(weights) * scale
+        solution = np.linalg.lstsq(basis * root[:, None], values * root, rcond=None)[0]
+        error = np.abs(basis @ solution - values) * scale
+        weights *= error
+        weights /= weights.sum()
+    series = np.polynomial.Chebyshev(solution, domain=[low, high]).convert(kind=np.polynomial.Polynomial)
+    rounded = series.coef.astype(np.float32)
+    error = np.abs(np.polynomial.Polynomial(rounded.astype(np.float64))(nodes) - values) * scale
+    return rounded, error.max()
+
+
+def show(name, coefficients, error):
+    """One C++ array."""
+    print(f"// largest error {error:.1e}")
+    print(f"constexpr float {name}[] = {{" + ", ".join(f"{c:.9g}f" for c in coefficients) + "};")
+
+
+if __name__ == "__main__":
+    half = float(mp.log(2) / 2)
+    show("exp_poly", *fit(mp.exp, -half, half, 6, relative=True))
+    show("erf_poly", *fit(lambda t: mp.erf(mp.sqrt(t)) / mp.sqrt(t), 1e-9, 0.85, 6, relative=True))
+    show("log_erfc_poly", *fit(lambda z: mp.log(mp.erfc(z)), 0.9, 5.0, 10, relative=False))

@@ -1,0 +1,50 @@
+// exp and GELU on vectors, to a few units in the last place. Included after the Vec of one ISA.
+//
+// The polynomials come from fit.py beside this file; the command is `python csrc/cpu/vec/fit.py`.
+#pragma once
+
+namespace distilfast {
+namespace {
+
+// largest error 1.7e-08, relative, of exp on [-log(2)/2, log(2)/2]
+constexpr float exp_poly[] = {1.0f,           1.0f,           0.499999911f, 0.166664198f, 0.0416682251f,
+                              0.00837481581f, 0.00138368423f};
+// largest error 5.9e-08, relative, of erf(z) / z as a polynomial in z^2 <= 0.85
+constexpr float erf_poly[] = {1.12837923f,    -0.376126349f,   0.112836957f,   -0.0268593933f,
+                              0.00520102121f, -0.000814258063f, 8.36957697e-05f};
+// largest error 1.8e-07, absolute, of log(erfc(z)) on [0.9, 5]
+constexpr float log_erfc_poly[] = {0.000358817691f, -1.13042927f,    -0.631410956f,    -0.110562786f,
+                                   0.0267588049f,   -0.00490485877f, 0.00063367642f,   -5.05789831e-05f,
+                                   1.57720069e-06f, 7.95410315e-08f, -6.26767127e-09f};
+
+template <int N>
+inline Vec polynomial(const float (&coefficients)[N], Vec x) {
+  Vec y = Vec::all(coefficients[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) y = fma(y, x, Vec::all(coefficients[i]));
+  return y;
+}
+
+// e^x. Below -87.3 it stays at 1.2e-38, the smallest normal number, so that no ISA meets a denormal.
+inline Vec exp(Vec x) {
+  x = min(Vec::all(88.0f), max(Vec::all(-87.3f), x));  // this order keeps a NaN
+  const Vec n = round(x * Vec::all(1.44269504f));
+  // log(2) in two parts: the first has few enough bits for n * part to be exact.
+  const Vec r = fma(n, Vec::all(-1.42860677e-06f), fma(n, Vec::all(-0.693145752f), x));
+  return scale(polynomial(exp_poly, r), n);
+}
+
+// x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf; further
+// out by 1 - erfc, whose logarithm is nearly a parabola. The left tail is x erfc / 2, so nothing cancels there.
+inline Vec gelu(Vec x) {
+  const Vec half = Vec::all(0.5f);
+  const Vec z = x * Vec::all(0.707106781f);
+  const Vec square = z * z;
+  const Vec near = fma(z * half, polynomial(erf_poly, square), half);
+  const Vec tail = half * exp(polynomial(log_erfc_poly, min(Vec::all(5.0f), abs(z))));
+  const Vec far = less(x, Vec::zero(), tail, Vec::all(1.0f) - tail);
+  return x * less(square, Vec::all(0.85f), near, far);
+}
+
+}  // namespace
+}  // namespace distilfast

@@ -1,0 +1,61 @@
+// The matrix product that `linear` and `attention` rest on: C [rows, columns] = A [rows, depth] B [depth, columns] for
+// a few rows and a panel of columns, with the sums in registers.
+//
+// Each element is one chain of fused multiply-adds, k = 0, 1, 2 …, whatever the number of rows: that is what makes the
+// answers independent of the batch. A is read row-major, one broadcast a row; B is a packed panel [depth][columns].
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace distilfast {
+namespace {
+
+template <int Rows, int Vectors>
+struct Tile {
+  static constexpr int columns = Vectors * Vec::width;
+  Vec sum[Rows][Vectors];
+
+  inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec::zero();
+    for (Index k = 0; k < depth; ++k, b += columns) {
+      Vec row[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) row[j] = Vec::load(b + j * Vec::width);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const Vec x = Vec::all(a[i * a_stride + k]);
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = fma(x, row[j], sum[i][j]);
+      }
+    }
+  }
+};
+
+template <int Rows, class Part>
+inline void one_row_tile(Index rows, Index row, Part& part) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows)
+      part.template operator()<Rows>(row);
+    else
+      one_row_tile<Rows - 1>(rows, row, part);
+  }
+}
+
+// Calls part<count>(first row) over `rows` rows, at most `Most` at a time and as evenly as can be: nine rows are five
+// and four, since a tile of one row waits for its own sums.
+template <int Most, class Part>
+inline void in_row_tiles(Range rows, Part part) {
+  const Index count = rows.end - rows.begin, tiles = (count + Most - 1) / Most;
+  for (Index tile = 0; tile < tiles; ++tile) {
+    const Index begin = rows.begin + count * tile / tiles, end = rows.begin + count * (tile + 1) / tiles;
+    one_row_tile<Most>(end - begin, begin, part);
+  }
+}
+
+inline Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+}  // namespace distilfast

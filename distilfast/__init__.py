@@ -1,0 +1,63 @@
+"""The fastest exact way to run DistilBERT, BERT encoders and their fine-tunes, with no conversion and no torch.
+
+    pipe = distilfast.pipeline("text-classification", "path/or/hub-id")
+    pipe("What a film.")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from distilfast.batch import PackedBatch
+    from distilfast.config import ModelConfig
+    from distilfast.engine import Engine
+    from distilfast.errors import BackendError, ConfigError, DistilfastError, InputError, WeightsError
+    from distilfast.machine import info
+    from distilfast.outputs import Outputs
+    from distilfast.pipelines import pipeline
+    from distilfast.tokenizer import Tokenizer
+
+# Public name -> its module; imported on first use, so that `import distilfast` costs next to nothing.
+_PUBLIC = {
+    "BackendError": "errors",
+    "ConfigError": "errors",
+    "DistilfastError": "errors",
+    "Engine": "engine",
+    "InputError": "errors",
+    "ModelConfig": "config",
+    "Outputs": "outputs",
+    "PackedBatch": "batch",
+    "Tokenizer": "tokenizer",
+    "WeightsError": "errors",
+    "info": "machine",
+    "pipeline": "pipelines",
+}
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "DistilfastError",
+    "Engine",
+    "InputError",
+    "ModelConfig",
+    "Outputs",
+    "PackedBatch",
+    "Tokenizer",
+    "WeightsError",
+    "info",
+    "pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'distilfast' has no attribute {name!r}")
+    return getattr(import_module(f"distilfast.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

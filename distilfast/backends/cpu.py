@@ -1,0 +1,107 @@
+"""The encoder in hand-written C++ kernels on the CPU: the default that runs everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.config import environment
+from distilfast.errors import BackendError
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+PRECISIONS = ("fp32",)
+
+
+def unavailable() -> str | None:
+    """None, or why the extension cannot be used, in one sentence."""
+    try:
+        from distilfast import _cpu  # noqa: F401
+    except ImportError as error:
+        return f"The extension distilfast._cpu cannot be imported: {error}."
+    return None
+
+
+def isas() -> dict[str, bool]:
+    """Every ISA there is, the fastest first, and whether this machine has it."""
+    from distilfast import _cpu
+
+    return dict(_cpu.isas())
+
+
+def chosen_isa() -> tuple[str, str]:
+    """The ISA that runs here and why; raises BackendError where DISTILFAST_ISA asks for one that cannot."""
+    forced = environment("ISA")
+    supported = isas()
+    if forced is None:
+        return next(name for name, there in supported.items() if there), "the fastest that this processor has"
+    if forced not in supported:
+        raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(supported)}.")
+    if not supported[forced]:
+        raise BackendError(f"DISTILFAST_ISA {forced!r} is not supported by this processor.")
+    return forced, "DISTILFAST_ISA asks for it"
+
+
+def available_cores() -> int:
+    """Cores that the affinity mask and the cgroup's CPU quota allow."""
+    from distilfast import _cpu
+
+    return _cpu.available_cores()
+
+
+class CpuBackend:
+    """Runs ``csrc/cpu``; one object may be called from several threads at once, also after a fork."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads``: how many a forward may use; None for all available cores."""
+        self._isa, self._why = chosen_isa()
+        self._threads = threads or available_cores()
+
+    @property
+    def detail(self) -> str:
+        """ISA, precision and threads."""
+        return f"{self._isa} fp32, {self._threads} thread{'s' if self._threads > 1 else ''}"
+
+    def load(self, weights: Weights, head: Head, precision: str) -> None:
+        """Pack the weights for the chosen ISA; raises BackendError for a precision that is not there."""
+        if precision not in PRECISIONS:
+            raise BackendError(f"precision {precision!r} is not available on backend cpu; it has fp32.")
+        from distilfast import _cpu
+
+        config = weights.config
+        self._encoder = _cpu.Encoder(
+            width=config.hidden_size,
+            heads=config.num_heads,
+            layers=config.num_layers,
+            ffn=config.ffn_size,
+            eps=config.layer_norm_eps,
+            activation=config.activation,
+            head=[
+                (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
+                for i, linear in enumerate(head.linears)
+            ],
+            tensors=weights.tensors,
+            isa=self._isa,
+            threads=self._threads,
+        )
+
+    def forward(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See ``Backend.forward``; results are float32."""
+        return self._encoder.forward(
+            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
+        )
+
+    def info(self) -> dict[str, object]:
+        """ISA and why it was chosen, threads, and the bytes held."""
+        return {
+            "isa": self._encoder.isa,
+            "isa_why": self._why,
+            "threads": self._encoder.threads,
+            "packed_bytes": self._encoder.packed_bytes,
+            "scratch_bytes": self._encoder.scratch_bytes,
+        }

@@ -1,0 +1,47 @@
+"""The float64 reference behind the same door as the fast backends: slow, exact, everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilfast import reference
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.errors import BackendError
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+PRECISIONS = ("fp64",)
+
+
+def unavailable() -> str | None:
+    """None: numpy is always there."""
+    return None
+
+
+class ReferenceBackend:
+    """Runs ``distilfast/reference.py``; results are float64."""
+
+    name = "reference"
+    detail = "numpy fp64"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads`` is accepted and not used: numpy decides for itself."""
+
+    def load(self, weights: Weights, head: Head, precision: str) -> None:
+        """Keep the weights in float64; raises BackendError for any precision but fp64."""
+        if precision not in PRECISIONS:
+            raise BackendError(f"precision {precision!r} is not available on backend reference; it has fp64.")
+        self._config, self._head = weights.config, head
+        self._tensors = {name: tensor.astype(np.float64) for name, tensor in weights.tensors.items()}
+
+    def forward(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See ``Backend.forward``; every row is computed, asked for or not."""
+        trace = {} if trace is None else trace
+        x = reference.encoder(batch, self._tensors, self._config, trace)
+        output = None
+        if rows is not None and self._head.linears:
+            output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, trace)
+        return (x if hidden else None), output

@@ -1,0 +1,92 @@
+"""The batch without padding: the only form in which tokens travel below the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distilfast.errors import InputError
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """T tokens of B sequences, end to end.
+
+    ``input_ids`` int32 [T]; ``positions`` int32 [T], the row of the position table of each token;
+    ``cu_seqlens`` int32 [B + 1], where sequence b is ``cu_seqlens[b]:cu_seqlens[b + 1]``; ``token_types``
+    int32 [T] or None; ``mask`` bool [B, L], where each token stood in the padded input, or None if there was none.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    cu_seqlens: np.ndarray
+    token_types: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the tokens of all sequences together."""
+        return len(self.input_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """int32 [B]: the row of each sequence's first token."""
+        return self.cu_seqlens[:-1]
+
+    @classmethod
+    def from_sequences(
+        cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
+    ) -> PackedBatch:
+        """Pack B sequences of ids, each of its own length; raises InputError for none or an empty one."""
+        if not sequences:
+            raise InputError("The batch is empty; at least one sequence is needed.")
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
+        if not lengths.all():
+            raise InputError(f"Sequence {int(np.argmin(lengths))} is empty; at least one token is needed.")
+        cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        ids = np.concatenate([np.asarray(sequence) for sequence in sequences]).astype(np.int32)
+        positions = np.arange(len(ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+        types = None
+        if token_types is not None:
+            types = np.concatenate([np.asarray(row) for row in token_types]).astype(np.int32)
+        return cls(ids, positions, cu_seqlens, types)
+
+    @classmethod
+    def from_padded(
+        cls, input_ids: np.ndarray, mask: np.ndarray | None = None, token_types: np.ndarray | None = None
+    ) -> PackedBatch:
+        """Pack integer ``input_ids`` [B, L], keeping the tokens where ``mask`` [B, L] is not zero.
+
+        A kept token keeps its column as its position, so a mask with leading or inner holes is exact too.
+        Raises InputError for a row with nothing left.
+        """
+        keep = np.ones(input_ids.shape, bool) if mask is None else np.asarray(mask) != 0
+        lengths = keep.sum(axis=1, dtype=np.int32)
+        if input_ids.size == 0:
+            raise InputError("The batch is empty; at least one sequence is needed.")
+        if not lengths.all():
+            raise InputError(f"attention_mask row {int(np.argmin(lengths))} is all zeros; no token is left to attend to.")
+        cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        columns = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
+        types = None if token_types is None else token_types[keep].astype(np.int32)
+        return cls(input_ids[keep].astype(np.int32), columns[keep], cu_seqlens, types, keep)
+
+    def unpack(self, rows: np.ndarray) -> np.ndarray:
+        """[T, …] back to [B, L, …], zeros where the padded input had no token."""
+        if self.mask is None:
+            length = int(np.diff(self.cu_seqlens).max())
+            mask = np.arange(length) < np.diff(self.cu_seqlens)[:, None]
+        else:
+            mask = self.mask
+        if mask.all():
+            return rows.reshape(*mask.shape, *rows.shape[1:])
+        padded = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)
+        padded[mask] = rows
+        return padded

@@ -1,0 +1,190 @@
+"""From a directory or hub id to the tensors in its files, under the names they are stored with.
+
+Format of model.safetensors: the README of huggingface/safetensors (8 bytes little-endian header length, a JSON header
+with dtype, shape and data_offsets of each tensor, then the data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast.errors import WeightsError
+
+_SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "modules.json",  # sentence-transformers: how token rows become one embedding
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    _SAFETENSORS,
+    _INDEX,
+    "model-*-of-*.safetensors",
+]
+# Types numpy has; BF16 is the one that checkpoints use and numpy lacks.
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2"} | {
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def resolve(model: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The directory of ``model``: a local one as it is, a hub id through the hub's cache.
+
+    ``HF_HUB_OFFLINE``, ``HF_HOME`` and the rest of the hub client's environment hold. Raises WeightsError.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise WeightsError(f"{model} is a file; a checkpoint's directory or hub id is needed.")
+    name = str(model)
+    if isinstance(model, Path) or name.startswith((".", "/", "~")) or not _is_hub_id(name):
+        raise WeightsError(f"{model} does not exist.")
+    directory = _fetch(name, revision, local_files_only, _FILES)
+    if not any(directory.glob("*.safetensors")):  # never fetch a pickle beside safetensors
+        directory = _fetch(name, revision, local_files_only, [*_FILES, _PICKLE])
+    return directory
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _fetch(name: str, revision: str | None, local_files_only: bool, patterns: list[str]) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, local_files_only=local_files_only, allow_patterns=patterns
+            )
+        )
+    except Exception as error:  # the client lets errors of its HTTP library through
+        wanted = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
+        reason = _hub_reason(error, local_files_only)
+        raise WeightsError(f"{wanted} is neither a local directory nor to be had from the hub: {reason}.") from error
+
+
+def _hub_reason(error: Exception, local_files_only: bool) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return f"it is not complete in the cache {constants.HF_HUB_CACHE} and fetching is switched off"
+        return f"it is not complete in the cache {constants.HF_HUB_CACHE} and {constants.ENDPOINT} did not answer"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "there is no such revision"
+    if isinstance(error, errors.GatedRepoError):
+        return "access to it must be asked for there"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private"
+    return _clause(error)
+
+
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the checkpoint in ``directory``, under its stored name.
+
+    fp16 and bf16 are widened to float32, exactly; float32 tensors of a safetensors file are read-only views of the
+    mapped file, which must not be overwritten in place while they are in use. Raises WeightsError naming the file
+    that cannot be used.
+    """
+    if (directory / _SAFETENSORS).exists():
+        return _read_safetensors(directory / _SAFETENSORS)
+    if (directory / _INDEX).exists():
+        return _read_shards(directory / _INDEX)
+    if (directory / _PICKLE).exists():
+        return _read_pickle(directory / _PICKLE)
+    raise WeightsError(f"{directory} has no {_SAFETENSORS}, {_INDEX} or {_PICKLE}.")
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(f"{index} is not a JSON object with a weight_map.") from None
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        if Path(file).name != file:  # an index must not lead out of its own directory
+            raise WeightsError(f"{index} names {file!r}, which is not a plain file name.")
+        if not (index.parent / file).exists():
+            raise WeightsError(f"{index} names {file}, which does not exist.")
+        tensors |= _read_safetensors(index.parent / file)
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy"):
+            pass  # it has checked every offset and shape against the size of the file
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}.") from None
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    return {name: _mapped_tensor(path, name, entry, data, start) for name, entry in header.items()}
+
+
+def _mapped_tensor(path: Path, name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> np.ndarray:
+    """One tensor of a header that safetensors has accepted."""
+    dtype = entry["dtype"]
+    if dtype not in _DTYPES:
+        raise WeightsError(f"{path} stores {name} as {dtype}; F32, F16 and BF16 can be read.")
+    shape, offset = entry["shape"], start + entry["data_offsets"][0]
+    array = np.frombuffer(data, _DTYPES[dtype], math.prod(shape), offset).reshape(shape)
+    if dtype == "BF16":
+        bits = array.astype(np.uint32)
+        bits <<= 16  # bfloat16 is the upper half of a float32
+        return bits.view(np.float32)
+    if dtype == "F16":
+        return array.astype(np.float32)
+    return array if array.flags.aligned else array.copy()
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            f"{path} is a pickle and needs torch; install torch or convert it to {_SAFETENSORS}."
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _from_torch(tensor) for name, tensor in state.items()}
+    except Exception as error:  # what torch raises for a bad or refused pickle is not documented
+        raise WeightsError(f"{path} cannot be read as plain tensors by torch: {_clause(error)}.") from error
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.element_size() == 2:
+        tensor = tensor.float()
+    array: np.ndarray = tensor.contiguous().numpy()
+    return array
+
+
+def _clause(error: Exception) -> str:
+    """The first sentence of another library's message, to end one of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".: ")

@@ -1,0 +1,172 @@
+"""The command `distilfast`. Exit status 0, 1 where a parity check fails, 2 for an error, told in one line.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from distilfast.errors import DistilfastError, InputError
+
+app = typer.Typer(
+    name="distilfast",
+    help="DistilBERT and BERT encoders, served by hand-written kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A checkpoint: a directory or a hub id.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic of the engine.")]
+Backend = Annotated[str, typer.Option(help='Which backend; "auto" chooses once and `info` says why.')]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; the default is what the machine allows.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+# Which options of `run` a task takes, by the name of the pipeline's argument.
+_RUN_OPTIONS = {"fill-mask": ("top_k", "targets"), "text-classification": ("top_k", "function_to_apply")}
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Argument(help="A checkpoint; without it, the machine is described.")] = None,
+    task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    precision: Precision = "fp32",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Describe this machine's backends, or one loaded checkpoint."""
+    with _errors(as_json):
+        import distilfast
+        from distilfast import tables
+
+        if model is None:
+            facts = distilfast.info()
+        else:
+            engine = distilfast.Engine.from_pretrained(
+                model, task=task, precision=precision, backend=backend, threads=threads, revision=revision
+            )
+            facts = engine.info()
+        if as_json:
+            _print_json(facts)
+        else:
+            tables.console().print(tables.facts(facts))
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="fill-mask, text-classification or feature-extraction.")],
+    model: Model,
+    text: Annotated[list[str], typer.Argument(help="One or more texts.")],
+    top_k: Annotated[int | None, typer.Option(help="How many answers to give.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="fill-mask: score only these words.")] = None,
+    function_to_apply: Annotated[
+        str | None, typer.Option(help="text-classification: sigmoid, softmax or none.")
+    ] = None,
+    precision: Precision = "fp32",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Answer for each TEXT."""
+    with _errors(as_json):
+        import distilfast
+        from distilfast import tables
+
+        given = {"top_k": top_k, "targets": target or None, "function_to_apply": function_to_apply}
+        options = _checked(task, {name: value for name, value in given.items() if value is not None})
+        pipe = distilfast.pipeline(task, model, precision=precision, backend=backend, threads=threads)
+        if as_json:
+            _print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
+            return
+        show = {"fill-mask": tables.fill_mask, "text-classification": tables.text_classification}
+        out = tables.console()
+        for one in text:
+            # A vector for each token is for programs; a reader is shown the text's own.
+            out.print(
+                show[task](one, pipe(one, **options)) if task in show else tables.embedding(one, pipe.embed([one])[0])
+            )
+
+
+@app.command()
+def parity(
+    model: Model,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Texts to compare on; the default is a few of our own.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
+    precision: Precision = "fp32",
+    backend: Backend = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare every intermediate with the float64 reference; exit status 1 where the budget is not kept."""
+    with _errors(as_json):
+        from distilfast import tables
+        from distilfast.parity import compare
+
+        report = compare(model, texts=text or None, backend=backend, precision=precision, task=task)
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            out = tables.console()
+            out.print(tables.parity(report))
+            out.print(tables.verdict(report))
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@app.command()
+def demo(
+    model: Annotated[str | None, typer.Option(help="A checkpoint to use instead of the trained ones.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search, fill-mask, the proof layer by layer, and the latency."""
+    with _errors(as_json):
+        import distilfast.demo
+        from distilfast import tables
+
+        shown = distilfast.demo.run(model, tables.console(quiet=as_json))
+        if as_json:
+            _print_json(shown)
+    raise typer.Exit(0 if shown["parity"]["passed"] else 1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="distilfast")
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Every error raised on purpose becomes one line and exit status 2."""
+    try:
+        yield
+    except DistilfastError as error:
+        if as_json:
+            _print_json({"error": str(error)})
+        else:
+            typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _checked(task: str, options: dict[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in _RUN_OPTIONS.get(task, ()):
+            raise InputError(f"--{name.removesuffix('s').replace('_', '-')} is not an option of {task}.")
+    return options
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """numpy's arrays and scalars as lists and numbers, paths as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

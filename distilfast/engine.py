@@ -1,0 +1,246 @@
+"""One object, one forward: ids in, the head's answer out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast import backends
+from distilfast.backends.base import Backend, Trace
+from distilfast.batch import PackedBatch
+from distilfast.config import ModelConfig, environment_threads
+from distilfast.errors import InputError
+from distilfast.heads import Head
+from distilfast.outputs import Outputs
+from distilfast.tokenizer import Tokenizer
+from distilfast.weights import Weights, load_weights, resolve
+
+
+class Engine:
+    """A DistilBERT or BERT checkpoint, loaded for one task on one backend; safe to call from several threads."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        head: Head,
+        *,
+        precision: str = "fp32",
+        backend: str = "auto",
+        threads: int | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        """Take over loaded weights; most callers want ``from_pretrained``."""
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; a positive integer is needed.")
+        name, self._why = backends.choose(backend)
+        self.config: ModelConfig = weights.config
+        self.head = head
+        self.precision = precision
+        self.directory = directory
+        self._backend: Backend = backends.create(name, threads or environment_threads())
+        self._backend.load(weights, head, precision)
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        task: str | None = None,
+        precision: str = "fp32",
+        backend: str = "auto",
+        threads: int | None = None,
+        revision: str | None = None,
+    ) -> Engine:
+        """Load a local directory or a hub id as it is, with no conversion.
+
+        ``task`` is one of ``distilfast.heads.TASKS``; None takes the one that the checkpoint was saved for.
+        ``precision``: "fp32" ("fp64" on the reference backend). ``threads``: None for DISTILFAST_THREADS or all cores
+        that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
+        """
+        directory = resolve(model, revision=revision)
+        config = ModelConfig.from_file(directory / "config.json")
+        weights, head = load_weights(directory, config, task or config.task)
+        return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+
+    @property
+    def task(self) -> str:
+        """The task of the loaded head."""
+        return self.head.task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's own tokeniser, read on first use."""
+        if self._tokenizer is None:
+            if self.directory is None:
+                raise InputError("This engine was made from bare weights; it has no tokeniser.")
+            self._tokenizer = Tokenizer.from_directory(self.directory)
+        return self._tokenizer
+
+    def info(self) -> dict[str, Any]:
+        """Backend and why it was chosen, ISA, threads, precision, memory, and the model's shape."""
+        config = self.config
+        return {
+            "backend": self._backend.name,
+            "backend_why": self._why,
+            "detail": self._backend.detail,
+            "precision": self.precision,
+            **(self._backend.info() if hasattr(self._backend, "info") else {}),
+            "model": {
+                "directory": str(self.directory),
+                "model_type": config.model_type,
+                "task": self.task,
+                "layers": config.num_layers,
+                "width": config.hidden_size,
+                "heads": config.num_heads,
+                "ffn": config.ffn_size,
+                "vocabulary": config.vocab_size,
+                "positions": config.max_positions,
+            },
+        }
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None = None,
+        hidden: bool = False,
+        trace: Trace | None = None,
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Run a packed batch: (last hidden state [T, D] where ``hidden``, head output [R, N] or None).
+
+        ``rows`` int32 [R], strictly increasing, are the token rows that the head reads; None for the head's own
+        (the first of each sequence, or all). ``trace`` is filled as ``distilfast.backends.base`` says.
+        """
+        self._check(batch)
+        if rows is None and self.head.linears:
+            rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
+        return self._backend.forward(batch, rows, hidden, trace)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Outputs:
+        """Run padded ids [B, L] ([B, choices, L] for multiple-choice), as transformers models are called.
+
+        Each argument is a list, a numpy array or a torch tensor of integers; the mask is 1 where a token counts.
+        ``token_type_ids`` are not read by DistilBERT, which has none. Raises InputError with one sentence.
+        """
+        ids = _integers("input_ids", input_ids)
+        dimensions = 3 if self.task == "multiple-choice" else 2
+        if ids.ndim != dimensions:
+            shape = "[batch, choices, length]" if dimensions == 3 else "[batch, length]"
+            raise InputError(f"input_ids has {ids.ndim} dimension(s); {self.task} needs {shape}.")
+        mask, types = (
+            None if values is None else _same_shape(name, _integers(name, values), ids)
+            for name, values in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids))
+        )
+        flat = [None if a is None else a.reshape(-1, ids.shape[-1]) for a in (ids, mask, types)]
+        _check_range("input_ids", flat[0], self.config.vocab_size)
+        if not self.config.token_types:
+            flat[2] = None
+        batch = PackedBatch.from_padded(*flat)
+        trace: Trace | None = {} if output_hidden_states or output_attentions else None
+        hidden, output = self.forward(batch, hidden=self.task == "feature-extraction", trace=trace)
+        outputs = self._name_outputs(batch, hidden, output, ids.shape)
+        if output_hidden_states:
+            outputs.hidden_states = self._hidden_states(batch, trace or {})
+        if output_attentions:
+            outputs.attentions = self._attentions(batch, trace or {})
+        return _as_torch(outputs) if _is_torch(input_ids) else outputs
+
+    def _name_outputs(
+        self, batch: PackedBatch, hidden: np.ndarray | None, output: np.ndarray | None, shape: tuple[int, ...]
+    ) -> Outputs:
+        if hidden is not None:
+            return Outputs(last_hidden_state=batch.unpack(hidden), pooler_output=output)
+        assert output is not None
+        if self.task == "multiple-choice":
+            return Outputs(logits=output.reshape(shape[:2]))
+        if self.head.rows == "first":
+            return Outputs(logits=output)
+        logits = batch.unpack(output)
+        if self.task == "question-answering":
+            return Outputs(start_logits=logits[..., 0].copy(), end_logits=logits[..., 1].copy())
+        return Outputs(logits=logits)
+
+    def _hidden_states(self, batch: PackedBatch, trace: Trace) -> tuple[np.ndarray, ...]:
+        names = ["embed", *(f"layer.{i}.output" for i in range(self.config.num_layers))]
+        return tuple(batch.unpack(trace[name]) for name in names)
+
+    def _attentions(self, batch: PackedBatch, trace: Trace) -> tuple[np.ndarray, ...]:
+        names = [f"layer.{i}.probabilities" for i in range(self.config.num_layers)]
+        return tuple(_unpack_probabilities(batch, trace[name], self.config.num_heads) for name in names)
+
+    def _check(self, batch: PackedBatch) -> None:
+        """What the kernels rely on: indices inside their tables, lengths that add up."""
+        _check_range("input_ids", batch.input_ids, self.config.vocab_size)
+        lengths = np.diff(batch.cu_seqlens)
+        if batch.cu_seqlens[0] != 0 or batch.cu_seqlens[-1] != batch.num_tokens or lengths.min(initial=1) < 1:
+            raise InputError("cu_seqlens must rise from 0 to the number of tokens.")
+        longest = int(batch.positions.max()) + 1
+        if longest > self.config.max_positions:
+            raise InputError(f"A sequence has {longest} tokens; the model has {self.config.max_positions} positions.")
+        if batch.token_types is not None:
+            _check_range("token_type_ids", batch.token_types, self.config.token_types)
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    """An integer array of what the caller passed; raises InputError for anything else."""
+    if _is_torch(values):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} is ragged; pad its rows to one length and say so in attention_mask.") from None
+    if array.size == 0:
+        raise InputError(f"{name} is empty; at least one token is needed.")
+    if array.dtype == bool and name == "attention_mask":
+        return array.astype(np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name} has dtype {array.dtype}; integers are needed.")
+    return array
+
+
+def _same_shape(name: str, array: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    if array.shape != ids.shape:
+        raise InputError(f"{name} has shape {array.shape}; input_ids has {ids.shape}.")
+    return array
+
+
+def _check_range(name: str, array: np.ndarray, size: int) -> None:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= size:
+        raise InputError(f"{name} has {low if low < 0 else high}; the model's table holds 0 to {size - 1}.")
+
+
+def _unpack_probabilities(batch: PackedBatch, flat: np.ndarray, heads: int) -> np.ndarray:
+    """Each sequence's [H, l, l], flat → [B, H, L, L], zeros where a row or a column is padding."""
+    assert batch.mask is not None
+    size = batch.mask.shape[1]
+    padded = np.zeros((batch.num_sequences, heads, size, size), flat.dtype)
+    begin = 0
+    for b, keep in enumerate(batch.mask):
+        length = int(keep.sum())
+        end = begin + heads * length * length
+        padded[b][np.ix_(np.arange(heads), keep, keep)] = flat[begin:end].reshape(heads, length, length)
+        begin = end
+    return padded
+
+
+def _is_torch(values: Any) -> bool:
+    return type(values).__module__.partition(".")[0] == "torch"
+
+
+def _as_torch(outputs: Outputs) -> Outputs:
+    import torch  # the caller's own: it came in with the ids
+
+    def convert(value: Any) -> Any:
+        return tuple(map(convert, value)) if isinstance(value, tuple) else torch.from_numpy(value)
+
+    return Outputs(**{name: convert(value) for name, value in outputs.to_dict().items()})

@@ -1,0 +1,77 @@
+"""``text-classification``: labels and their scores for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distilfast.errors import InputError
+from distilfast.pipelines.base import Pipeline, softmax
+from distilfast.tokenizer import Text
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": lambda logits: 1.0 / (1.0 + np.exp(-logits.astype(np.float64))),
+    "softmax": softmax,
+    "none": lambda logits: logits,
+}
+
+
+class TextClassificationPipeline(Pipeline):
+    """``pipe(texts, top_k=…, function_to_apply=None, truncation=False, max_length=None)``.
+
+    A text is a string or ``{"text": …, "text_pair": …}``. Without ``top_k`` each text gives its best
+    ``{"label", "score"}`` (one string alone gives a list of one); with a number that many, best first; with None all.
+    ``function_to_apply``: "sigmoid", "softmax" or "none"; None takes what the config's ``problem_type`` and number of
+    labels ask for: nothing for a regression, sigmoid for several labels at once or for a single one, else softmax.
+    """
+
+    task = "text-classification"
+
+    def _answer(
+        self,
+        inputs: Any,
+        top_k: int | str | None = "",  # "" is "not given": None means all labels, as in the reference
+        function_to_apply: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+    ) -> Any:
+        if isinstance(top_k, int) and top_k < 1:
+            raise InputError(f"top_k is {top_k}; a positive integer is needed.")
+        function = _FUNCTIONS[self._function(function_to_apply)]
+        one = isinstance(inputs, (str, dict))
+        texts = [_text(i, text) for i, text in enumerate([inputs] if one else inputs)]
+        answers = []
+        for _, batch in self._batches(self._encode(texts, truncation, max_length)):
+            _, logits = self.engine.forward(batch)
+            assert logits is not None
+            answers += [self._labels(scores, top_k) for scores in function(logits)]
+        if not one:
+            return answers
+        return [answers[0]] if isinstance(inputs, str) and top_k == "" else answers[0]
+
+    def _labels(self, scores: np.ndarray, top_k: int | str | None) -> Any:
+        names = self.engine.config.id2label
+        order = np.argsort(-scores, kind="stable")
+        labels = [{"label": names[int(i)], "score": float(scores[i])} for i in order]
+        return labels[0] if top_k == "" else labels[:top_k]  # type: ignore[misc]
+
+    def _function(self, asked: str | None) -> str:
+        config = self.engine.config
+        if asked is not None:
+            if asked.lower() not in _FUNCTIONS:
+                raise InputError(f"function_to_apply {asked!r} is not known; there are {', '.join(_FUNCTIONS)}.")
+            return asked.lower()
+        if config.problem_type == "regression":
+            return "none"
+        several_at_once = config.problem_type == "multi_label_classification"
+        return "sigmoid" if several_at_once or config.num_labels == 1 else "softmax"
+
+
+def _text(i: int, text: Any) -> Text:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, dict) and isinstance(text.get("text"), str) and set(text) <= {"text", "text_pair"}:
+        return text["text"] if text.get("text_pair") is None else (text["text"], text["text_pair"])
+    raise InputError(f'Input {i} is neither a string nor {{"text": …, "text_pair": …}}.')

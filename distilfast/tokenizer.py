@@ -1,0 +1,331 @@
+"""Text to ids and back, over the ``tokenizers`` library, with the ids of transformers' AutoTokenizer.
+
+Sources: tokenization_bert.py and tokenization_utils_tokenizers.py of transformers 5. For a BERT or DistilBERT
+tokenizer class the reference takes only the vocabulary and the added tokens from tokenizer.json: how text is
+normalised comes from tokenizer_config.json, where ``do_lower_case`` is true unless it says otherwise. So do we.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilfast.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Text = str | tuple[str, str]
+"""One text, or a pair."""
+
+_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_WORD_PIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer")
+_NO_LIMIT = 10**20  # from here on the reference reads model_max_length as "none given"
+
+# What `decode` closes up where the config asks for clean_up_tokenization_spaces; the order matters.
+_CLOSED_UP = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoded text or pair of T tokens; every field is a list of T.
+
+    ``offsets``: the token's characters in its own text, (0, 0) for special tokens; ``special_mask``: 1 for special
+    tokens that were added; ``sequence_ids``: 0 or 1, the text the token comes from, None for those added.
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+    offsets: list[tuple[int, int]]
+    special_mask: list[int]
+    sequence_ids: list[int | None]
+    tokens: list[str]
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer; safe to use from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+        """``config``: tokenizer_config.json with special_tokens_map.json merged into it."""
+        self._backend = backend
+        self._config = config
+        self._lock = threading.Lock()  # truncation is a setting of the backend, not an argument of a call
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> Tokenizer:
+        """From tokenizer.json or vocab.txt, and tokenizer_config.json; raises ConfigError."""
+        directory = Path(directory)
+        config = _config(directory)
+        serialized = _read_json(directory / "tokenizer.json")
+        declared = str(config.get("tokenizer_class") or _WORD_PIECE_CLASSES[0]).removesuffix("Fast")
+        if declared in _WORD_PIECE_CLASSES:
+            return cls(_word_piece(directory, config, serialized), config)
+        if not serialized:
+            raise ConfigError(f"{directory} has no tokenizer.json, which its tokenizer_class {declared!r} needs.")
+        return cls(_as_serialized(directory, config), config)
+
+    def encode(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> Encoding:
+        """Encode one text or pair; see ``encode_batch``."""
+        one: Text = text if pair is None else (text, pair)
+        return self.encode_batch(
+            [one], truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens
+        )[0]
+
+    def encode_batch(
+        self,
+        texts: Sequence[Text],
+        *,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> list[Encoding]:
+        """Encode texts and pairs, nothing padded.
+
+        ``truncation``: False, or "longest_first" (also True), "only_first" or "only_second"; to ``max_length`` tokens,
+        else to the tokenizer's own limit if it has one. Raises InputError for what is not text, and for a
+        ``max_length`` that cannot be kept.
+        """
+        inputs = [_checked(i, text) for i, text in enumerate(texts)]
+        limit = self._limit(inputs, max_length, add_special_tokens) if truncation else None
+        strategy = truncation if isinstance(truncation, str) else "longest_first"
+        with self._lock:
+            try:
+                self._truncate(limit, strategy)
+                encodings = self._backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+            except Exception as error:  # the library raises plain Exception for what truncation cannot do
+                raise InputError(f"The texts cannot be encoded: {str(error).rstrip('.')}.") from None
+        return [
+            Encoding(e.ids, e.type_ids, e.offsets, e.special_tokens_mask, e.sequence_ids, e.tokens) for e in encodings
+        ]
+
+    def _limit(self, inputs: list[Text], max_length: int | None, add_special_tokens: bool) -> int | None:
+        limit = self.max_length if max_length is None else max_length
+        if limit is None:
+            return None
+        added = max((self.num_special_tokens(pair=isinstance(text, tuple)) for text in inputs), default=0)
+        if limit < 1 or (add_special_tokens and limit < added):
+            raise InputError(f"max_length is {limit}; the special tokens alone need {added}.")
+        return limit
+
+    def _truncate(self, limit: int | None, strategy: str) -> None:
+        if limit is None:
+            self._backend.no_truncation()
+        else:
+            self._backend.enable_truncation(limit, strategy=strategy)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of ``ids``, spaces before punctuation closed up where the config asks for it."""
+        with self._lock:
+            text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        if self._config.get("clean_up_tokenization_spaces", False):
+            for spaced, closed in _CLOSED_UP.items():
+                text = text.replace(spaced, closed)
+        return text
+
+    def num_special_tokens(self, *, pair: bool = False) -> int:
+        """How many special tokens ``encode`` adds to a text, or to a pair."""
+        return int(self._backend.num_special_tokens_to_add(pair))
+
+    @cached_property
+    def vocab(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of ``token``, None where the vocabulary lacks it."""
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token of ``token_id``, None where the vocabulary lacks it."""
+        return self._backend.id_to_token(token_id)
+
+    @property
+    def max_length(self) -> int | None:
+        """``model_max_length`` of tokenizer_config.json, None where it gives none."""
+        limit = self._config.get("model_max_length", self._config.get("max_len"))
+        return None if limit is None or limit > _NO_LIMIT else int(limit)
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token to be filled in, "[MASK]"."""
+        return self._special_id("mask_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding token, "[PAD]"."""
+        return self._special_id("pad_token")
+
+    @property
+    def cls_id(self) -> int | None:
+        """Id of the token before every text, "[CLS]"."""
+        return self._special_id("cls_token")
+
+    @property
+    def sep_id(self) -> int | None:
+        """Id of the token after every text, "[SEP]"."""
+        return self._special_id("sep_token")
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of the token for what the vocabulary lacks, "[UNK]"."""
+        return self._special_id("unk_token")
+
+    def _special_id(self, role: str) -> int | None:
+        return self.token_to_id(_content(self._config.get(role) or _SPECIAL[role]))
+
+
+def _checked(i: int, text: Any) -> Text:
+    parts = (text,) if isinstance(text, str) else text
+    is_pair = isinstance(text, (tuple, list)) and len(text) == 2
+    if not (isinstance(text, str) or is_pair) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"Input {i} is neither a string nor a pair of strings.")
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"Input {i} holds half of a surrogate pair, which is no character.") from None
+    return text if isinstance(text, str) else (text[0], text[1])
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    config = _read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # an older layout: the map overrides the config, as in the reference
+        config |= _read_json(directory / "special_tokens_map.json")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``, {} where there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object.")
+    return value
+
+
+def _word_piece(directory: Path, config: dict[str, Any], serialized: dict[str, Any]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = _vocabulary(directory, serialized)
+    special = {role: _content(config.get(role) or token) for role, token in _SPECIAL.items()}
+    backend = Backend(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),  # None: as do_lower_case
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    _add_tokens(backend, config, serialized)
+    cls_token, sep_token = special["cls_token"], special["sep_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
+    )
+    return backend
+
+
+def _vocabulary(directory: Path, serialized: dict[str, Any]) -> dict[str, int]:
+    if serialized:
+        model = serialized.get("model")
+        if not isinstance(model, dict) or model.get("type", "WordPiece") != "WordPiece":
+            raise ConfigError(f"{directory / 'tokenizer.json'} holds no WordPiece model, which its class needs.")
+        return _checked_vocabulary(directory / "tokenizer.json", model.get("vocab"))
+    from tokenizers.models import WordPiece
+
+    path = directory / "vocab.txt"
+    if not path.exists():
+        raise ConfigError(f"{directory} has neither tokenizer.json nor vocab.txt.")
+    try:
+        return _checked_vocabulary(path, WordPiece.read_file(str(path)))
+    except ConfigError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"{path} is not readable text: {str(error).rstrip('.')}.") from None
+
+
+def _checked_vocabulary(path: Path, vocabulary: Any) -> dict[str, int]:
+    if not isinstance(vocabulary, dict) or not vocabulary or not all(isinstance(i, int) for i in vocabulary.values()):
+        raise ConfigError(f"{path} holds no vocabulary.")
+    return vocabulary
+
+
+def _as_serialized(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """For every other class, for instance PreTrainedTokenizerFast: tokenizer.json is the whole truth."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"{directory / 'tokenizer.json'} is not a tokenizer: {str(error).rstrip('.')}.") from None
+    backend.no_padding()
+    _add_tokens(backend, {role: None for role in _SPECIAL} | config, {})
+    return backend
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], serialized: dict[str, Any]) -> None:
+    """Added tokens in the order of their ids, then special tokens not among them.
+
+    Added is what is found in a text before it is split into words: "[MASK]" there is one token.
+    """
+    from tokenizers import AddedToken
+
+    special = [value for role in _SPECIAL if (value := config.get(role, _SPECIAL[role]))]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    special += extra.values() if isinstance(extra, dict) else extra
+    named = {_content(value) for value in special}
+    listed = config.get("added_tokens_decoder") or {
+        entry["id"]: entry for entry in serialized.get("added_tokens") or []
+    }
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    tokens = {}
+    for value in [*(listed[key] for key in sorted(listed, key=int)), *special]:
+        content, entry = _content(value), value if isinstance(value, dict) else {}
+        is_special = content in named or bool(entry.get("special"))
+        chosen = {flag: entry[flag] for flag in flags if flag in entry}
+        tokens.setdefault(content, AddedToken(content, special=is_special, **chosen))
+    backend.add_tokens([token for content, token in tokens.items() if content not in _added(backend)])
+
+
+def _added(backend: tokenizers.Tokenizer) -> set[str]:
+    return {token.content for token in backend.get_added_tokens_decoder().values()}
+
+
+def _content(value: Any) -> str:
+    return str(value["content"]) if isinstance(value, dict) else str(value)

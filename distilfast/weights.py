@@ -1,0 +1,226 @@
+"""The checkpoint's tensor names, and the canonical ones every backend reads.
+
+Canonical names (D hidden, F ffn, V vocab, P positions): ``embed.word`` [V, D], ``embed.position`` [P, D],
+``embed.token_type`` [types, D] (BERT only), ``embed.norm``; per layer i ``layer.<i>.qkv`` [3D, D] (the rows of Q, K
+and V, in that order), ``.attention_out`` [D, D], ``.attention_norm``, ``.ffn_in`` [F, D], ``.ffn_out`` [D, F],
+``.output_norm``; and ``head.<j>`` as in heads.py. All but the three embedding tables are ``.weight`` and ``.bias``.
+Sources: modeling_distilbert.py and modeling_bert.py of transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distilfast.checkpoint import read_tensors, resolve
+from distilfast.config import ModelConfig
+from distilfast.errors import WeightsError
+from distilfast.heads import Head, head_for
+
+__all__ = ["StoredTensor", "Weights", "layout", "load_weights", "resolve"]
+
+Modules = dict[str, tuple[str, str]]
+"""Canonical name: (the checkpoint's module or modules, a letter for each dimension of the weight)."""
+
+_TABLES = {
+    "embed.word": ("embeddings.word_embeddings", "VD"),
+    "embed.position": ("embeddings.position_embeddings", "PD"),
+    "embed.token_type": ("embeddings.token_type_embeddings", "TD"),
+}
+_EMBED_NORM: Modules = {"embed.norm": ("embeddings.LayerNorm", "D")}
+
+_LAYER: dict[str, Modules] = {
+    "distilbert": {
+        "qkv": ("attention.q_lin attention.k_lin attention.v_lin", "DD"),
+        "attention_out": ("attention.out_lin", "DD"),
+        "attention_norm": ("sa_layer_norm", "D"),
+        "ffn_in": ("ffn.lin1", "FD"),
+        "ffn_out": ("ffn.lin2", "DF"),
+        "output_norm": ("output_layer_norm", "D"),
+    },
+    "bert": {
+        "qkv": ("attention.self.query attention.self.key attention.self.value", "DD"),
+        "attention_out": ("attention.output.dense", "DD"),
+        "attention_norm": ("attention.output.LayerNorm", "D"),
+        "ffn_in": ("intermediate.dense", "FD"),
+        "ffn_out": ("output.dense", "DF"),
+        "output_norm": ("output.LayerNorm", "D"),
+    },
+}
+_LAYERS_AT = {"distilbert": "transformer.layer", "bert": "encoder.layer"}
+
+_FIRST_LINEAR = {"distilbert": "pre_classifier", "bert": "pooler.dense"}
+_MASKED_LM: dict[str, Modules] = {
+    "distilbert": {
+        "head.0": ("vocab_transform", "DD"),
+        "head.0.norm": ("vocab_layer_norm", "D"),
+        "head.1": ("vocab_projector", "VD"),
+    },
+    "bert": {
+        "head.0": ("cls.predictions.transform.dense", "DD"),
+        "head.0.norm": ("cls.predictions.transform.LayerNorm", "D"),
+        "head.1": ("cls.predictions.decoder", "VD"),
+    },
+}
+# Tensors a checkpoint may hold that the asked task does not read: buffers, and the heads of other tasks.
+_KNOWN = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "pooler.",
+    "cls.",
+    "vocab_",
+    "pre_classifier.",
+    "classifier.",
+    "qa_outputs.",
+)
+_LISTED = 8  # names of one kind in one error message
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``tensors``: float32, C-contiguous, read-only where they are views of the file; canonical names."""
+
+    config: ModelConfig
+    tensors: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a checkpoint keeps one canonical tensor: ``pieces``, each of ``shape``, one below the other."""
+
+    name: str
+    pieces: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weights, Head]:
+    """Read the encoder and the head of ``task`` from a local checkpoint.
+
+    Raises WeightsError: one for a file that cannot be read, one that names everything missing, unexpected or
+    misshapen, one that names the tensors with NaN or inf. A missing head is never invented.
+    """
+    stored = _plain_names(read_tensors(directory), config.model_type)
+    pooler = "pooler.dense.weight" in stored
+    needs = layout(config, task, pooler=pooler)
+    for name, same in _shared(config):
+        if name not in stored and same in stored:
+            stored[name] = stored[same]
+    used = {piece: need for need in needs for piece in need.pieces}
+    problems = [
+        *_missing(task, used, stored),
+        *_listed("unexpected", sorted(name for name in set(stored) - set(used) if not name.startswith(_KNOWN))),
+        *_listed("misshapen", [text for piece, need in used.items() if (text := _misfit(piece, need, stored))]),
+    ]
+    if problems:
+        raise WeightsError(f"The tensors in {directory} do not fit its config.json: {'; '.join(problems)}.")
+    _check_finite(directory, {piece: stored[piece] for piece in used})
+    tensors = {need.name: _joined([stored[piece] for piece in need.pieces]) for need in needs}
+    return Weights(config, tensors), head_for(config, task, pooler=pooler)
+
+
+def layout(config: ModelConfig, task: str, *, pooler: bool = False) -> list[StoredTensor]:
+    """Every tensor that encoder and head need; piece names without the ``distilbert.`` or ``bert.`` prefix."""
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": config.ffn_size,
+        "P": config.max_positions,
+        "T": config.token_types,
+        "L": config.num_labels,
+        "1": 1,
+        "2": 2,
+    }
+    modules = dict(_EMBED_NORM)
+    for i in range(config.num_layers):
+        at = f"{_LAYERS_AT[config.model_type]}.{i}."
+        for name, (parts, dimensions) in _LAYER[config.model_type].items():
+            modules[f"layer.{i}.{name}"] = (" ".join(at + part for part in parts.split()), dimensions)
+    modules |= _head_modules(config.model_type, task, pooler)
+    tables = [
+        StoredTensor(name, (f"{module}.weight",), tuple(sizes[letter] for letter in dimensions))
+        for name, (module, dimensions) in _TABLES.items()
+        if config.token_types or name != "embed.token_type"
+    ]
+    return tables + [
+        StoredTensor(f"{name}.{kind}", tuple(f"{part}.{kind}" for part in parts.split()), shape)
+        for name, (parts, dimensions) in modules.items()
+        for kind, shape in (
+            ("weight", tuple(sizes[letter] for letter in dimensions)),
+            ("bias", (sizes[dimensions[0]],)),
+        )
+    ]
+
+
+def _head_modules(model_type: str, task: str, pooler: bool) -> Modules:
+    first = (_FIRST_LINEAR[model_type], "DD")
+    heads: dict[str, Modules] = {
+        "feature-extraction": {"head.0": first} if pooler and model_type == "bert" else {},
+        "fill-mask": _MASKED_LM[model_type],
+        "text-classification": {"head.0": first, "head.1": ("classifier", "LD")},
+        "multiple-choice": {"head.0": first, "head.1": ("classifier", "1D")},
+        "token-classification": {"head.0": ("classifier", "LD")},
+        "question-answering": {"head.0": ("qa_outputs", "2D")},
+    }
+    return heads[task]
+
+
+def _shared(config: ModelConfig) -> list[tuple[str, str]]:
+    """(name, the tensor that stands in where ``name`` is not stored).
+
+    A stored projection always wins, as in the reference, which ties nothing where both are stored and differ.
+    """
+    projection = _MASKED_LM[config.model_type]["head.1"][0] + ".weight"
+    word = "embeddings.word_embeddings.weight"
+    bias = [("cls.predictions.decoder.bias", "cls.predictions.bias")]
+    return bias + ([(projection, word), (word, projection)] if config.tied else [])
+
+
+def _plain_names(tensors: dict[str, np.ndarray], model_type: str) -> dict[str, np.ndarray]:
+    """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``."""
+    plain = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix(f"{model_type}.")
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        plain[name] = tensor
+    return plain
+
+
+def _missing(task: str, used: dict[str, StoredTensor], stored: dict[str, np.ndarray]) -> list[str]:
+    missing = [piece for piece in used if piece not in stored]
+    only_head = bool(missing) and all(used[piece].name.startswith("head.") for piece in missing)
+    return _listed(f"there is no complete {task} head; missing" if only_head else "missing", missing)
+
+
+def _misfit(piece: str, need: StoredTensor, stored: dict[str, np.ndarray]) -> str | None:
+    array = stored.get(piece)
+    if array is None:
+        return None
+    if array.shape != need.shape:
+        return f"{piece} is {list(array.shape)} and must be {list(need.shape)}"
+    return None if array.dtype == np.float32 else f"{piece} is {array.dtype} and must be a 16- or 32-bit float"
+
+
+def _listed(kind: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return [f"{kind}: {', '.join(names[:_LISTED])}{more}"]
+
+
+def _check_finite(directory: Path, tensors: dict[str, np.ndarray]) -> None:
+    broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if broken:
+        raise WeightsError(f"Tensors in {directory} hold {_listed('NaN or inf', broken)[0]}.")
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):  # the sum of finite numbers may overflow, so it only acquits
+        return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
