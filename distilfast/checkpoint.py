@@ -84,7 +84,8 @@ def _fetch(name: str, revision: str | None, local_files_only: bool, patterns: li
 
 
 def _hub_reason(error: Exception, local_files_only: bool) -> str:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
+    from huggingface_hub import utils as errors
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         if local_files_only or constants.HF_HUB_OFFLINE:

@@ -27,6 +27,7 @@ Model = Annotated[str, typer.Argument(help="A checkpoint: a directory or a hub i
 Precision = Annotated[str, typer.Option(help="Arithmetic of the engine.")]
 Backend = Annotated[str, typer.Option(help='Which backend; "auto" chooses once and `info` says why.')]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; the default is what the machine allows.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 # Which options of `run` a task takes, by the name of the pipeline's argument.
@@ -37,7 +38,7 @@ _RUN_OPTIONS = {"fill-mask": ("top_k", "targets"), "text-classification": ("top_
 def info(
     model: Annotated[str | None, typer.Argument(help="A checkpoint; without it, the machine is described.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    revision: Revision = None,
     precision: Precision = "fp32",
     backend: Backend = "auto",
     threads: Threads = None,
@@ -105,6 +106,8 @@ def parity(
     task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
     precision: Precision = "fp32",
     backend: Backend = "auto",
+    threads: Threads = None,
+    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Compare every intermediate with the float64 reference; exit status 1 where the budget is not kept."""
@@ -112,7 +115,15 @@ def parity(
         from distilfast import tables
         from distilfast.parity import compare
 
-        report = compare(model, texts=text or None, backend=backend, precision=precision, task=task)
+        report = compare(
+            model,
+            texts=text or None,
+            backend=backend,
+            precision=precision,
+            task=task,
+            threads=threads,
+            revision=revision,
+        )
         if as_json:
             _print_json(report.to_dict())
         else:

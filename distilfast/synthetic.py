@@ -1,9 +1,9 @@
-"""Checkpoints with seeded weights in the hub's own file layout: ``python -m distilfast.synthetic DIR --task fill-mask``.
+"""Checkpoints with seeded weights in the hub's own file layout.
 
-For tests, the demo and benchmarks, where trained weights cannot be had. The files are what ``save_pretrained`` of
-transformers writes, tensor for tensor, so the real loading code runs on them. Gaussian weights alone would flatter
-int8: a trained DistilBERT carries a few huge channels through every layer (308 and 381 of 768), made here by the
-gains and biases of the LayerNorms.
+``python -m distilfast.synthetic DIR --task fill-mask``: for tests, the demo and benchmarks, where trained weights
+cannot be had. The files are what ``save_pretrained`` of transformers writes, tensor for tensor, so the real loading
+code runs on them. Gaussian weights alone would flatter int8: a trained DistilBERT carries a few huge channels through
+every layer (308 and 381 of 768), made here by the gains and biases of the LayerNorms.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _write_weights(directory: Path, tensors: dict[str, np.ndarray], dtype: str, 
         _write_safetensors(directory / "model.safetensors", tensors, dtype)
         return
     names = np.array(list(tensors))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate(np.array_split(names, shards)):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         _write_safetensors(directory / file, {name: tensors[name] for name in part}, dtype)

@@ -79,14 +79,17 @@ def embedding(text: str, vector: Sequence[float]) -> Table:
 
 
 def parity(report: Report, *, layers_only: bool = False) -> Table:
-    """Every intermediate, or only what each layer hands to the next, beside the reference."""
-    table = _table(None, "intermediate", "max |Δ|", "‖Δ‖ / ‖ref‖", "cosine")
+    """Every intermediate, or only what each layer hands to the next, beside the reference.
+
+    The last column is the relative error of the same model computed plainly, in numpy's float32.
+    """
+    table = _table(None, "intermediate", "max |Δ|", "‖Δ‖ / ‖ref‖", "cosine", "plain fp32")
     _align_right(table)
     for row in report.rows:
         inner = row["name"].startswith("layer.") and not row["name"].endswith(".output")
         if not (layers_only and inner):
-            errors = (f"{row['max_abs']:.1e}", f"{row['relative']:.1e}", f"{row['cosine']:.9f}")
-            table.add_row(row["name"], *errors)
+            errors = (f"{row[name]:.1e}" for name in ("max_abs", "relative"))
+            table.add_row(row["name"], *errors, f"{row['cosine']:.9f}", f"{row['naive']:.1e}")
     return table
 
 
@@ -109,10 +112,10 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def verdict(report: Report) -> Text:
-    """PASS or FAIL, and the budget it was judged by."""
+    """PASS or FAIL, and what it was judged by."""
     word, style = ("PASS", "bold green") if report.passed else ("FAIL", "bold red")
-    budget = f"{report.budget:.1e}" if isinstance(report.budget, float) else str(report.budget)
-    return Text.assemble((word, style), f" (budget {budget})")
+    error = next(row["relative"] for row in report.rows if row["name"] == report.judged)
+    return Text.assemble((word, style), f": {report.judged} is off by {error:.1e}, budget {report.budget:.1e}")
 
 
 def _table(title: str | None, *columns: str) -> Table:

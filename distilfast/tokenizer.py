@@ -295,7 +295,7 @@ def _as_serialized(directory: Path, config: dict[str, Any]) -> tokenizers.Tokeni
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{directory / 'tokenizer.json'} is not a tokenizer: {str(error).rstrip('.')}.") from None
     backend.no_padding()
-    _add_tokens(backend, {role: None for role in _SPECIAL} | config, {})
+    _add_tokens(backend, dict.fromkeys(_SPECIAL) | config, {})
     return backend
 
 
@@ -314,17 +314,14 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], serialize
         entry["id"]: entry for entry in serialized.get("added_tokens") or []
     }
     flags = ("single_word", "lstrip", "rstrip", "normalized")
-    tokens = {}
+    tokens: dict[str, AddedToken] = {}
     for value in [*(listed[key] for key in sorted(listed, key=int)), *special]:
         content, entry = _content(value), value if isinstance(value, dict) else {}
         is_special = content in named or bool(entry.get("special"))
         chosen = {flag: entry[flag] for flag in flags if flag in entry}
         tokens.setdefault(content, AddedToken(content, special=is_special, **chosen))
-    backend.add_tokens([token for content, token in tokens.items() if content not in _added(backend)])
-
-
-def _added(backend: tokenizers.Tokenizer) -> set[str]:
-    return {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for content, token in tokens.items() if content not in known])
 
 
 def _content(value: Any) -> str:

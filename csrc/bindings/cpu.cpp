@@ -64,9 +64,9 @@ class BoundEncoder {
     require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
     const bool run_head = rows && !encoder_->model().head.empty();
     const Index num_rows = rows ? rows->size() : 0;
-    const ForwardInput input{ids.data(),         positions.data(),        data_or_null(token_types),
-                             cu_seqlens.data(),  cu_seqlens.size() - 1,   data_or_null(rows),
-                             run_head ? num_rows : 0};
+    const ForwardInput input{
+        ids.data(),         positions.data(),       data_or_null(token_types), cu_seqlens.data(), cu_seqlens.size() - 1,
+        data_or_null(rows), run_head ? num_rows : 0};
     py::object hidden_out = py::none(), head_out = py::none();
     ForwardOutput output{nullptr, nullptr};
     if (hidden) {
@@ -126,9 +126,9 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
   Floats out({ids.size(), weight.size()});
   Team team(threads);
   const Norm norm(weight.data(), bias.data(), weight.size(), eps);
-  const Embed op{ids.data(),      positions.data(), data_or_null(token_types),
-                 word.data(),     position.data(),  token_type ? token_type->data() : nullptr,
-                 norm.view(),     out.mutable_data()};
+  const Embed op{ids.data(),  positions.data(),  data_or_null(token_types),
+                 word.data(), position.data(),   token_type ? token_type->data() : nullptr,
+                 norm.view(), out.mutable_data()};
   embed_stage(kernels_for(isa), op, ids.size(), team);
   return out;
 }
@@ -145,8 +145,7 @@ Floats linear_alone(const Floats& x, const Floats& weight, const Floats& bias, c
   return out;
 }
 
-py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa,
-                          int threads) {
+py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa, int threads) {
   require(qkv.ndim() == 2 && qkv.shape(1) % (3 * heads) == 0, "qkv [T, 3D] does not hold this many heads.");
   const Kernels& kernels = kernels_for(isa);
   const Index width = qkv.shape(1) / 3, d = width / heads, count = cu_seqlens.size() - 1;

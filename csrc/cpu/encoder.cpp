@@ -62,8 +62,8 @@ class Pass {
       : kernels_(kernels), model_(model), chunk_(chunk), team_(team), trace_(trace), width_(model.shape.width) {
     const Index t = chunk.tokens, r = chunk.num_rows();
     for (const HeadLayer& layer : model.head) head_width_ = std::max(head_width_, layer.dense.columns());
-    attention_stride_ = static_cast<Index>(
-        Arena::padded(kernels.attention_scratch(width_ / model.shape.heads, chunk.longest)));
+    attention_stride_ =
+        static_cast<Index>(Arena::padded(kernels.attention_scratch(width_ / model.shape.heads, chunk.longest)));
     const Index all_probabilities = trace ? probabilities_size() : 0;
     const Piece pieces[] = {
         {&x_, t * width_},

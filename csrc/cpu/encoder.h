@@ -1,7 +1,7 @@
 // The whole forward: embeddings, the layers, the head, in one call.
 //
-// A batch is run in chunks of whole sequences, so that scratch is bounded by the chunk and not by the batch. The bits of
-// an answer depend on its own sequence alone: not on the batch, the chunk, the rows asked for or the threads, since
+// A batch is run in chunks of whole sequences, so that scratch is bounded by the chunk and not by the batch. The bits
+// of an answer depend on its own sequence alone: not on the batch, the chunk, the rows asked for or the threads, since
 // every kernel fixes the order of its sums by the sizes of one row or one sequence.
 #pragma once
 

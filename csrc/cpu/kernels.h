@@ -84,7 +84,7 @@ struct AddLayerNorm {
 
 struct Kernels {
   const char* isa;
-  Index panel;  // columns of W that `linear` computes at a time
+  Index panel;                                              // columns of W that `linear` computes at a time
   Index (*attention_scratch)(Index head_size, Index keys);  // floats
   void (*pack_linear)(const float* weight, Index n, Index k, Range panels, float* packed);
   void (*embed)(const Embed&, Range rows);

@@ -25,8 +25,8 @@ class Loader {
   }
   Layer layer(const std::string& at, const EncoderShape& shape) const {
     const Index d = shape.width, f = shape.ffn;
-    return {dense(at + "qkv", 3 * d, d),  dense(at + "attention_out", d, d), norm(at + "attention_norm", d),
-            dense(at + "ffn_in", f, d),   dense(at + "ffn_out", d, f),       norm(at + "output_norm", d)};
+    return {dense(at + "qkv", 3 * d, d), dense(at + "attention_out", d, d), norm(at + "attention_norm", d),
+            dense(at + "ffn_in", f, d),  dense(at + "ffn_out", d, f),       norm(at + "output_norm", d)};
   }
 
  private:

@@ -71,9 +71,8 @@ void attention_stage(const Kernels& kernels, const Attention& op, Index heads, c
     const Index rows = all.end - all.begin;
     const Range part = slice(rows, splits, i % splits);
     if (part.begin == part.end) return;
-    float* to = probabilities
-                    ? probabilities + begins[b] + (head * rows + part.begin) * (keys.end - keys.begin)
-                    : nullptr;
+    float* to =
+        probabilities ? probabilities + begins[b] + (head * rows + part.begin) * (keys.end - keys.begin) : nullptr;
     kernels.attention(op, {head, {all.begin + part.begin, all.begin + part.end}, keys, to},
                       scratch + worker * scratch_stride);
   });

@@ -43,7 +43,8 @@ void add_layer_norm(const AddLayerNorm& op, Range rows) {
     float* out = op.out + row * width;
     if (op.residual) {
       const float* residual = op.residual + row * width;
-      in_columns(width, [&](Index c, Index n) { (Vec::load(x + c, n) + Vec::load(residual + c, n)).store(out + c, n); });
+      in_columns(width,
+                 [&](Index c, Index n) { (Vec::load(x + c, n) + Vec::load(residual + c, n)).store(out + c, n); });
     } else if (out != x) {
       in_columns(width, [&](Index c, Index n) { Vec::load(x + c, n).store(out + c, n); });
     }

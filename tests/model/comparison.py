@@ -1,0 +1,89 @@
+"""transformers as the other side of a comparison: its models, its outputs as numpy, and padded batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+AUTO_CLASSES = {
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
+FIRST_ROW_TASKS = ("text-classification", "multiple-choice")
+"""Tasks whose logits are read at the first token."""
+
+Values = dict[str, Any]
+"""Outputs by field name: an array, or a tuple with one for each layer."""
+
+
+class Padded(NamedTuple):
+    """int64 [B, L] each; ``mask`` is 1 where a token counts."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    types: np.ndarray | None = None
+
+    @property
+    def keep(self) -> np.ndarray:
+        """bool [B, L]."""
+        return self.mask.reshape(-1, self.mask.shape[-1]) != 0
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> Padded:
+    """Sequences of ids, padded on the right."""
+    length = max(map(len, sequences))
+    ids, mask = (np.zeros((len(sequences), length), np.int64) for _ in range(2))
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return Padded(ids, mask)
+
+
+def transformers_model(directory: Path, task: str, dtype: str = "float32") -> Any:
+    """The model of ``task``, eager attention, ready to answer."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(2)
+    load = getattr(transformers, AUTO_CLASSES[task]).from_pretrained
+    return load(directory, attn_implementation="eager", dtype=getattr(torch, dtype)).eval()
+
+
+def transformers_outputs(model: Any, batch: Padded, **asked: bool) -> Values:
+    """What ``model`` answers; ``asked``: ``output_hidden_states`` and ``output_attentions``."""
+    import torch
+
+    arguments = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    if batch.types is not None:
+        arguments["token_type_ids"] = batch.types
+    with torch.inference_mode():
+        outputs = model(**{name: torch.from_numpy(array) for name, array in arguments.items()}, **asked)
+    return {
+        name: tuple(layer.numpy() for layer in value) if isinstance(value, tuple) else value.numpy()
+        for name, value in outputs.items()
+    }
+
+
+def kept(name: str, value: Any, keep: np.ndarray) -> np.ndarray:
+    """The numbers of output ``name`` that belong to tokens, flat: transformers computes something for padding too."""
+    if isinstance(value, tuple):
+        return np.concatenate([kept(name, layer, keep) for layer in value])
+    if name == "attentions":
+        value = value.transpose(0, 2, 3, 1)  # [B, H, L, L] -> [B, L, L, H]
+        return value[keep[:, :, None] & keep[:, None, :]].ravel()
+    per_token = value.ndim == 3 or name in ("start_logits", "end_logits")
+    return (value[keep] if per_token else value).ravel()
+
+
+def padding(name: str, value: Any, keep: np.ndarray) -> np.ndarray:
+    """The numbers of output ``name`` that belong to no token, flat."""
+    everything = np.ones_like(keep)
+    marked = jax_like_mark(name, value, keep)
+    return kept(name, value, everything)[~kept(name, marked, everything)]

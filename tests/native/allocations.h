@@ -1,0 +1,6 @@
+// Counts every `new` of the test program.
+#pragma once
+
+#include <atomic>
+
+extern std::atomic<long> allocations;

@@ -1,0 +1,50 @@
+// As much of a test framework as these tests need: TEST registers, CHECK fails the test with file and line.
+#pragma once
+
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+using Tests = std::vector<std::pair<std::string, std::function<void()>>>;
+
+inline Tests& tests() {
+  static Tests all;
+  return all;
+}
+
+struct Register {
+  Register(const char* name, std::function<void()> test) { tests().emplace_back(name, std::move(test)); }
+};
+
+#define TEST(name)                                           \
+  static void test_##name();                                 \
+  static const Register register_##name(#name, test_##name); \
+  static void test_##name()
+
+#define CHECK(condition)                                                                                  \
+  do {                                                                                                    \
+    if (!(condition))                                                                                     \
+      throw std::runtime_error(std::string(__FILE__) + ":" + std::to_string(__LINE__) + ": " #condition); \
+  } while (false)
+
+// Seeded numbers in [-1, 1): a test must fail the same way twice.
+inline std::vector<float> numbers(std::size_t count, unsigned seed) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    seed = seed * 1664525u + 1013904223u;
+    value = static_cast<float>(seed >> 8) / 8388608.0f - 1.0f;
+  }
+  return values;
+}
+
+// Every ISA that this machine has.
+inline std::vector<const distilfast::Kernels*> supported_kernels() {
+  std::vector<const distilfast::Kernels*> all;
+  for (const distilfast::Isa& isa : distilfast::isas())
+    if (isa.supported) all.push_back(isa.kernels);
+  return all;
+}

@@ -1,0 +1,173 @@
+// The encoder whole: what it allocates, who may call it, and that neither threads nor a fork change a bit.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <thread>
+
+#include "allocations.h"
+#include "check.h"
+#include "cpu/encoder.h"
+
+using namespace distilfast;
+
+namespace {
+
+constexpr EncoderShape shape{50, 5, 2, 70, 1e-12f, Activation::gelu};  // nothing a multiple of a vector
+constexpr Index vocabulary = 90, positions = 40;
+
+class Tensors {
+ public:
+  const float* operator()(const std::string& name) {
+    if (name == "embed.token_type") return nullptr;
+    auto& values = values_[name];
+    // Large enough for each tensor of the shape; a tensor's seed is its name's length and place.
+    if (values.empty()) values = numbers(vocabulary * 3 * 70, static_cast<unsigned>(values_.size() * 977));
+    return values.data();
+  }
+
+ private:
+  std::map<std::string, std::vector<float>> values_;
+};
+
+struct Fixture {
+  Tensors tensors;
+  std::unique_ptr<Encoder> encoder;
+
+  Fixture(const Kernels& kernels, int threads) {
+    encoder = std::make_unique<Encoder>(
+        shape,
+        std::vector<HeadLinear>{
+            {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}},
+        [this](const std::string& name) { return tensors(name); }, kernels, threads);
+  }
+};
+
+struct Batch {
+  std::vector<std::int32_t> ids, places, ends{0}, rows;
+
+  explicit Batch(const std::vector<int>& lengths) {
+    for (const int length : lengths) {
+      rows.push_back(ends.back());
+      for (int i = 0; i < length; ++i) {
+        ids.push_back((ends.back() * 7 + i * 13) % vocabulary);
+        places.push_back(i);
+      }
+      ends.push_back(static_cast<std::int32_t>(ids.size()));
+    }
+  }
+  ForwardInput input() const {
+    return {ids.data(),
+            places.data(),
+            nullptr,
+            ends.data(),
+            static_cast<Index>(ends.size()) - 1,
+            rows.data(),
+            static_cast<Index>(rows.size())};
+  }
+};
+
+std::vector<float> head_of(const Encoder& encoder, const Batch& batch) {
+  std::vector<float> out(batch.rows.size() * 3);
+  encoder.forward(batch.input(), {nullptr, out.data()});
+  return out;
+}
+
+}  // namespace
+
+TEST(skipping_rows_changes_no_bit) {
+  for (const Kernels* kernels : supported_kernels()) {
+    const Fixture fixture(*kernels, 2);
+    const Batch batch({3, 40, 1, 17});
+    std::vector<float> hidden(batch.ids.size() * 50), all(batch.rows.size() * 3);
+    fixture.encoder->forward(batch.input(), {hidden.data(), all.data()});
+    CHECK(head_of(*fixture.encoder, batch) == all);
+  }
+}
+
+TEST(threads_and_chunks_change_no_bit) {
+  std::vector<int> lengths;
+  for (int i = 0; i < 90; ++i) lengths.push_back(1 + i * 7 % 40);  // some 1,800 tokens: more than one chunk
+  const Batch batch(lengths);
+  for (const Kernels* kernels : supported_kernels()) {
+    const std::vector<float> wanted = head_of(*Fixture(*kernels, 1).encoder, batch);
+    for (const int threads : {2, 3, 7}) CHECK(head_of(*Fixture(*kernels, threads).encoder, batch) == wanted);
+  }
+}
+
+TEST(a_second_forward_allocates_nothing) {
+  for (const int threads : {1, 2}) {
+    const Fixture fixture(kernels_for(""), threads);
+    const Batch batch({3, 40, 1, 17});
+    std::vector<float> out(batch.rows.size() * 3);
+    const ForwardInput input = batch.input();
+    fixture.encoder->forward(input, {nullptr, out.data()});
+    const long before = allocations;
+    fixture.encoder->forward(input, {nullptr, out.data()});
+    CHECK(allocations == before);
+  }
+}
+
+TEST(several_callers_at_once_get_their_own_answers) {
+  for (const int threads : {1, 2}) {
+    const Fixture fixture(kernels_for(""), threads);
+    const Batch first({5, 30}), second({40});
+    const auto wanted_first = head_of(*fixture.encoder, first), wanted_second = head_of(*fixture.encoder, second);
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 4; ++caller)
+      callers.emplace_back([&, caller] {
+        for (int i = 0; i < 50; ++i) {
+          const bool one = (caller + i) % 2 == 0;
+          wrong += head_of(*fixture.encoder, one ? first : second) != (one ? wanted_first : wanted_second);
+        }
+      });
+    for (std::thread& caller : callers) caller.join();
+    CHECK(wrong == 0);
+  }
+}
+
+TEST(a_child_answers_after_a_fork) {
+  const Fixture fixture(kernels_for(""), 3);
+  const Batch batch({5, 30});
+  const auto wanted = head_of(*fixture.encoder, batch);  // the parent's workers run by now
+  const pid_t child = fork();
+  if (child == 0) _exit(head_of(*fixture.encoder, batch) == wanted ? 0 : 1);
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK(head_of(*fixture.encoder, batch) == wanted);
+}
+
+TEST(every_task_runs_once) {
+  for (const int threads : {1, 2, 5}) {
+    Team team(threads);
+    for (const Index tasks : {0, 1, 2, 3, 100, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+      std::atomic<bool> worker_in_range{true};
+      team.run(tasks, [&](Index i, int worker) {
+        ++runs[static_cast<std::size_t>(i)];
+        if (worker < 0 || worker >= threads) worker_in_range = false;
+      });
+      for (const auto& count : runs) CHECK(count == 1);
+      CHECK(worker_in_range);
+    }
+  }
+}
+
+TEST(the_cores_are_counted) { CHECK(available_cores() >= 1); }
+
+TEST(a_missing_tensor_is_named) {
+  Tensors tensors;
+  std::string message;
+  try {
+    const Encoder encoder(
+        shape, {}, [&](const std::string& name) { return name == "layer.1.ffn_in.bias" ? nullptr : tensors(name); },
+        kernels_for("ref"), 1);
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  CHECK(message == "The weights lack layer.1.ffn_in.bias.");
+}

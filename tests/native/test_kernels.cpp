@@ -1,0 +1,98 @@
+// Each kernel of each ISA against the plain one of `ref`, in buffers of exactly the size the contract names: under the
+// sanitizers an access past any of them is an error. How close the results have to be is proved in tests/kernels.
+#include <cmath>
+
+#include "check.h"
+#include "cpu/stages.h"
+
+using namespace distilfast;
+
+namespace {
+
+const Index row_counts[] = {1, 2, 7, 8, 9, 15, 16, 17, 33};
+
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (!(std::fabs(a[i] - b[i]) <= 1e-4f * (1.0f + std::fabs(b[i])))) return false;
+  return true;
+}
+
+// The same operation by one ISA and by ref, compared.
+template <class Run>
+void against_ref(Run run) {
+  Team team(1);
+  const std::vector<float> wanted = run(kernels_for("ref"), team);
+  for (const Kernels* kernels : supported_kernels()) CHECK(close(run(*kernels, team), wanted));
+}
+
+std::vector<float> linear_with(const Kernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
+  const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3);
+  const Dense dense(kernels, w.data(), b.data(), n, k, team);
+  std::vector<float> out(rows * n);
+  linear_stage(kernels, dense, x.data(), rows, act, out.data(), team);
+  return out;
+}
+
+}  // namespace
+
+TEST(linear_matches_ref) {
+  for (const Index rows : row_counts)
+    for (const auto& [n, k] : std::vector<std::pair<Index, Index>>{{1, 1}, {47, 31}, {48, 256}, {49, 257}, {100, 600}})
+      for (const Activation act : {Activation::none, Activation::gelu, Activation::relu, Activation::tanh})
+        against_ref([&](const Kernels& kernels, Team& team) { return linear_with(kernels, team, rows, n, k, act); });
+}
+
+TEST(attention_matches_ref) {
+  for (const Index d : {1, 8, 17, 32, 64, 80})
+    for (const std::int32_t length : {1, 2, 15, 16, 17, 33, 130}) {
+      const Index heads = 2, width = heads * d;
+      const std::vector<std::int32_t> ends = {0, length, length + 3};
+      const auto qkv = numbers(ends.back() * 3 * width, 4);
+      against_ref([&](const Kernels& kernels, Team& team) {
+        const Index stride = static_cast<Index>(Arena::padded(kernels.attention_scratch(d, std::max(length, 3))));
+        std::vector<float> scratch(stride), out(ends.back() * width);
+        std::vector<float> probabilities(heads * (length * length + 9));
+        const Attention op{
+            qkv.data(), qkv.data() + width, qkv.data() + 2 * width, 3 * width, 3 * width, d, 0.3f, out.data(), width};
+        attention_stage(kernels, op, heads, {ends.data(), ends.data(), 2}, scratch.data(), stride, probabilities.data(),
+                        team);
+        out.insert(out.end(), probabilities.begin(), probabilities.end());
+        return out;
+      });
+    }
+}
+
+TEST(embed_and_add_layer_norm_match_ref) {
+  for (const Index width : {1, 7, 8, 16, 31, 32, 33, 100})
+    for (const bool types : {false, true}) {
+      const std::vector<std::int32_t> ids = {0, 9, 3}, positions = {4, 0, 1}, kinds = {0, 1, 1};
+      const auto word = numbers(10 * width, 5), position = numbers(5 * width, 6), type = numbers(2 * width, 7);
+      const auto weight = numbers(width, 8), bias = numbers(width, 9), residual = numbers(3 * width, 10);
+      const Norm norm(weight.data(), bias.data(), width, 1e-6f);
+      against_ref([&](const Kernels& kernels, Team& team) {
+        std::vector<float> x(3 * width), y(3 * width);
+        const Embed op{ids.data(),  positions.data(), types ? kinds.data() : nullptr,
+                       word.data(), position.data(),  types ? type.data() : nullptr,
+                       norm.view(), x.data()};
+        embed_stage(kernels, op, 3, team);
+        add_layer_norm_stage(kernels, norm, x.data(), residual.data(), 3, y.data(), team);
+        add_layer_norm_stage(kernels, norm, y.data(), nullptr, 3, y.data(), team);
+        x.insert(x.end(), y.begin(), y.end());
+        return x;
+      });
+    }
+}
+
+TEST(an_isa_that_cannot_be_had_is_an_error) {
+  for (const char* name : {"amx2", "AVX2", "ref "}) {
+    bool refused = false;
+    try {
+      kernels_for(name);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  CHECK(std::string(kernels_for("ref").isa) == "ref");
+  CHECK(&kernels_for("") == supported_kernels().front());
+}

