@@ -41,7 +41,9 @@ def main() -> None:
     arguments = _arguments()
     console = Console(markup=False, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(arguments.model) if arguments.model else write_checkpoint(Path(scratch), task="feature-extraction")
+        directory = (
+            Path(arguments.model) if arguments.model else write_checkpoint(Path(scratch), task="feature-extraction")
+        )
         workers = [Worker(name, directory, arguments.threads) for name in CONTESTANTS]
         try:
             rows = _compare(workers, directory, arguments, console)
@@ -64,7 +66,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _compare(workers: list[Worker], directory: Path, arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+def _compare(
+    workers: list[Worker], directory: Path, arguments: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
     vocabulary = ModelConfig.from_file(directory / "config.json").vocab_size
     errors = _errors(workers, directory, vocabulary)
     for worker in workers:
@@ -132,7 +136,11 @@ def _provenance() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "machine": {"processor": machine.processor(), "isa": machine.info().get("isa"), "cores": machine.info().get("threads")},
+        "machine": {
+            "processor": machine.processor(),
+            "isa": machine.info().get("isa"),
+            "cores": machine.info().get("threads"),
+        },
         "versions": versions,
         "commit": git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else ""),
         "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),

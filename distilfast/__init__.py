@@ -1,7 +1,7 @@
 """The fastest exact way to run DistilBERT, BERT encoders and their fine-tunes, with no conversion and no torch.
 
-    pipe = distilfast.pipeline("text-classification", "path/or/hub-id")
-    pipe("What a film.")
+pipe = distilfast.pipeline("text-classification", "path/or/hub-id")
+pipe("What a film.")
 """
 
 from __future__ import annotations

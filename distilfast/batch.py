@@ -72,7 +72,9 @@ class PackedBatch:
         if input_ids.size == 0:
             raise InputError("The batch is empty; at least one sequence is needed.")
         if not lengths.all():
-            raise InputError(f"attention_mask row {int(np.argmin(lengths))} is all zeros; no token is left to attend to.")
+            raise InputError(
+                f"attention_mask row {int(np.argmin(lengths))} is all zeros; no token is left to attend to."
+            )
         cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
         columns = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
         types = None if token_types is None else token_types[keep].astype(np.int32)

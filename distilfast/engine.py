@@ -140,11 +140,8 @@ class Engine:
             None if values is None else _same_shape(name, _integers(name, values), ids)
             for name, values in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids))
         )
-        flat = [None if a is None else a.reshape(-1, ids.shape[-1]) for a in (ids, mask, types)]
-        _check_range("input_ids", flat[0], self.config.vocab_size)
-        if not self.config.token_types:
-            flat[2] = None
-        batch = PackedBatch.from_padded(*flat)
+        _check_range("input_ids", ids, self.config.vocab_size)
+        batch = PackedBatch.from_padded(*_flatten(ids, mask, types if self.config.token_types else None))
         trace: Trace | None = {} if output_hidden_states or output_attentions else None
         hidden, output = self.forward(batch, hidden=self.task == "feature-extraction", trace=trace)
         outputs = self._name_outputs(batch, hidden, output, ids.shape)
@@ -205,6 +202,11 @@ def _integers(name: str, values: Any) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{name} has dtype {array.dtype}; integers are needed.")
     return array
+
+
+def _flatten(ids: np.ndarray, *others: np.ndarray | None) -> tuple[Any, ...]:
+    """The choices of [B, choices, L] as sequences of their own."""
+    return tuple(None if array is None else array.reshape(-1, ids.shape[-1]) for array in (ids, *others))
 
 
 def _same_shape(name: str, array: np.ndarray, ids: np.ndarray) -> np.ndarray:

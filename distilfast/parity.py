@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of one comparison, judged by the ``budget`` on the relative error of ``judged``, the last hidden state."""
+    """All rows of one comparison; ``budget`` is for the relative error of ``judged``, the last hidden state."""
 
     model: str
     task: str

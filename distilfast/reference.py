@@ -10,6 +10,7 @@ Hendrycks and Gimpel, GELU, arXiv 1606.08415.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return _erf_of_numbers(x).astype(x.dtype)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
     "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "relu": lambda x: np.maximum(x, 0.0),
@@ -71,9 +72,7 @@ def attention(qkv: np.ndarray, cu_seqlens: np.ndarray, num_heads: int) -> tuple[
     return context.reshape(tokens, -1), np.concatenate(probabilities)
 
 
-def add_layer_norm(
-    x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
-) -> np.ndarray:
+def add_layer_norm(x: np.ndarray, residual: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
     """LN(x + residual): [T, D] → [T, D]."""
     return layer_norm(x + residual, weight, bias, eps)
 

@@ -45,7 +45,7 @@ def _optimised(directory: Path, scratch: Path) -> str:
         exported,
         input_names=names,
         output_names=["last_hidden_state"],
-        dynamic_axes={name: axes for name in [*names, "last_hidden_state"]},
+        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
         dynamo=False,
     )
     config = model.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ class Pipeline:
     """Texts in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``."""
 
     task: str
+    _answer: Callable[..., Any]  # (inputs, **options of this task)
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """``defaults``: keyword arguments of every call, unless the call gives its own."""
@@ -30,9 +31,6 @@ class Pipeline:
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """One text or a list of them; see the class for ``options``."""
         return self._answer(inputs, **(self._defaults | options))
-
-    def _answer(self, inputs: Any, **options: Any) -> Any:
-        raise NotImplementedError
 
     def _encode(self, texts: Sequence[Text], truncation: bool, max_length: int | None = None) -> list[Encoding]:
         """Encode texts; raises InputError for an empty one, and for one too long for the model."""
@@ -59,7 +57,10 @@ class Pipeline:
         types = self.engine.config.token_types > 0
         for begin in range(0, len(encodings), GROUP):
             group = encodings[begin : begin + GROUP]
-            yield group, PackedBatch.from_sequences([e.ids for e in group], [e.type_ids for e in group] if types else None)
+            yield (
+                group,
+                PackedBatch.from_sequences([e.ids for e in group], [e.type_ids for e in group] if types else None),
+            )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -39,7 +39,9 @@ class FillMaskPipeline(Pipeline):
         options = tokenizer_kwargs or {}
         encodings = self._encode(texts, options.get("truncation", False), options.get("max_length"))
         self._check_masks(encodings)
-        answers = [answer for group, batch in self._batches(encodings) for answer in self._fill(group, batch, top_k, choices)]
+        answers = [
+            answer for group, batch in self._batches(encodings) for answer in self._fill(group, batch, top_k, choices)
+        ]
         return answers[0] if len(texts) == 1 else answers
 
     def _check_masks(self, encodings: Sequence[Encoding]) -> None:
@@ -60,17 +62,15 @@ class FillMaskPipeline(Pipeline):
         masks = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
         candidates = np.arange(scores.shape[1]) if choices is None else choices
         answers = []
-        for place, row in zip(masks, scores[:, candidates], strict=True):
-            best = candidates[np.argsort(-row, kind="stable")[:top_k]]
-            answers.append([self._word(ids, place, int(token), len(masks) == 1) for token in best])
-            for answer, token in zip(answers[-1], best, strict=True):
-                answer["score"] = float(scores[masks.index(place), token])
+        for place, row in zip(masks, scores, strict=True):
+            best = candidates[np.argsort(-row[candidates], kind="stable")[:top_k]]
+            answers.append([self._word(ids, place, int(token), float(row[token]), len(masks) == 1) for token in best])
         return answers[0] if len(answers) == 1 else answers
 
-    def _word(self, ids: list[int], place: int, token: int, only_mask: bool) -> dict[str, Any]:
+    def _word(self, ids: list[int], place: int, token: int, score: float, only_mask: bool) -> dict[str, Any]:
         filled = [*ids[:place], token, *ids[place + 1 :]]
         return {
-            "score": 0.0,
+            "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token]),
             # Other masks are special tokens too: where there are some, they have to stay visible.

@@ -42,20 +42,24 @@ class TextClassificationPipeline(Pipeline):
         function = _FUNCTIONS[self._function(function_to_apply)]
         one = isinstance(inputs, (str, dict))
         texts = [_text(i, text) for i, text in enumerate([inputs] if one else inputs)]
-        answers = []
+        answers: list[Any] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
             _, logits = self.engine.forward(batch)
             assert logits is not None
-            answers += [self._labels(scores, top_k) for scores in function(logits)]
+            answers += [self._labels(scores) for scores in function(logits)]
+        if top_k == "":
+            answers = [labels[0] for labels in answers]
+        elif top_k is not None:
+            answers = [labels[: int(top_k)] for labels in answers]
         if not one:
             return answers
         return [answers[0]] if isinstance(inputs, str) and top_k == "" else answers[0]
 
-    def _labels(self, scores: np.ndarray, top_k: int | str | None) -> Any:
+    def _labels(self, scores: np.ndarray) -> list[dict[str, Any]]:
+        """All labels, best first."""
         names = self.engine.config.id2label
         order = np.argsort(-scores, kind="stable")
-        labels = [{"label": names[int(i)], "score": float(scores[i])} for i in order]
-        return labels[0] if top_k == "" else labels[:top_k]  # type: ignore[misc]
+        return [{"label": names[int(i)], "score": float(scores[i])} for i in order]
 
     def _function(self, asked: str | None) -> str:
         config = self.engine.config

@@ -17,8 +17,8 @@ AUTO_CLASSES = {
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
 }
-FIRST_ROW_TASKS = ("text-classification", "multiple-choice")
-"""Tasks whose logits are read at the first token."""
+FIRST_ROW_TASKS = ("text-classification", "multiple-choice", "feature-extraction")
+"""Tasks whose head, BERT's pooler among them, reads the first token."""
 
 Values = dict[str, Any]
 """Outputs by field name: an array, or a tuple with one for each layer."""
@@ -68,22 +68,19 @@ def transformers_outputs(model: Any, batch: Padded, **asked: bool) -> Values:
     return {
         name: tuple(layer.numpy() for layer in value) if isinstance(value, tuple) else value.numpy()
         for name, value in outputs.items()
+        if len(value)  # an encoder's cross_attentions are an empty tuple
     }
 
 
-def kept(name: str, value: Any, keep: np.ndarray) -> np.ndarray:
-    """The numbers of output ``name`` that belong to tokens, flat: transformers computes something for padding too."""
+def split(name: str, value: Any, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of output ``name`` that belong to tokens, and those that belong to padding, each flat."""
     if isinstance(value, tuple):
-        return np.concatenate([kept(name, layer, keep) for layer in value])
+        layers = [split(name, layer, keep) for layer in value]
+        return np.concatenate([of_tokens for of_tokens, _ in layers]), np.concatenate([rest for _, rest in layers])
+    where = keep
     if name == "attentions":
         value = value.transpose(0, 2, 3, 1)  # [B, H, L, L] -> [B, L, L, H]
-        return value[keep[:, :, None] & keep[:, None, :]].ravel()
-    per_token = value.ndim == 3 or name in ("start_logits", "end_logits")
-    return (value[keep] if per_token else value).ravel()
-
-
-def padding(name: str, value: Any, keep: np.ndarray) -> np.ndarray:
-    """The numbers of output ``name`` that belong to no token, flat."""
-    everything = np.ones_like(keep)
-    marked = jax_like_mark(name, value, keep)
-    return kept(name, value, everything)[~kept(name, marked, everything)]
+        where = keep[:, :, None] & keep[:, None, :]
+    elif value.ndim < 3 and name not in ("start_logits", "end_logits"):
+        where = np.ones(value.shape, bool)  # one answer for each sequence
+    return value[where].ravel(), value[~where].ravel()
