@@ -1,0 +1,70 @@
+"""What the comparisons need: forced instruction sets, real sentences, full-size checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distilfast import Engine
+from distilfast.backends import cpu
+from distilfast.synthetic import write_checkpoint
+
+
+def _isas() -> list[object]:
+    """Every ISA of the extension; the ones that this processor has not are skipped, and say so."""
+    missing = cpu.unavailable()
+    supported = {"none": False} if missing else cpu.isas()
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(not there, reason=missing or f"this processor has no {name}"))
+        for name, there in supported.items()
+    ]
+
+
+@pytest.fixture(params=_isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set in turn, forced by DISTILFAST_ISA for whatever is loaded in the test."""
+    monkeypatch.setenv("DISTILFAST_ISA", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def forced_engine(isa: str) -> Callable[..., Engine]:
+    """``Engine.from_pretrained``, and proof that the forced instruction set is the one that runs."""
+
+    def load(directory: Path, **options: object) -> Engine:
+        engine = Engine.from_pretrained(directory, **options)  # type: ignore[arg-type]
+        assert engine.info()["isa"] == isa
+        return engine
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def sentences(texts: list[str]) -> Callable[..., list[str]]:
+    """``sentences(count, words=(low, high), seed=0)``: distinct real texts of so many words, drawn by ``seed``."""
+
+    def draw(count: int, words: tuple[int, int] = (1, 40), seed: int = 0) -> list[str]:
+        distinct = sorted({text for text in texts if words[0] <= len(text.split()) <= words[1]})
+        chosen = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
+        return [distinct[i] for i in chosen]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def full_checkpoint(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> Iterator[Callable[[str], Path]]:
+    """``full_checkpoint(task)``: DistilBERT-base-cased in full size with the real vocabulary, 260 MB, written once."""
+    root = tmp_path_factory.mktemp("full")
+
+    def make(task: str) -> Path:
+        if not (root / task).exists():
+            labels = 77 if task == "text-classification" else None  # as many as BANKING77 has
+            write_checkpoint(root / task, task=task, num_labels=labels, vocabulary=data_directory / "vocab-cased")
+        return root / task
+
+    yield make
+    shutil.rmtree(root)

@@ -1,0 +1,163 @@
+"""One engine, many callers: several Python threads at once, several engines, and processes born by fork."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distilfast import Engine, PackedBatch
+
+Make = Callable[..., Path]
+Load = Callable[..., Engine]
+
+CONFIG = {"dim": 96, "n_heads": 3, "hidden_dim": 200, "max_position_embeddings": 512}
+PATIENCE = 60  # seconds until a child counts as hung; it needs milliseconds
+TASKS = ("feature-extraction", "text-classification")
+
+
+@pytest.fixture
+def engine(tiny_checkpoint: Make, forced_engine: Load) -> Engine:
+    return forced_engine(tiny_checkpoint("distilbert", "feature-extraction", config=CONFIG), threads=2)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[PackedBatch]:
+    """From one token to more than one chunk of the encoder."""
+    rng = np.random.default_rng(7)
+    lengths = [rng.integers(1, 120, rng.integers(1, 6)) for _ in range(30)] + [np.array([1]), np.full(5, 250)]
+    return [PackedBatch.from_sequences([rng.integers(0, 256, n).tolist() for n in row]) for row in lengths]
+
+
+def bits(engine: Engine, batch: PackedBatch) -> bytes:
+    states, output = engine.forward(batch, hidden=engine.task == "feature-extraction")
+    answer = states if output is None else output
+    assert answer is not None
+    return answer.tobytes()
+
+
+def test_threads_share_one_engine(engine: Engine, batches: list[PackedBatch]) -> None:
+    """Eight callers, each with all batches in its own order: everyone gets what a lone caller gets."""
+    wanted = [bits(engine, batch) for batch in batches]
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(batches)) for _ in range(8)]
+    begin = threading.Barrier(len(orders))
+
+    def call(order: np.ndarray) -> bool:
+        begin.wait()
+        return all(bits(engine, batches[i]) == wanted[i] for i in order)
+
+    with ThreadPoolExecutor(len(orders)) as callers:
+        assert all(callers.map(call, orders))
+
+
+def test_threads_share_several_engines(tiny_checkpoint: Make, forced_engine: Load, batches: list[PackedBatch]) -> None:
+    """Two models, with one, two and three threads, called in turn and at once."""
+    engines = [
+        forced_engine(tiny_checkpoint("distilbert", task, config=CONFIG), threads=threads)
+        for task in TASKS
+        for threads in (1, 2, 3)
+    ]
+    wanted = [[bits(engine, batch) for batch in batches] for engine in engines]
+    for i, batch in enumerate(batches):
+        assert [bits(engine, batch) for engine in engines] == [each[i] for each in wanted]
+    with ThreadPoolExecutor(len(engines)) as callers:
+        assert list(callers.map(lambda engine: [bits(engine, batch) for batch in batches], engines)) == wanted
+
+
+def answer_in_child(engine: Engine, batches: list[PackedBatch], pipe: Connection) -> None:
+    pipe.send_bytes(b"".join(bits(engine, batch) for batch in batches))
+
+
+def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
+    """What ``engine`` answers in a forked child."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=answer_in_child, args=(engine, batches, sender))
+    child.start()
+    sender.close()
+    try:
+        assert receiver.poll(PATIENCE), "the child hangs"
+        answer = receiver.recv_bytes()
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+        return answer
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
+
+
+# Python 3.12 warns of every fork in a process with threads; this is what is tested here.
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@forks
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_child_has_threads_of_its_own(
+    tiny_checkpoint: Make, forced_engine: Load, batches: list[PackedBatch], threads: int
+) -> None:
+    """Forked when the parent's threads have run already, and before they were ever asked; and the parent goes on."""
+    load = tiny_checkpoint("distilbert", "text-classification", config=CONFIG)
+    engine, fresh = (forced_engine(load, threads=threads) for _ in range(2))
+    wanted = b"".join(bits(engine, batch) for batch in batches)
+    assert ask_child(engine, batches) == wanted
+    assert ask_child(fresh, batches) == wanted
+    assert b"".join(bits(engine, batch) for batch in batches) == wanted
+
+
+@forks
+def test_a_child_of_a_child(engine: Engine, batches: list[PackedBatch]) -> None:
+    wanted = b"".join(bits(engine, batch) for batch in batches[:5])
+
+    def ask_grandchild(pipe: Connection) -> None:
+        bits(engine, batches[0])
+        pipe.send_bytes(ask_child(engine, batches[:5]))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=ask_grandchild, args=(sender,))
+    child.start()
+    try:
+        assert receiver.poll(2 * PATIENCE), "the child hangs"
+        assert receiver.recv_bytes() == wanted
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        child.join()
+
+
+@contextmanager
+def busy(engine: Engine, batch: PackedBatch) -> Iterator[None]:
+    """Two threads that never leave ``engine`` alone."""
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            engine.forward(batch, hidden=True)
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+
+
+@forks
+def test_a_fork_in_the_middle_of_other_threads_forwards(engine: Engine, batches: list[PackedBatch]) -> None:
+    """The child inherits pool and locks in whatever state they were, and none of the threads that would finish."""
+    wanted = b"".join(bits(engine, batch) for batch in batches[:5])
+    with busy(engine, batches[-1]):
+        for _ in range(8):
+            assert ask_child(engine, batches[:5]) == wanted
