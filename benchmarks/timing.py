@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def samples(call: Callable[[], object], seconds: float, least: int = 3) -> list[float]:
+def samples(call: Callable[[], object], seconds: float, least: int = 2) -> list[float]:
     """Seconds of single calls, one after the other, until ``seconds`` have passed and ``least`` calls were made."""
     readings: list[float] = []
     end = time.perf_counter() + seconds

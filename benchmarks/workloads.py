@@ -1,15 +1,25 @@
-"""What is run: batches of padded ids, the same bits for every contestant."""
+"""What is run: the same ids for every contestant, padded as they are in life."""
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+
+from distilfast.tokenizer import Tokenizer
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real text, not part of the project; a workload that needs it is left out, with its reason, where it is absent."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``batch`` sequences of ``tokens`` tokens, no padding."""
+    """``batch`` sequences of ``tokens`` tokens of no meaning, none of it padding."""
 
     batch: int
     tokens: int
@@ -19,11 +29,75 @@ class Case:
         """For tables: "8x128"."""
         return f"{self.batch}x{self.tokens}"
 
-    def ids(self, vocabulary: int) -> np.ndarray:
-        """int64 [batch, tokens], seeded by the case."""
+    def batches(self, directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+        """One (ids, mask), seeded by the case."""
+        vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
         rng = np.random.default_rng([self.batch, self.tokens])
-        return rng.integers(0, vocabulary, (self.batch, self.tokens))
+        ids = rng.integers(0, vocabulary, (self.batch, self.tokens))
+        return [(ids, np.ones_like(ids))]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Batches of ``batch`` real texts of ``source`` ("clinc150" or "xquad"), each padded to its longest."""
+
+    source: str
+    batch: int = 32
+    count: int = 4
+
+    @property
+    def name(self) -> str:
+        """For tables: "clinc150 x32"."""
+        return f"{self.source} x{self.batch}"
+
+    def texts(self) -> list[list[str]]:
+        """``count`` lists of ``batch`` texts, seeded."""
+        everything = real_texts(self.source)
+        picks = np.random.default_rng(0).choice(len(everything), (self.count, self.batch), replace=False)
+        return [[everything[i] for i in row] for row in picks]
+
+    def batches(self, directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+        """``count`` times (ids, mask)."""
+        tokenizer = Tokenizer.from_directory(directory)
+        return [
+            pad([e.ids for e in tokenizer.encode_batch(texts, truncation=True, max_length=512)])
+            for texts in self.texts()
+        ]
 
 
 QUICK = (Case(1, 16), Case(1, 128), Case(8, 128))
 GRID = (*(Case(1, n) for n in (8, 16, 32, 64, 128, 256, 512)), *(Case(8, n) for n in (32, 128, 512)), Case(32, 128))
+RAGGED = (Ragged("clinc150"), Ragged("xquad", batch=32, count=1))
+
+
+def padded_check(directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A small batch with padding, for the question "is the answer right?"."""
+    [(ids, mask)] = Case(4, 24).batches(directory)
+    mask = (np.arange(24) < np.array([[24], [3], [17], [1]])).astype(np.int64)
+    return [(ids * mask, mask)]
+
+
+def unavailable() -> str | None:
+    """Why there is no real text, or None."""
+    return None if DATA.is_dir() else "the folder shared/data beside the project is absent."
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of ids → (ids, mask), int64 [B, longest]."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.zeros_like(mask)
+    ids[mask == 1] = np.concatenate(sequences)
+    return ids, mask
+
+
+@cache
+def real_texts(source: str) -> list[str]:
+    """CLINC150's test requests, BANKING77's test requests, or XQuAD's paragraphs."""
+    if source == "clinc150":
+        return [text for text, _ in json.loads((DATA / "clinc150" / "data_full.json").read_text())["test"]]
+    if source == "banking77":
+        with (DATA / "banking77" / "test.csv").open(encoding="utf-8", newline="") as file:
+            return [row[0] for row in list(csv.reader(file))[1:]]
+    articles = json.loads((DATA / "squad-xquad-en" / "xquad.en.json").read_text())["data"]
+    return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]

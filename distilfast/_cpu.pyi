@@ -74,8 +74,12 @@ def embed(
 ) -> Floats:
     """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D]."""
 
-def linear(x: Floats, weight: Floats, bias: Floats, activation: str = "none", *, isa: str, threads: int = 1) -> Floats:
-    """act(x Wᵀ + b): [T, K] · [N, K] → [T, N]; ``activation``: none, gelu, relu, tanh. Packs ``weight`` first."""
+class Linear:
+    """act(x Wᵀ + b) with the weight [N, K] packed once."""
+
+    def __init__(self, weight: Floats, bias: Floats, *, isa: str, threads: int = 1) -> None: ...
+    def __call__(self, x: Floats, activation: str = "none") -> Floats:
+        """[T, K] → [T, N]; ``activation``: none, gelu, relu, tanh."""
 
 def attention(qkv: Floats, cu_seqlens: Ints, heads: int, *, isa: str, threads: int = 1) -> tuple[Floats, Floats]:
     """softmax(q kᵀ / √d) v inside each sequence: [T, 3D] → [T, D], and the probabilities, flat."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 import distilfast
+from benchmarks.engines import Forward
+from distilfast.backends import cpu
 
-PRECISION = "fp32"
-
-
-def unavailable() -> str | None:
-    """None: the benchmark comes with the package."""
-    return None
+PRECISIONS = cpu.PRECISIONS
 
 
-def load(directory: Path, threads: int, scratch: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def unavailable(precision: str) -> str | None:
+    """Why the extension cannot be imported, or None."""
+    return cpu.unavailable()
+
+
+def load(directory: Path, precision: str, threads: int, scratch: Path) -> Forward:
     """See ``benchmarks.engines``."""
     engine = distilfast.Engine.from_pretrained(
-        directory, task="feature-extraction", precision=PRECISION, threads=threads
+        directory, task="feature-extraction", precision=precision, backend="cpu", threads=threads
     )
     return lambda ids, mask: engine(ids, mask).last_hidden_state

@@ -1,54 +1,55 @@
-"""ONNX Runtime with its transformer optimiser: fused attention, GELU and skip-LayerNorm, fp32."""
+"""ONNX Runtime behind its transformer optimiser, which fuses attention, GELU and skip-LayerNorm.
+
+int8 is dynamic, with a scale for each output channel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
-import numpy as np
+from benchmarks.engines import Forward, missing
+from benchmarks.engines.onnx_graph import INPUTS, exported
 
-from benchmarks.engines import missing
-
-PRECISION = "fp32"
+PRECISIONS = ("fp32", "int8")
 
 
-def unavailable() -> str | None:
+def unavailable(precision: str) -> str | None:
     """Why it cannot run here, or None."""
     return missing("torch", "transformers", "onnx", "onnxruntime")
 
 
-def load(directory: Path, threads: int, scratch: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """See ``benchmarks.engines``; the graph is exported and optimised into ``scratch``."""
+def load(directory: Path, precision: str, threads: int, scratch: Path) -> Forward:
+    """See ``benchmarks.engines``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     path = _optimised(directory, scratch)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    if precision == "int8":
+        path = _quantised(path, scratch)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda ids, mask: session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
 
 
-def _optimised(directory: Path, scratch: Path) -> str:
-    import torch
-    from onnxruntime.transformers import optimizer
-    from transformers import AutoModel
+def _optimised(directory: Path, scratch: Path) -> Path:
+    path = scratch / "optimised.onnx"
+    if not path.exists():
+        from onnxruntime.transformers import optimizer
 
-    model = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
-    model.config.return_dict = False
-    example = torch.ones(2, 16, dtype=torch.long)
-    names, axes = ["input_ids", "attention_mask"], {0: "batch", 1: "length"}
-    exported, path = str(scratch / "exported.onnx"), str(scratch / "optimised.onnx")
-    torch.onnx.export(
-        model,
-        (example, example),
-        exported,
-        input_names=names,
-        output_names=["last_hidden_state"],
-        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
-        dynamo=False,
-    )
-    config = model.config
-    heads = getattr(config, "n_heads", None) or config.num_attention_heads
-    optimizer.optimize_model(exported, "bert", heads, config.hidden_size, opt_level=1).save_model_to_file(path)
+        config = json.loads((directory / "config.json").read_text())
+        heads, width = (
+            config.get(a) or config[b] for a, b in (("n_heads", "num_attention_heads"), ("dim", "hidden_size"))
+        )
+        graph = optimizer.optimize_model(str(exported(directory, scratch)), "bert", heads, width, opt_level=1)
+        graph.save_model_to_file(str(path))
     return path
+
+
+def _quantised(path: Path, scratch: Path) -> Path:
+    quantised = scratch / "int8.onnx"
+    if not quantised.exists():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(str(path), str(quantised), per_channel=True, weight_type=QuantType.QInt8)
+    return quantised

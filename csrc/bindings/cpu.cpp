@@ -133,17 +133,29 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
   return out;
 }
 
-Floats linear_alone(const Floats& x, const Floats& weight, const Floats& bias, const std::string& activation,
-                    const std::string& isa, int threads) {
-  require(x.ndim() == 2 && weight.ndim() == 2 && x.shape(1) == weight.shape(1) && bias.size() == weight.shape(0),
-          "x [T, K], weight [N, K] and bias [N] do not belong together.");
-  const Kernels& kernels = kernels_for(isa);
-  Floats out({x.shape(0), weight.shape(0)});
-  Team team(threads);
-  const Dense dense(kernels, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
-  linear_stage(kernels, dense, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), team);
-  return out;
-}
+// A linear with its weight packed once.
+class BoundLinear {
+ public:
+  BoundLinear(const Floats& weight, const Floats& bias, const std::string& isa, int threads)
+      : kernels_(kernels_for(isa)), threads_(threads) {
+    require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
+    Team team(threads);
+    dense_ = std::make_unique<Dense>(kernels_, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
+  }
+
+  Floats operator()(const Floats& x, const std::string& activation) const {
+    require(x.ndim() == 2 && x.shape(1) == dense_->packed().k, "x [T, K] does not have the weight's K columns.");
+    Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
+    Team team(threads_);
+    linear_stage(kernels_, *dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), team);
+    return out;
+  }
+
+ private:
+  const Kernels& kernels_;
+  int threads_;
+  std::unique_ptr<Dense> dense_;
+};
 
 py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa, int threads) {
   require(qkv.ndim() == 2 && qkv.shape(1) % (3 * heads) == 0, "qkv [T, 3D] does not hold this many heads.");
@@ -212,8 +224,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("isa"), arg("threads") = 1);
-  module.def("linear", &linear_alone, arg("x"), arg("weight"), arg("bias"), arg("activation") = "none", py::kw_only(),
-             arg("isa"), arg("threads") = 1);
+  py::class_<BoundLinear>(module, "Linear")
+      .def(py::init<const Floats&, const Floats&, const std::string&, int>(), arg("weight"), arg("bias"), py::kw_only(),
+           arg("isa"), arg("threads") = 1)
+      .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("threads") = 1);
   module.def("add_layer_norm", &add_layer_norm_alone, arg("x"), arg("residual"), arg("weight"), arg("bias"),

@@ -36,7 +36,7 @@ def test_an_unknown_isa_is_an_error(monkeypatch, name):
     with pytest.raises(BackendError, match=r"^DISTILFAST_ISA .* is not known; there are avx512, avx2, ref\.$"):
         cpu.chosen_isa()
     with pytest.raises(ValueError, match="is not known"):
-        _cpu.linear(*(np.ones((1, 1), np.float32),) * 2, np.ones(1, np.float32), isa=name)
+        _cpu.Linear(np.ones((1, 1), np.float32), np.ones(1, np.float32), isa=name)
 
 
 def test_wide_registers_stay_in_their_unit():

@@ -13,8 +13,12 @@ ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 257)
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
 
 
+def linear(x, weight, bias, activation, *, isa, threads=1):
+    return _cpu.Linear(weight, bias, isa=isa, threads=threads)(x, activation)
+
+
 def check(x, weight, bias, activation, isa, threads=1):
-    got = _cpu.linear(x, weight, bias, activation, isa=isa, threads=threads)
+    got = linear(x, weight, bias, activation, isa=isa, threads=threads)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)), activation)
     assert naive.error(got, truth) <= naive.allowed(naive.linear(x, weight, bias, activation), truth)
 
@@ -42,7 +46,7 @@ def test_gelu_everywhere(isa):
     """Every part of the line, the tails and the seams of the approximation; K = 1 hands x through unchanged."""
     x = np.concatenate([np.linspace(-14, 14, 20001), [-100.0, -1e30, 1e30, 0.0, -1e-30, 1e-30]]).astype(np.float32)
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
-    got = _cpu.linear(x[:, None], one, zero, "gelu", isa=isa)[:, 0]
+    got = linear(x[:, None], one, zero, "gelu", isa=isa)[:, 0]
     truth = reference.ACTIVATIONS["gelu"](x.astype(np.float64))
     # The scale is |x|: the distribution function is known to two units in the last place of 1.
     assert (np.abs(got - truth) <= 4 * naive.HALF_ULP * np.abs(x)).all()
@@ -52,7 +56,7 @@ def test_gelu_everywhere(isa):
 def test_a_nan_stays_a_nan(isa, normal):
     x = normal(9, 64)
     x[4, 7] = np.nan
-    got = _cpu.linear(x, normal(50, 64), normal(50), "gelu", isa=isa)
+    got = linear(x, normal(50, 64), normal(50), "gelu", isa=isa)
     assert np.isnan(got[4]).all()
     assert np.isfinite(np.delete(got, 4, axis=0)).all()
 
@@ -61,8 +65,8 @@ def test_a_nan_stays_a_nan(isa, normal):
 def test_bits_do_not_depend_on_rows_or_threads(isa, normal, size):
     n, k = size
     x, weight, bias = normal(300, k), normal(n, k), normal(n)
-    whole = _cpu.linear(x, weight, bias, "gelu", isa=isa)
+    whole = linear(x, weight, bias, "gelu", isa=isa)
     for threads in (2, 3, 7):
-        assert np.array_equal(whole, _cpu.linear(x, weight, bias, "gelu", isa=isa, threads=threads))
+        assert np.array_equal(whole, linear(x, weight, bias, "gelu", isa=isa, threads=threads))
     for begin, end in ((0, 1), (1, 3), (5, 22), (250, 300), (17, 290)):
-        assert np.array_equal(whole[begin:end], _cpu.linear(x[begin:end], weight, bias, "gelu", isa=isa))
+        assert np.array_equal(whole[begin:end], linear(x[begin:end], weight, bias, "gelu", isa=isa))

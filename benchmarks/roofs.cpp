@@ -1,0 +1,166 @@
+// What this machine can do at most: multiply-adds a second by unit, and bytes a second from memory of several sizes.
+// Compiled for the machine it runs on; prints one JSON object. Usage: roofs THREADS
+//
+// Peaks come from ten independent chains of one instruction, nothing else in the loop; reads from threads that each sum
+// a block of their own, so a size is that of all blocks together.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+// Runs `work` on all threads at once, three times; the shortest time of the slowest thread.
+double shortest(int threads, const std::function<void(int)>& work) {
+  double best = 1e30;
+  for (int round = 0; round < 3; ++round) {
+    const auto begin = Clock::now();
+    std::vector<std::thread> team;
+    for (int i = 0; i < threads; ++i) team.emplace_back(work, i);
+    for (std::thread& each : team) each.join();
+    best = std::min(best, seconds_since(begin));
+  }
+  return best;
+}
+
+constexpr long rounds = 10'000'000;
+
+#define TEN_CHAINS(type, zero, text, operand)                                                                  \
+  {                                                                                                            \
+    type a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero, a8 = zero,    \
+         a9 = zero;                                                                                            \
+    for (long i = 0; i < rounds; ++i)                                                                          \
+      asm volatile(text " %10,%10,%0\n" text " %10,%10,%1\n" text " %10,%10,%2\n" text " %10,%10,%3\n" text    \
+                        " %10,%10,%4\n" text " %10,%10,%5\n" text " %10,%10,%6\n" text " %10,%10,%7\n" text    \
+                        " %10,%10,%8\n" text " %10,%10,%9"                                                     \
+                   : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7), "+v"(a8), \
+                     "+v"(a9)                                                                                  \
+                   : "v"(operand));                                                                            \
+  }
+
+// Giga-operations a second (a multiply-add is two) of `lanes` multiply-adds an instruction.
+double giga(int threads, double multiply_adds, double seconds) { return threads * multiply_adds * 2 / seconds * 1e-9; }
+
+double vector_peak(int threads, double lanes, const std::function<void(int)>& work) {
+  return giga(threads, 10.0 * rounds * lanes, shortest(threads, work));
+}
+
+#if defined(__AMX_TILE__)
+struct alignas(64) TileConfig {
+  unsigned char palette = 1, start_row = 0, reserved[14] = {};
+  unsigned short bytes[16] = {};
+  unsigned char rows[16] = {};
+};
+
+bool use_tiles() {
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  if (!granted) return false;
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+  asm volatile("" ::"r"(&config) : "memory");  // gcc takes the intrinsic for a read of eight bytes
+  _tile_loadconfig(&config);
+  return true;
+}
+
+void tile_products(bool int8) {
+  use_tiles();
+  for (long i = 0; i < rounds / 10; ++i) {
+    if (int8) {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_release();
+}
+#endif
+
+std::map<std::string, double> peaks(int threads) {
+  std::map<std::string, double> found;
+#if defined(__AVX512F__)
+  found["fp32_fma"] = vector_peak(threads, 16, [](int) {
+    TEN_CHAINS(__m512, _mm512_setzero_ps(), "vfmadd231ps", _mm512_set1_ps(0.5f));
+  });
+#elif defined(__FMA__)
+  found["fp32_fma"] = vector_peak(threads, 8, [](int) {
+    TEN_CHAINS(__m256, _mm256_setzero_ps(), "vfmadd231ps", _mm256_set1_ps(0.5f));
+  });
+#endif
+#if defined(__AVX512BF16__)
+  found["bf16_dot"] = vector_peak(threads, 32, [](int) {
+    TEN_CHAINS(__m512, _mm512_setzero_ps(), "vdpbf16ps", _mm512_set1_ps(0.5f));
+  });
+#endif
+#if defined(__AVX512VNNI__)
+  found["int8_vnni"] = vector_peak(threads, 64, [](int) {
+    TEN_CHAINS(__m512i, _mm512_setzero_si512(), "vpdpbusd", _mm512_set1_epi8(1));
+  });
+#endif
+#if defined(__AMX_TILE__)
+  if (use_tiles()) {
+    _tile_release();
+    const double products = rounds / 10 * 4.0;
+    found["bf16_amx"] = giga(threads, products * 16 * 16 * 32, shortest(threads, [](int) { tile_products(false); }));
+    found["int8_amx"] = giga(threads, products * 16 * 16 * 64, shortest(threads, [](int) { tile_products(true); }));
+  }
+#endif
+  return found;
+}
+
+// Gigabytes a second that all threads read together from `bytes`, best of several passes.
+double read_speed(int threads, std::size_t bytes) {
+  const std::size_t own = bytes / threads / 4096 * 4096;
+  std::vector<char*> blocks;
+  for (int i = 0; i < threads; ++i) {
+    auto* block = static_cast<char*>(std::aligned_alloc(std::size_t{2} << 20, (own | 0x1fffff) + 1));
+    madvise(block, own, MADV_HUGEPAGE);
+    for (std::size_t at = 0; at < own; ++at) block[at] = 1;
+    blocks.push_back(block);
+  }
+  const std::size_t passes = 1 + (std::size_t{1} << 30) / bytes;
+  const double seconds = shortest(threads, [&](int i) {
+    for (std::size_t pass = 0; pass < passes; ++pass)
+      for (const char* at = blocks[i]; at < blocks[i] + own; at += 256)
+        asm volatile("" ::"x"(*reinterpret_cast<const __m128*>(at)), "x"(*reinterpret_cast<const __m128*>(at + 64)),
+                     "x"(*reinterpret_cast<const __m128*>(at + 128)), "x"(*reinterpret_cast<const __m128*>(at + 192)));
+  });
+  for (char* block : blocks) std::free(block);
+  return passes * own * threads / seconds * 1e-9;
+}
+
+void print(const char* name, const std::map<std::string, double>& values, const char* end) {
+  std::printf("\"%s\": {", name);
+  const char* comma = "";
+  for (const auto& [key, value] : values) std::printf("%s\"%s\": %.1f", comma, key.c_str(), value), comma = ", ";
+  std::printf("}%s", end);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const int threads = count > 1 ? std::atoi(words[1]) : 1;
+  std::map<std::string, double> reads;
+  for (const int mib : {1, 4, 16, 32, 64, 170, 340}) reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20);
+  std::printf("{\"threads\": %d, ", threads);
+  print("giga_operations", peaks(threads), ", ");
+  print("read_gb_by_mib", reads, "}\n");
+}

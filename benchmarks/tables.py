@@ -1,0 +1,146 @@
+"""Result rows as tables: for the terminal (rich) and for a README (Markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rows import Row
+
+Cells = list[list[str]]  # the first row is the header
+
+
+def _who(row: Row) -> str:
+    return f"{row['contestant']} {row['precision']}"
+
+
+def _order(values: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _pivot(rows: Sequence[Row], column: str, cell: Callable[[Row], str], head: str) -> Cells:
+    """A line for each contestant, a column for each value of ``column``."""
+    columns, lines = _order([row[column] for row in rows]), _order([_who(row) for row in rows])
+    cells = {(_who(row), row[column]): cell(row) for row in rows}
+    return [[head, *map(str, columns)], *([line, *(cells.get((line, c), "–") for c in columns)] for line in lines)]
+
+
+def latencies(rows: Sequence[Row]) -> Cells:
+    """Median ms by case."""
+    return _pivot(rows, "case", lambda row: f"{row['p50_ms']:.2f}", "median ms")
+
+
+def tails(rows: Sequence[Row]) -> Cells:
+    """p50 / p99 ms by case."""
+    return _pivot(rows, "case", lambda row: f"{row['p50_ms']:.1f} / {row['p99_ms']:.1f}", "p50 / p99 ms")
+
+
+def ratios(rows: Sequence[Row], precision: str = "fp32") -> Cells:
+    """Median over that of distilfast in ``precision``, with its 95 % interval, by case."""
+
+    def cell(row: Row) -> str:
+        found = row["ratio_to_distilfast"].get(precision)
+        return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" if found else "–"
+
+    others = [row for row in rows if row["contestant"] != "distilfast"]
+    return _pivot(others, "case", cell, f"times distilfast {precision} [95 %]")
+
+
+def parity(rows: Sequence[Row]) -> Cells:
+    """Relative error and verdict."""
+    lines = [[_who(row), f"{row['relative_error']:.1e}", row["verdict"]] for row in rows]
+    return [["last hidden state against float64", "relative error", "for its precision"], *lines]
+
+
+def cold_start(rows: Sequence[Row]) -> Cells:
+    """Seconds from process start to first answer."""
+    return [["process start to first answer", "s"], *([_who(row), f"{row['seconds']:.2f}"] for row in rows)]
+
+
+def memory(rows: Sequence[Row]) -> Cells:
+    """Peak, and how far the resident size went on growing after the first hundredth of the shapes."""
+    lines = []
+    for row in rows:
+        first, *_, last = row["resident_mib"]
+        lines.append([_who(row), f"{row['peak_mib']:.0f}", f"{first:.0f}", f"{last:.0f}", f"{last / first - 1:+.1%}"])
+    count = rows[0]["shapes"] if rows else 0
+    return [["resident MiB", "peak", "early", f"after {count} shapes", "growth"], *lines]
+
+
+def load(rows: Sequence[Row]) -> Cells:
+    """p50 / p99 ms by arrival rate."""
+    return _pivot(rows, "rate", lambda row: f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}", "p50 / p99 ms at requests/s")
+
+
+def roofs(rows: Sequence[Row]) -> Cells:
+    """Peaks and reading speeds of the machine."""
+    lines = []
+    for row in rows:
+        if "reason" in row:
+            lines.append([row["reason"], "–"])
+            continue
+        lines += [[f"{unit} peak, G op/s", f"{value:.0f}"] for unit, value in row["giga_operations"].items()]
+        sizes = sorted(row["read_gb_by_mib"].items(), key=lambda item: int(item[0]))
+        lines += [[f"reading {size} MiB, GB/s", f"{value:.0f}"] for size, value in sizes]
+    return [[f"roofs, {rows[0]['threads'] if rows else 0} threads", ""], *lines]
+
+
+def absent(rows: Sequence[Row]) -> Cells:
+    """Who did not take part, and why."""
+    return [["absent", "case", "reason"], *([_who(row), row.get("case", "all"), row["reason"]] for row in rows)]
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
+    ("roof", "The machine", roofs),
+    ("parity", "Right answers first", parity),
+    ("latency", "Latency of the encoder", latencies),
+    ("latency", "Against distilfast (above 1: slower than distilfast)", ratios),
+    ("text", "From strings, the tokeniser included", tails),
+    ("cold_start", "Cold start", cold_start),
+    ("memory", "Memory", memory),
+    ("neighbour", "Beside a busy process on every core", tails),
+    ("load", "Under load", load),
+    ("absent", "Absent", absent),
+)
+
+
+def sections(rows: Sequence[Row]) -> list[tuple[str, Cells]]:
+    """(title, cells) of everything that there are rows for."""
+    chosen = ((title, table, [row for row in rows if row["what"] == what]) for what, title, table in SECTIONS)
+    return [(title, table(some)) for title, table, some in chosen if some]
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """To the terminal; a table wider than it is cut into several."""
+    for title, cells in sections(rows):
+        for part in _fit(cells, console.width):
+            table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+            for i, name in enumerate(part[0]):
+                table.add_column(name, justify="right" if i else "left", no_wrap=i > 0 and len(part[0]) > 3)
+            for line in part[1:]:
+                table.add_row(*line)
+            console.print(table)
+
+
+def markdown(cells: Cells) -> str:
+    """A GitHub table."""
+    head, *lines = (["".join(c if c != "|" else "\\|" for c in cell) for cell in line] for line in cells)
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+
+
+def _fit(cells: Cells, width: int) -> list[Cells]:
+    """Columns in groups that fit the width, the first column in each."""
+    sizes = [max(len(line[i]) for line in cells) + 2 for i in range(len(cells[0]))]
+    if len(sizes) <= 3:
+        return [cells]
+    groups: list[list[int]] = [[]]
+    for i in range(1, len(sizes)):
+        if groups[-1] and sizes[0] + sum(sizes[j] for j in [*groups[-1], i]) > width:
+            groups.append([])
+        groups[-1].append(i)
+    return [[[line[j] for j in [0, *group]] for line in cells] for group in groups]
