@@ -1,0 +1,175 @@
+"""Question answering on SQuAD's JSON, versions 1.1 and 2.0: sliding windows, the best span, exact match and F1.
+
+The procedure is that of run_qa.py and utils_qa.py in transformers' examples: windows of 384 tokens that overlap by
+128, the 20 best starts with the 20 best ends, spans of at most 30 tokens; the question is cut at 64 tokens, as in
+run_squad.py of BERT. Where the data has unanswerable questions, no answer is given where the [CLS] token's score is
+above the best span's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast.engine import Engine
+from distilfast.errors import InputError
+from distilfast.evaluation import metrics
+from distilfast.evaluation.result import Scores
+from distilfast.evaluation.run import Ids, Progress, head_outputs, longest, subset
+from distilfast.tokenizer import Encoding, Tokenizer
+
+LENGTH, OVERLAP, QUESTION, BEST, ANSWER = 384, 128, 64, 20, 30
+"""Tokens of a window, in common with the next, of a question; starts and ends tried; tokens of an answer."""
+
+Span = tuple[float, int, int]
+"""Score, first and last token in the window."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a paragraph; ``answers``: what counts as right, ("",) where none is to be found in it."""
+
+    text: str
+    context: str
+    answers: tuple[str, ...]
+    answerable: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """``ids`` of [CLS] question [SEP] part of the context [SEP]; ``tokens``: how many of the context.
+
+    Token ``begin`` of the window is token ``first`` of the context.
+    """
+
+    ids: Ids
+    begin: int
+    first: int
+    tokens: int
+
+
+def evaluate(engine: Engine, path: Path, limit: int | None, progress: Progress) -> Scores:
+    """Exact match and F1 on a file in SQuAD's format. Raises InputError."""
+    everything = read(path)
+    may_be_none = any(not question.answerable for question in everything)
+    questions = subset(everything, limit)
+    predictions, windows = answer(engine, questions, progress, may_be_none=may_be_none)
+    pairs = list(zip(predictions, (question.answers for question in questions), strict=True))
+    scores = {
+        "exact_match": float(np.mean([metrics.squad_exact(*pair) for pair in pairs])),
+        "f1": float(np.mean([metrics.squad_f1(*pair) for pair in pairs])),
+    }
+    counts = {"questions": len(questions), "windows": windows}
+    return Scores(metrics.percent(scores), counts, predictions=tuple(predictions))
+
+
+def read(path: Path) -> list[Question]:
+    """The questions of a file in SQuAD's format; raises InputError for any other file, and for one without any."""
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        questions = [_question(entry, paragraph["context"]) for paragraph in paragraphs for entry in paragraph["qas"]]
+    except OSError as error:
+        raise InputError(f"{path} is not readable text: {error}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is not JSON in SQuAD's format.") from None
+    if not questions:
+        raise InputError(f"{path} holds no question.")
+    return questions
+
+
+def _question(entry: dict[str, Any], context: str) -> Question:
+    """Answers of which nothing is left when normalised do not count, as in the official script."""
+    texts = [str(answer["text"]) for answer in entry["answers"]]
+    right = tuple(text for text in texts if metrics.squad_normalized(text)) or ("",)
+    return Question(entry["question"], context, right, answerable=bool(texts))
+
+
+def answer(
+    engine: Engine, questions: Sequence[Question], progress: Progress, *, may_be_none: bool = False
+) -> tuple[list[str], int]:
+    """The answer to each question, "" for none, and how many windows it took."""
+    asked = engine.tokenizer.encode_batch([question.text for question in questions], add_special_tokens=False)
+    contexts = _encoded_once(engine.tokenizer, [question.context for question in questions])
+    cut = [
+        list(windows(engine.tokenizer, each.ids, contexts[question.context].ids, min(LENGTH, longest(engine))))
+        for each, question in zip(asked, questions, strict=True)
+    ]
+    outputs = iter(head_outputs(engine, [window.ids for each in cut for window in each], progress))
+    answers = []
+    for question, mine in zip(questions, cut, strict=True):
+        logits = [next(outputs) for _ in mine]
+        offsets = contexts[question.context].offsets
+        answers.append(_best_text(question.context, offsets, mine, logits, may_be_none))
+    return answers, sum(map(len, cut))
+
+
+def _encoded_once(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Encoding]:
+    distinct = list(dict.fromkeys(texts))
+    return dict(zip(distinct, tokenizer.encode_batch(distinct, add_special_tokens=False), strict=True))
+
+
+def windows(
+    tokenizer: Tokenizer, question: Sequence[int], context: Sequence[int], length: int = LENGTH, overlap: int = OVERLAP
+) -> Iterator[Window]:
+    """Windows of at most ``length`` tokens that together hold the context.
+
+    Two neighbours have ``overlap`` tokens of it in common, at most half of what a window holds; in a model of few
+    positions the question is cut to a third of them.
+    """
+    cls, sep = tokenizer.cls_id or 0, tokenizer.sep_id or 0
+    head = [cls, *question[: min(QUESTION, length // 3)], sep]
+    room = length - len(head) - 1
+    step = room - min(overlap, room // 2)
+    for first in range(0, max(len(context) - room, 0) + step, step):
+        part = context[first : first + room]
+        ids = Ids([*head, *part, sep], [0] * len(head) + [1] * (len(part) + 1))
+        yield Window(ids, len(head), first, len(part))
+
+
+def best_span(
+    starts: np.ndarray, ends: np.ndarray, inside: range, best: int = BEST, longest_answer: int = ANSWER
+) -> Span | None:
+    """The highest start + end logit ([L] each) of a span of tokens ``inside``, None where there is none.
+
+    Only the ``best`` starts and ends of the window are tried, and spans of at most ``longest_answer`` tokens.
+    """
+    first, last = (_highest(logits, inside, best) for logits in (starts, ends))
+    scores = starts[first][:, None] + ends[last][None, :]
+    length = last[None, :] - first[:, None]
+    scores = np.where((length >= 0) & (length < longest_answer), scores, -np.inf)
+    if not scores.size or np.isneginf(scores.max()):
+        return None
+    i, j = np.unravel_index(int(scores.argmax()), scores.shape)
+    return float(scores[i, j]), int(first[i]), int(last[j])
+
+
+def _highest(logits: np.ndarray, inside: range, best: int) -> np.ndarray:
+    """The places of the ``best`` highest of all logits, highest first, that are inside."""
+    places = np.argsort(logits)[::-1][:best]
+    return places[(places >= inside.start) & (places < inside.stop)]
+
+
+def _best_text(
+    context: str,
+    offsets: Sequence[tuple[int, int]],
+    windows: Sequence[Window],
+    logits: Sequence[np.ndarray],
+    may_be_none: bool,
+) -> str:
+    """The text of the best span of all windows; ``offsets``: the characters of each token of the context."""
+    best, text = -np.inf, ""
+    for window, rows in zip(windows, logits, strict=True):
+        span = best_span(rows[:, 0], rows[:, 1], range(window.begin, window.begin + window.tokens))
+        if span is not None and span[0] > best:
+            best = span[0]
+            first, last = (place - window.begin + window.first for place in span[1:])
+            text = context[offsets[first][0] : offsets[last][1]]
+    if may_be_none and min(float(rows[0].sum()) for rows in logits) > best:
+        return ""
+    return text
