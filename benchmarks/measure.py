@@ -84,7 +84,7 @@ def cold_start(run: Run) -> list[Row]:
     batches = workloads.Case(1, 16).batches(run.directory)
     rounds = 3 if run.quick else 7
     readings: dict[Contestant, list[float]] = {worker.contestant: [] for worker in run.workers}
-    with _bar(run, "cold start", rounds * len(readings)) as advance:
+    with _Bar(run, "cold start", rounds * len(readings)) as advance:
         for _ in range(rounds):
             for contestant, found in readings.items():
                 begin = time.perf_counter()
@@ -103,7 +103,7 @@ def memory(run: Run) -> list[Row]:
     count, every = (300, 30) if run.quick else (10_000, 100)
     shapes = [(int(b), int(t)) for b, t in zip(rng.integers(1, 5, count), rng.integers(1, 65, count), strict=True)]
     found = []
-    with _bar(run, "memory", len(run.workers)) as advance:
+    with _Bar(run, "memory", len(run.workers)) as advance:
         for worker in run.workers:
             resident = worker("memory_of_shapes", shapes, every)
             found.append(
@@ -139,7 +139,7 @@ def load(run: Run) -> list[Row]:
     batches = case.batches(run.directory)
     rates, seconds = ((20, 60), 2.0) if run.quick else ((10, 20, 40, 60, 80, 100, 120, 150, 200), 10.0)
     found = []
-    with _bar(run, "load", len(rates) * len(run.workers)) as advance:
+    with _Bar(run, "load", len(rates) * len(run.workers)) as advance:
         for rate in rates:
             for worker in run.workers:
                 worker("samples", batches, 0.0, False)
@@ -169,7 +169,7 @@ def _in_turn(run: Run, what: str, cases: Sequence[Any], question: Callable[[Any]
     """Rounds of samples of every contestant on every case; a round is a short time of each, one after the other."""
     rounds, seconds = (6, 0.25) if run.quick else (20, 0.5)
     found = []
-    with _bar(run, what, len(cases) * rounds) as advance:
+    with _Bar(run, what, len(cases) * rounds) as advance:
         for case in cases:
             readings: dict[Contestant, list[list[float]]] = {}
             failed: dict[Contestant, str] = {}
@@ -213,7 +213,7 @@ def _latency_rows(what: str, case: str, readings: dict[Contestant, list[list[flo
     return found
 
 
-class _bar:
+class _Bar:
     """A progress bar for the time of a measurement; gives a function that advances it."""
 
     def __init__(self, run: Run, name: str, total: int) -> None:

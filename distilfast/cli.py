@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from distilfast.errors import DistilfastError, InputError
+from distilfast.evaluation.command import evaluate
 
 app = typer.Typer(
     name="distilfast",
@@ -100,9 +102,20 @@ def run(
 @app.command()
 def parity(
     model: Model,
+    against: Annotated[str, typer.Option(help="What is true, in float64: reference or transformers.")] = "reference",
     text: Annotated[
-        list[str] | None, typer.Option(help="Texts to compare on; the default is a few of our own.")
+        Path | None, typer.Option(help="A file of texts, one a line, a tab in a pair; the default is a few of our own.")
     ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A file of labels, one a line, or the number of the column of --text with them.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="With --labels, the other side: reference, transformers or a precision.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many texts to trace; --labels are used in full.")] = 256,
+    invariance: Annotated[bool, typer.Option(help="Only ask whether batches and threads change a bit.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the error by layer: a .png or .svg file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one page.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
     precision: Precision = "fp32",
     backend: Backend = "auto",
@@ -110,27 +123,18 @@ def parity(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Compare every intermediate with the float64 reference; exit status 1 where the budget is not kept."""
+    """Judge every intermediate against float64; exit status 1 where a budget is not kept."""
     with _errors(as_json):
         from distilfast import tables
-        from distilfast.parity import compare
+        from distilfast.parity.command import Options, run
 
-        report = compare(
-            model,
-            texts=text or None,
-            backend=backend,
-            precision=precision,
-            task=task,
-            threads=threads,
-            revision=revision,
-        )
+        engine = {"task": task, "precision": precision, "backend": backend, "threads": threads, "revision": revision}
+        outcome = run(Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html))
         if as_json:
-            _print_json(report.to_dict())
+            _print_json(outcome.told)
         else:
-            out = tables.console()
-            out.print(tables.parity(report))
-            out.print(tables.verdict(report))
-    raise typer.Exit(0 if report.passed else 1)
+            outcome.show(tables.console())
+    raise typer.Exit(0 if outcome.passed else 1)
 
 
 @app.command()
@@ -147,6 +151,24 @@ def demo(
         if as_json:
             _print_json(shown)
     raise typer.Exit(0 if shown["parity"]["passed"] else 1)
+
+
+app.command()(evaluate)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Compare with other engines; its options are those of benchmarks/run.py, in a clone of the repository."""
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[1]
+    with _errors(as_json=False):
+        if not (root / "benchmarks" / "run.py").exists():
+            raise InputError(
+                "The benchmarks are not installed with the package; run this in a clone of the repository."
+            )
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args], cwd=root).returncode)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -78,19 +78,44 @@ def embedding(text: str, vector: Sequence[float]) -> Table:
     return table
 
 
-def parity(report: Report, *, layers_only: bool = False) -> Table:
-    """Every intermediate, or only what each layer hands to the next, beside the reference.
+# Column of a parity table: its head, and how its values are written. A report shows those that its rows hold.
+_MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "max_abs": ("max |Δ|", "{:.1e}".format),
+    "relative": ("‖Δ‖/‖t‖", "{:.1e}".format),
+    "naive": ("naive", "{:.1e}".format),
+    "budget": ("budget", "{:.1e}".format),
+    "cosine": ("1−cos", lambda cosine: f"{max(0.0, 1.0 - cosine):.0e}"),
+    "share": ("step", lambda share: f"{share:.2f}" if share < 100 else f"{share:.0e}"),
+    "ulp99": ("ulp", lambda distance: str(distance) if distance < 10_000 else f"{distance:.0e}"),
+    "passed": ("", lambda passed: "✓" if passed else "✗"),
+}
 
-    The last column is the relative error of the same model computed plainly, in numpy's float32.
+
+def parity(report: Report, *, layers_only: bool = False) -> Table:
+    """Every intermediate, or only what each layer hands to the next, beside the truth t.
+
+    ``naive`` is the relative error of the same model computed plainly; ``step`` the share of its budget that the worst
+    column of this operation alone needs; ``ulp`` what 99 % of the numbers are within.
     """
-    table = _table(None, "intermediate", "max |Δ|", "‖Δ‖ / ‖ref‖", "cosine", "plain fp32")
+    shown = {name: _MEASURES[name] for name in _MEASURES if name in report.rows[0]}
+    table = _table(None, "intermediate", *(head for head, _ in shown.values()))
+    table.padding, table.show_edge = (0, 1, 0, 0), False
     _align_right(table)
     for row in report.rows:
         inner = row["name"].startswith("layer.") and not row["name"].endswith(".output")
         if not (layers_only and inner):
-            errors = (f"{row[name]:.1e}" for name in ("max_abs", "relative"))
-            table.add_row(row["name"], *errors, f"{row['cosine']:.9f}", f"{row['naive']:.1e}")
+            style = None if row.get("passed", True) else "bold red"
+            table.add_row(row["name"], *(write(row[name]) for name, (_, write) in shown.items()), style=style)
     return table
+
+
+def answers(agreement: Mapping[str, Any]) -> Text:
+    """How well the answers agree, in a line."""
+    same, order = agreement["top1"], agreement["correlation"]
+    told = "the same best answer for " + ("-" if same is None else f"{100 * same:.2f} %")
+    told += f" of {agreement['questions']} questions ({agreement['compared']})"
+    told += f", rank correlation at least {'-' if order is None else f'{order:.6f}'}"
+    return Text(f"answers: {told}, largest difference {agreement['max_difference']:.1e}")
 
 
 def hits(query: str, found: Sequence[Mapping[str, Any]]) -> Table:
@@ -112,10 +137,18 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def verdict(report: Report) -> Text:
-    """PASS or FAIL, and what it was judged by."""
-    word, style = ("PASS", "bold green") if report.passed else ("FAIL", "bold red")
+    """PASS or FAIL, and what it was judged by; for a failure, the first wrong intermediate."""
+    wrong = next((row for row in report.rows if not row.get("passed", True)), None)
+    if wrong is not None:
+        return judgement(False, f"the first wrong intermediate is {wrong['name']}: {wrong['complaint']}")
     error = next(row["relative"] for row in report.rows if row["name"] == report.judged)
-    return Text.assemble((word, style), f": {report.judged} is off by {error:.1e}, budget {report.budget:.1e}")
+    return judgement(report.passed, f"{report.judged} is off by {error:.1e}, budget {report.budget:.1e}")
+
+
+def judgement(passed: bool, sentence: str) -> Text:
+    """PASS or FAIL, and why."""
+    word, style = ("PASS", "bold green") if passed else ("FAIL", "bold red")
+    return Text.assemble((word, style), f": {sentence}")
 
 
 def _table(title: str | None, *columns: str) -> Table:

@@ -84,3 +84,19 @@ def split(name: str, value: Any, keep: np.ndarray) -> tuple[np.ndarray, np.ndarr
     elif value.ndim < 3 and name not in ("start_logits", "end_logits"):
         where = np.ones(value.shape, bool)  # one answer for each sequence
     return value[where].ravel(), value[~where].ravel()
+
+
+def ragged(rng: np.random.Generator, task: str, length: int = 23) -> Padded:
+    """Six rows each with padding nowhere, behind, in the middle, in front, everywhere but one token, and at random."""
+    mask = np.ones((36, length), np.int64)
+    mask[6:12, 9:] = 0
+    mask[12:18, 3:7] = mask[12:18, 12] = 0
+    mask[18:24, :5] = 0
+    mask[24:30, 1:] = 0
+    mask[30:] = rng.integers(0, 2, mask[30:].shape)
+    mask[30:, 8] = 1
+    if task in FIRST_ROW_TASKS:
+        mask[:, 0] = 1  # transformers reads the first column, and computes it even where it is padding
+    ids, types = rng.integers(0, 256, mask.shape), rng.integers(0, 2, mask.shape)
+    shape = (18, 2, length) if task == "multiple-choice" else mask.shape
+    return Padded(*(array.reshape(shape) for array in (ids, mask, types)))

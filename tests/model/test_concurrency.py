@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,10 +77,11 @@ def test_threads_share_several_engines(tiny_checkpoint: Make, forced_engine: Loa
 
 def answer_in_child(engine: Engine, batches: list[PackedBatch], pipe: Connection) -> None:
     pipe.send_bytes(b"".join(bits(engine, batch) for batch in batches))
+    pipe.send(len(os.listdir("/proc/self/task")))
 
 
 def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
-    """What ``engine`` answers in a forked child."""
+    """What ``engine`` answers in a forked child, which must have started the engine's threads again."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=answer_in_child, args=(engine, batches, sender))
@@ -86,6 +90,7 @@ def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
     try:
         assert receiver.poll(PATIENCE), "the child hangs"
         answer = receiver.recv_bytes()
+        assert receiver.recv() == engine.info()["threads"]
         child.join(PATIENCE)
         assert child.exitcode == 0
         return answer
@@ -95,8 +100,10 @@ def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
         receiver.close()
 
 
-# Python 3.12 warns of every fork in a process with threads; this is what is tested here.
-forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def forks(test: Any) -> Any:
+    """Python 3.12 warns of every fork in a process with threads, which is what is tested here."""
+    test = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(test)
+    return pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and counts threads in /proc")(test)
 
 
 @forks

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison import FIRST_ROW_TASKS, Padded, split, transformers_model, transformers_outputs
+from comparison import Padded, ragged, split, transformers_model, transformers_outputs
 
 from distilfast import Engine, PackedBatch, reference
 from distilfast.config import ModelConfig
@@ -21,21 +21,6 @@ Make = Callable[..., Path]
 BUDGET = 1e-10  # stated by the project: float64 against float64
 MODEL_TYPES = ("distilbert", "bert")
 WIDTHS = {"distilbert": ("dim", "n_heads"), "bert": ("hidden_size", "num_attention_heads")}
-
-
-def ragged(rng: np.random.Generator, task: str, length: int = 23) -> Padded:
-    """Rows with padding behind, in front, in the middle, everywhere but one token, and with none at all."""
-    mask = np.ones((6, length), np.int64)
-    mask[1, 9:] = 0
-    mask[2, 3:7] = mask[2, 12] = 0
-    mask[3, :5] = 0
-    mask[4, 1:] = 0
-    mask[5] = rng.integers(0, 2, length)
-    if task in FIRST_ROW_TASKS:
-        mask[:, 0] = 1  # transformers reads the first column, and computes it even where it is padding
-    ids, types = rng.integers(0, 256, mask.shape), rng.integers(0, 2, mask.shape)
-    shape = (3, 2, length) if task == "multiple-choice" else mask.shape
-    return Padded(*(array.reshape(shape) for array in (ids, mask, types)))
 
 
 def both(directory: Path, task: str, batch: Padded) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,116 @@
+"""`distilfast parity`: what to do, and what to say; ``cli.py`` has the arguments, ``tables.py`` the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distilfast import parity, tables
+from distilfast.errors import InputError
+from distilfast.parity.texts import read_labels, read_texts
+from distilfast.tokenizer import Text
+
+TRACED = 256
+"""Texts of a file that are traced unless the caller says otherwise; the labels of all are used."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of the command; ``engine`` holds those of ``Engine.from_pretrained``."""
+
+    model: str
+    engine: dict[str, Any]
+    against: str = "reference"
+    text: Path | None = None
+    labels: str | None = None
+    baseline: str | None = None
+    limit: int = TRACED
+    invariance: bool = False
+    plot: Path | None = None
+    html: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``told`` is for JSON; ``show`` prints for a reader; ``passed`` decides the exit status."""
+
+    passed: bool
+    told: dict[str, Any]
+    show: Callable[[Console], None]
+
+
+def run(options: Options) -> Outcome:
+    """One of the two modes; raises a DistilfastError for whatever cannot be done, before the long work if it can."""
+    _check(options)
+    column = int(options.labels) if options.labels and options.labels.isdigit() else None
+    texts, labels = read_texts(options.text, column) if options.text else (None, None)
+    if options.labels and column is None:
+        labels = read_labels(Path(options.labels), len(texts or ()))
+    return _invariance(options, texts) if options.invariance else _compare(options, texts, labels)
+
+
+def _check(options: Options) -> None:
+    if options.invariance and (options.labels or options.plot or options.html or options.against != "reference"):
+        raise InputError("--invariance compares the engine with itself; it goes without --against, --labels, "
+                         "--plot and --html.")  # fmt: skip
+    if options.labels and not options.text:
+        raise InputError("--labels belong to texts; name their file with --text.")
+    if options.baseline and not options.labels:
+        raise InputError("--baseline is the other side of a task metric; it needs --labels.")
+    if options.limit < 1:
+        raise InputError(f"--limit is {options.limit}; a positive integer is needed.")
+    if options.plot:
+        from distilfast.parity import chart
+
+        chart.check(options.plot)
+    if options.html:
+        from distilfast.parity import page
+
+        page.check()
+
+
+def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
+    with tables.console(stderr=True).status("comparing bits …"):
+        found = parity.check_invariance(options.model, texts=texts, **options.engine)
+    return Outcome(found.passed, found.to_dict(), lambda out: out.print(tables.judgement(found.passed, found.sentence)))
+
+
+def _compare(options: Options, texts: Sequence[Text] | None, labels: Sequence[str] | None) -> Outcome:
+    with tables.console(stderr=True).status("computing every intermediate twice over …"):
+        traced = None if texts is None else texts[: options.limit]
+        report = parity.compare(options.model, texts=traced, against=options.against, **options.engine)
+        quality = None
+        if texts is not None and labels is not None:
+            quality = parity.gate(
+                options.model, texts, labels, baseline=options.baseline or _baseline(options), **options.engine
+            )
+    if options.plot:
+        from distilfast.parity import chart
+
+        chart.save(report, options.plot)
+    if options.html:
+        from distilfast.parity import page
+
+        page.save(options.html, report, quality, None if texts is None else len(texts))
+
+    def show(out: Console) -> None:
+        out.print(tables.parity(report))
+        out.print(tables.verdict(report))
+        if "agreement" in told:
+            out.print(tables.answers(told["agreement"]))
+        if quality is not None:
+            out.print(tables.judgement(quality.passed, quality.sentence))
+
+    told = report.to_dict()
+    if quality is not None:
+        told = told | {"quality": quality.to_dict()}
+    return Outcome(report.passed and (quality is None or quality.passed), told, show)
+
+
+def _baseline(options: Options) -> str | None:
+    """What an fp32 engine is held against where nothing is named: the same as its intermediates."""
+    return options.against if options.engine.get("precision") == "fp32" else None

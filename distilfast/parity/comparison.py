@@ -1,0 +1,221 @@
+"""The comparison itself: texts through an engine, and every intermediate of it against the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.config import ModelConfig
+from distilfast.engine import Engine
+from distilfast.errors import BackendError, InputError
+from distilfast.parity.budgets import Budget, budget_for
+from distilfast.parity.heads import Agreement, Answers
+from distilfast.parity.measure import Row, Tally, shaped
+from distilfast.parity.sides import ReferenceSide, Side, TransformersSide, in_float64, plain_arithmetic
+from distilfast.parity.steps import Tensors, apply, narrowed, steps
+from distilfast.parity.texts import enough
+from distilfast.tokenizer import Encoding, Text
+from distilfast.weights import Weights, load_weights, resolve
+
+AGAINST = ("reference", "transformers")
+
+BATCH_TOKENS = 256
+"""Texts are traced together up to so many tokens: a trace holds everything, five times over."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of one comparison; ``judged`` is the last hidden state, whose ``budget`` the project states.
+
+    ``yardstick`` says whose naive forward the budgets are derived from; ``texts`` were compared, the first ``given``
+    of them the caller's own.
+    """
+
+    model: str
+    task: str
+    detail: str
+    precision: str
+    against: str
+    yardstick: str
+    derivation: str
+    texts: int
+    given: int
+    tokens: int
+    judged: str
+    rows_: tuple[Row, ...]
+    agreement: Agreement
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """As dicts, in the order of computation."""
+        return [row.to_dict() for row in self.rows_]
+
+    @property
+    def budget(self) -> float:
+        """Of ``judged``."""
+        return next(row.budget for row in self.rows_ if row.name == self.judged)
+
+    @property
+    def passed(self) -> bool:
+        """Is every intermediate within its budget?"""
+        return self.first_wrong is None
+
+    @property
+    def first_wrong(self) -> str | None:
+        """The first intermediate, in the order of computation, that is not within its budget."""
+        return next((row.name for row in self.rows_ if not row.passed), None)
+
+    @property
+    def sentence(self) -> str:
+        """What the verdict rests on; for a failure, which intermediate is the first wrong one, and why."""
+        judged = next(row for row in self.rows_ if row.name == self.judged)
+        if self.passed:
+            return (
+                f"all {len(self.rows_)} intermediates keep their budgets; {self.judged} is off by "
+                f"{judged.relative:.1e}, budget {judged.budget:.1e}"
+            )
+        wrong = next(row for row in self.rows_ if not row.passed)
+        return f"the first wrong intermediate is {wrong.name}: {wrong.complaint}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, where a number that is none is None."""
+        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("rows_", "agreement")}
+        told |= {name: getattr(self, name) for name in ("budget", "passed", "first_wrong", "rows")}
+        plain: dict[str, Any] = finite(told | {"agreement": asdict(self.agreement)})
+        return plain
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every float that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare(
+    model: str | Path,
+    *,
+    texts: Sequence[Text] | None = None,
+    against: str = "reference",
+    backend: str = "auto",
+    precision: str = "fp32",
+    task: str | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+) -> Report:
+    """Run ``texts`` (ours for None) through a backend, and hold every intermediate against the truth.
+
+    Raises the errors of ``Engine.from_pretrained``, BackendError where transformers cannot be had, and InputError for
+    an ``against`` that is not there.
+    """
+    if against not in AGAINST:
+        raise InputError(f"against {against!r} is not known; there are {', '.join(AGAINST)}.")
+    directory = resolve(model, revision=revision)
+    config = ModelConfig.from_file(directory / "config.json")
+    weights, head = load_weights(directory, config, task or config.task)
+    engine = Engine(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+    budget = budget_for(precision)
+    exact = in_float64(weights)
+    plain = ReferenceSide(weights, exact, head, precision, budget)
+    side = plain if against == "reference" else TransformersSide(directory, plain, precision, budget)
+    chosen = enough(texts)
+    comparison = _Comparison(engine, weights, exact, side, budget)
+    comparison.run(chosen.texts)
+    return Report(
+        model=str(model),
+        task=engine.task,
+        detail=str(engine.info()["detail"]),
+        precision=precision,
+        against=against,
+        yardstick=side.yardstick,
+        derivation=budget.derivation,
+        texts=len(chosen.texts),
+        given=chosen.given,
+        tokens=comparison.tokens,
+        judged=comparison.last_hidden,
+        rows_=comparison.rows(),
+        agreement=comparison.answers.agreement(),
+    )
+
+
+class _Comparison:
+    """Adds up, batch by batch, what the rows need."""
+
+    def __init__(self, engine: Engine, weights: Weights, exact: Tensors, side: Side, budget: Budget) -> None:
+        self._engine, self._exact, self._side, self._budget = engine, exact, side, budget
+        self._arithmetic = plain_arithmetic(engine.precision, budget)
+        self._plain = narrowed(weights.tensors, self._arithmetic) if self._arithmetic else weights.tensors
+        self._tallies: dict[str, Tally] = {}
+        self.tokens = 0
+        self.last_hidden = f"layer.{engine.config.num_layers - 1}.output"
+        linears = engine.head.linears
+        last_head = f"head.{len(linears) - 1}" if linears else None
+        self.answers = Answers(engine.task, engine.config.num_labels, self.last_hidden, last_head)
+
+    def run(self, texts: Sequence[Text]) -> None:
+        config = self._engine.config
+        encodings = self._engine.tokenizer.encode_batch(texts, truncation=True, max_length=config.max_positions)
+        for first, batch in batches(encodings, config):
+            self._add(first, batch)
+
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(
+            tally.row(self._budget, hidden=name == "embed" or name.endswith(".output"), last=name == self.last_hidden)
+            for name, tally in self._tallies.items()
+        )
+
+    def _add(self, first: int, batch: PackedBatch) -> None:
+        got: Trace = {}
+        self._engine.forward(batch, trace=got)
+        truth, naive = self._side.truth(batch), self._side.naive(batch)
+        heads = self._engine.config.num_heads
+        made = steps(batch, self._engine.config, self._engine.head)
+        missing = [step.name for step in made if step.name not in got]
+        if missing:
+            raise BackendError(f"The backend leaves {', '.join(missing)} out of its trace, which cannot be judged.")
+        for step in made:
+            tally = self._tallies.setdefault(step.name, Tally(step.name, self._engine.config))
+            tally.add(*(shaped(step.name, trace[step.name], batch, heads) for trace in (got, truth, naive)))
+            inputs = [got[name] for name in step.inputs]
+            exact = apply(step, self._exact, [x.astype(np.float64) for x in inputs])
+            plain = apply(step, self._plain, [x.astype(np.float32) for x in inputs], self._arithmetic)
+            ours, exact, plain = (shaped(step.name, array, batch, heads) for array in (got[step.name], exact, plain))
+            tally.add_step(ours, exact, plain, _places(first, batch, len(ours)))
+        self.answers.add(got, truth, batch)
+        self.tokens += batch.num_tokens
+
+
+def batches(encodings: Sequence[Encoding], config: ModelConfig) -> Iterator[tuple[int, PackedBatch]]:
+    """Groups of at most BATCH_TOKENS tokens, or of one text: (its first text's number, the packed batch)."""
+    begin = 0
+    while begin < len(encodings):
+        end, tokens = begin + 1, len(encodings[begin].ids)
+        while end < len(encodings) and tokens + len(encodings[end].ids) <= BATCH_TOKENS:
+            tokens += len(encodings[end].ids)
+            end += 1
+        yield begin, packed(encodings[begin:end], config)
+        begin = end
+
+
+def packed(encodings: Sequence[Encoding], config: ModelConfig) -> PackedBatch:
+    """One batch, with token types where the model has them."""
+    types = [encoding.type_ids for encoding in encodings] if config.token_types else None
+    return PackedBatch.from_sequences([encoding.ids for encoding in encodings], types)
+
+
+def _places(first: int, batch: PackedBatch, rows: int) -> list[tuple[int, int]]:
+    """Of each of ``rows`` rows, one for each token or one for each text: (text, token)."""
+    if rows == batch.num_sequences != batch.num_tokens:
+        return [(first + b, 0) for b in range(rows)]
+    texts = np.repeat(np.arange(batch.num_sequences), np.diff(batch.cu_seqlens))
+    tokens = np.arange(batch.num_tokens) - batch.cu_seqlens[:-1][texts]
+    return [(first + int(text), int(token)) for text, token in zip(texts, tokens, strict=True)]

@@ -1,0 +1,155 @@
+"""The quality gate: what a precision costs on the caller's own labelled texts, in points of 100."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast.batch import PackedBatch
+from distilfast.config import ModelConfig
+from distilfast.engine import Engine
+from distilfast.errors import InputError
+from distilfast.parity.budgets import QUALITY_POINTS
+from distilfast.parity.comparison import batches, finite
+from distilfast.parity.metrics import Metric, metric_for
+from distilfast.parity.sides import TransformersModel, load_transformers
+from distilfast.tokenizer import Encoding, Text
+from distilfast.weights import Weights, load_weights, resolve
+
+Forward = Callable[[PackedBatch], tuple[np.ndarray, np.ndarray | None]]
+"""The last hidden state [T, D] and the head's answer, as ``Engine.forward`` gives them."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Points of 100 of the engine and of the other side, over ``count`` labels.
+
+    Of the answers ``changed`` differ, ``lost`` were right there and are wrong here, ``won`` the other way round.
+    """
+
+    task: str
+    metric: str
+    count: int
+    engine: str
+    baseline: str
+    engine_points: float
+    baseline_points: float
+    changed: int
+    lost: int
+    won: int
+    budget: float = QUALITY_POINTS
+
+    @property
+    def cost(self) -> float:
+        """Points that the engine loses against the other side; negative where it wins some."""
+        return self.baseline_points - self.engine_points
+
+    @property
+    def passed(self) -> bool:
+        """Does it cost no more than the budget? A NaN does."""
+        return self.cost <= self.budget
+
+    @property
+    def sentence(self) -> str:
+        """Told in one sentence."""
+        costs = f"wins {-self.cost:.2f}" if self.cost < 0 else f"costs {self.cost:.2f}"
+        return (
+            f"{self.engine} {costs} points of {self.metric} on your data: {self.engine_points:.2f}, and "
+            f"{self.baseline_points:.2f} with {self.baseline} ({self.count} labels, {self.changed} answers changed, "
+            f"{self.lost} lost, {self.won} won); budget {self.budget:.2f}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        told: dict[str, Any] = finite(
+            asdict(self) | {"cost": self.cost, "passed": self.passed, "sentence": self.sentence}
+        )
+        return told
+
+
+def gate(
+    model: str | Path,
+    texts: Sequence[Text],
+    labels: Sequence[str],
+    *,
+    baseline: str | None = None,
+    backend: str = "auto",
+    precision: str = "fp32",
+    task: str | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+) -> Quality:
+    """A task metric (see ``metrics``) of the engine and of ``baseline``, on the same labelled texts.
+
+    ``baseline``: "reference" (float64), "transformers" (float32), or a precision of the same backend; None is "fp32",
+    and for an fp32 engine "reference". Raises the errors of ``Engine.from_pretrained``, and InputError for labels that
+    do not fit and for a task that has no metric.
+    """
+    if not texts or len(texts) != len(labels):
+        raise InputError(f"There are {len(labels)} labels for {len(texts)} texts.")
+    baseline = baseline or ("reference" if precision == "fp32" else "fp32")
+    directory = resolve(model, revision=revision)
+    config = ModelConfig.from_file(directory / "config.json")
+    weights, head = load_weights(directory, config, task or config.task)
+    engine = Engine(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+    encodings = engine.tokenizer.encode_batch(texts, truncation=True, max_length=config.max_positions)
+    metric = metric_for(engine, texts, encodings, labels)
+    other = _baseline(baseline, weights, engine, backend, threads)
+    sides = (_hidden_and_head(engine), other)
+    ours, theirs = (metric.finish(_said(forward, metric, encodings, config)) for forward in sides)
+    right, was_right = metric.right(ours), metric.right(theirs)
+    return Quality(
+        task=engine.task,
+        metric=metric.name,
+        count=len(metric.gold),
+        engine=f"{engine.precision} on {backend}" if backend != "auto" else engine.precision,
+        baseline=baseline,
+        engine_points=metric.points(ours),
+        baseline_points=metric.points(theirs),
+        changed=int((ours != theirs).sum()) if len(right) else 0,
+        lost=int((was_right & ~right).sum()),
+        won=int((right & ~was_right).sum()),
+    )
+
+
+def _baseline(name: str, weights: Weights, engine: Engine, backend: str, threads: int | None) -> Forward:
+    assert engine.directory is not None
+    if name == "transformers":
+        return _traced(
+            TransformersModel(load_transformers(engine.directory, engine.task), weights, engine.head), engine
+        )
+    if name == "reference":
+        backend, name = "reference", "fp64"
+    return _hidden_and_head(Engine(weights, engine.head, precision=name, backend=backend, threads=threads))
+
+
+def _hidden_and_head(engine: Engine) -> Forward:
+    def forward(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray | None]:
+        hidden, output = engine.forward(batch, hidden=True)
+        assert hidden is not None
+        return hidden, output
+
+    return forward
+
+
+def _traced(model: TransformersModel, engine: Engine) -> Forward:
+    last_hidden, linears = f"layer.{engine.config.num_layers - 1}.output", len(engine.head.linears)
+
+    def forward(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray | None]:
+        trace = model(batch)
+        return trace[last_hidden], trace[f"head.{linears - 1}"] if linears else None
+
+    return forward
+
+
+def _said(forward: Forward, metric: Metric, encodings: Sequence[Encoding], config: ModelConfig) -> np.ndarray:
+    return np.concatenate(
+        [
+            metric.read(range(first, first + batch.num_sequences), batch, *forward(batch))
+            for first, batch in batches(encodings, config)
+        ]
+    )

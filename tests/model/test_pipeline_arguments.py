@@ -1,0 +1,179 @@
+"""Every argument of the pipelines and every kind of input, on small models, as ``transformers.pipeline`` has them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipeline_pairs import TOLERANCE, Both, both
+
+import distilfast
+
+Make = Callable[..., Path]
+
+LONG = {"max_position_embeddings": 512}  # the small tokenizer has one token for each character
+MODEL_TYPES = ("distilbert", "bert")
+
+
+@pytest.fixture(scope="module")
+def fill_mask(tiny_checkpoint: Make) -> Both:
+    return both("fill-mask", tiny_checkpoint("distilbert", "fill-mask", config=LONG))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 9}, {"top_k": None}])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "Paris is [MASK].",
+        "[MASK] is [MASK], [MASK]!",
+        ["Paris is [MASK]."],
+        ["[MASK][MASK]"],
+        ["Paris is [MASK].", "[MASK] and [MASK]", "a [MASK]"],
+    ],
+)
+def test_fill_mask(fill_mask: Both, inputs: Any, options: dict[str, Any]) -> None:
+    """One mask and several, a text, a list, and a list of one, which answers like the text alone."""
+    fill_mask.check(inputs, **options)
+
+
+@pytest.mark.parametrize("text", ["Paris is [MASK].", "[MASK] or [MASK]"])
+@pytest.mark.parametrize(
+    ("targets", "outside"),
+    [
+        ("a", 0),
+        (["a", "b", "##c", "[SEP]"], 0),
+        (["b", "a", "b"], 0),
+        ("word", 1),
+        (["word", "a", "more"], 2),
+        (["", "a"], 1),
+    ],
+)
+def test_fill_mask_targets(fill_mask: Both, text: str, targets: Any, outside: int) -> None:
+    """A word outside the vocabulary stands for its first piece, and one warning says so."""
+    for options in ({}, {"top_k": 1}, {"top_k": 2}):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            fill_mask.check(text, targets=targets, **options)
+        assert len([each for each in seen if "The target" in str(each.message)]) == outside
+
+
+def test_fill_mask_truncation(fill_mask: Both) -> None:
+    fill_mask.check("a [MASK] in a long text", tokenizer_kwargs={"truncation": True, "max_length": 9})
+
+
+def test_fill_mask_bert(tiny_checkpoint: Make) -> None:
+    pipes = both("fill-mask", tiny_checkpoint("bert", "fill-mask", config=LONG))
+    pipes.check(["Paris is [MASK].", "[MASK] and [MASK]", "a [MASK]"])
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def classifier(request: pytest.FixtureRequest, tiny_checkpoint: Make) -> Both:
+    names = {"0": "sad", "1": "glad", "2": "mad", "3": "Ärger"}
+    config = LONG | {"id2label": names}
+    return both("text-classification", tiny_checkpoint(request.param, "text-classification", config=config))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": None},
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 9},
+        {"function_to_apply": "sigmoid"},
+        {"function_to_apply": "softmax", "top_k": 2},
+        {"function_to_apply": "none", "top_k": None},
+        {"function_to_apply": "NONE"},
+        {"truncation": True, "max_length": 6},
+    ],
+)
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "What a film.",
+        ["What a film."],
+        ["What a film.", "No.", "[UNK] and 12"],
+        {"text": "What a film."},
+        {"text": "What a film.", "text_pair": "Which one?"},
+        [{"text": "What a film.", "text_pair": "Which one?"}, {"text": "b", "text_pair": "a"}],
+    ],
+)
+def test_text_classification(classifier: Both, inputs: Any, options: dict[str, Any]) -> None:
+    """A text, a list, a list of one, a pair as a dict: the four nest their answers differently."""
+    classifier.check(inputs, **options)
+
+
+HEADS = {
+    "single label": {"id2label": {"0": "only"}},
+    "regression": {"id2label": {"0": "score"}, "problem_type": "regression"},
+    "two regressions": {"problem_type": "regression"},
+    "several labels at once": {"problem_type": "multi_label_classification"},
+    "one of several": {"problem_type": "single_label_classification"},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_function_follows_from_the_config(tiny_checkpoint: Make, head: str) -> None:
+    """Sigmoid, nothing or softmax, by number of labels and ``problem_type``; what is asked for goes first."""
+    pipes = both("text-classification", tiny_checkpoint("distilbert", "text-classification", config=LONG | HEADS[head]))
+    for options in ({}, {"top_k": None}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
+        pipes.check(["What a film.", "No."], **options)
+
+
+@pytest.mark.parametrize("inputs", ["What a film.", ["What a film.", "No."], {"text": "a", "text_pair": "b"}])
+@pytest.mark.parametrize("defaults", [{"top_k": None}, {"top_k": 2}, {"function_to_apply": "none"}])
+def test_arguments_given_once_for_all_calls(tiny_checkpoint: Make, inputs: Any, defaults: dict[str, Any]) -> None:
+    pipes = both("text-classification", tiny_checkpoint("distilbert", "text-classification", config=LONG), **defaults)
+    pipes.check(inputs)
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def extractor(request: pytest.FixtureRequest, tiny_checkpoint: Make) -> Both:
+    return both("feature-extraction", tiny_checkpoint(request.param, "feature-extraction", config=LONG))
+
+
+@pytest.mark.parametrize("inputs", ["What a film.", ["What a film."], ["What a film.", "No."]])
+@pytest.mark.parametrize(
+    "options", [{}, {"truncation": True}, {"tokenize_kwargs": {"truncation": True, "max_length": 6}}]
+)
+def test_feature_extraction(extractor: Both, inputs: Any, options: dict[str, Any]) -> None:
+    extractor.check(inputs, **options)
+
+
+def test_feature_extraction_as_arrays(extractor: Both) -> None:
+    got, want = (pipe(["What a film.", "No."], return_tensors=True) for pipe in extractor)
+    for states, wanted in zip(got, want, strict=True):
+        assert states.dtype == np.float32 and states.shape == tuple(wanted.shape)
+        np.testing.assert_allclose(states, wanted.numpy(), rtol=0, atol=TOLERANCE)
+
+
+POOLINGS = {"cls": lambda rows: rows[0], "mean": lambda rows: rows.mean(0), "max": lambda rows: rows.max(0)}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_embed_pools_the_features(extractor: Both, pooling: str, normalize: bool) -> None:
+    texts = ["What a film.", "No.", "c" * 40]
+    vectors = extractor.ours.embed(texts, pooling=pooling, normalize=normalize)
+    for vector, text in zip(vectors, texts, strict=True):
+        want = POOLINGS[pooling](np.array(extractor.reference(text)[0]))
+        want = want / np.linalg.norm(want) if normalize else want
+        np.testing.assert_allclose(vector, want, rtol=0, atol=TOLERANCE)
+        np.testing.assert_array_equal(extractor.ours.embed(text, pooling=pooling, normalize=normalize), [vector])
+
+
+def test_sentiment_analysis_is_text_classification(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("distilbert", "text-classification")
+    assert distilfast.pipeline("sentiment-analysis", directory).task == "text-classification"
+
+
+def test_a_list_longer_than_one_forward(tiny_checkpoint: Make) -> None:
+    """Texts go through the engine in groups; the order of the answers is that of the texts."""
+    pipe = distilfast.pipeline("text-classification", tiny_checkpoint("distilbert", "text-classification"))
+    texts = [f"number {i}" for i in range(150)]
+    assert pipe(texts) == [pipe(text)[0] for text in texts]

@@ -1,0 +1,188 @@
+"""``engine(...)``: what goes in as a list, numpy or torch; what comes out; what ``info`` says. Numbers: tests/model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distilfast import Engine, InputError, Outputs, PackedBatch
+from distilfast.backends import cpu
+from distilfast.heads import TASKS
+
+Make = Callable[..., Path]
+
+IDS = [[2, 7, 8, 9, 3], [2, 200, 3, 0, 0]]
+MASK = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+TYPES = [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
+EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Make) -> Engine:
+    """BERT, which reads all three arguments."""
+    return Engine.from_pretrained(tiny_checkpoint("bert", "feature-extraction"))
+
+
+def bits(outputs: Outputs) -> dict[str, Any]:
+    """Each field's bytes, to be compared."""
+    return {
+        name: [np.asarray(each).tobytes() for each in (value if isinstance(value, tuple) else [value])]
+        for name, value in outputs.to_dict().items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_any_integers(engine: Engine, dtype: str) -> None:
+    arguments = [np.array(values, dtype) for values in (np.array(IDS) % 100, MASK, TYPES)]
+    wanted = engine(*(array.tolist() for array in arguments))
+    assert bits(engine(*arguments)) == bits(wanted)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64"])
+def test_torch_in_and_torch_out(engine: Engine, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    ids, mask, types = (torch.tensor(values).to(getattr(torch, dtype)) for values in (IDS, MASK, TYPES))
+    outputs = engine(ids, mask, types, **EVERYTHING)
+    assert all(isinstance(each, torch.Tensor) for each in (outputs.last_hidden_state, *outputs.attentions))
+    assert outputs.last_hidden_state.dtype == torch.float32
+    assert isinstance(outputs.hidden_states, tuple)
+    assert bits(outputs) == bits(engine(ids.numpy(), mask.numpy(), types.numpy(), **EVERYTHING))
+
+
+def test_numpy_out_where_only_the_mask_is_torch(engine: Engine) -> None:
+    torch = pytest.importorskip("torch")
+    assert isinstance(engine(IDS, torch.tensor(MASK)).last_hidden_state, np.ndarray)
+
+
+def test_a_tensor_that_requires_nothing_of_its_caller(engine: Engine) -> None:
+    """Transposed and sliced tensors and arrays, read-only ones too."""
+    torch = pytest.importorskip("torch")
+    wanted = bits(engine(IDS))
+    assert bits(engine(torch.tensor(IDS).T.contiguous().T)) == wanted
+    array = np.repeat(np.array(IDS), 2, axis=1)[:, ::2]
+    array.flags.writeable = False
+    assert bits(engine(array)) == wanted
+    assert bits(engine(np.asfortranarray(IDS))) == wanted
+    assert bits(engine(np.array(IDS, ">i4"))) == wanted
+    assert bits(engine([np.array(row) for row in IDS])) == wanted
+    assert bits(engine(tuple(map(tuple, IDS)))) == wanted
+
+
+def test_a_mask_of_truth_values(engine: Engine) -> None:
+    wanted = bits(engine(IDS, MASK))
+    assert bits(engine(IDS, np.array(MASK, bool))) == wanted
+    assert bits(engine(IDS, [[bool(value) for value in row] for row in MASK])) == wanted
+
+
+def test_the_arguments_are_left_alone(engine: Engine) -> None:
+    arrays = [np.array(values) for values in (IDS, MASK, TYPES)]
+    engine(*arrays, **EVERYTHING)
+    for array, values in zip(arrays, (IDS, MASK, TYPES), strict=True):
+        assert array.tolist() == values
+
+
+def test_results_belong_to_the_caller(engine: Engine) -> None:
+    """No answer is a view of memory that the next one uses."""
+    first = engine(IDS, MASK, TYPES, **EVERYTHING)
+    before = bits(first)
+    engine([[9, 9, 9, 9, 9]] * 4, **EVERYTHING)
+    assert bits(first) == before
+    first.last_hidden_state[:] = 0
+    assert bits(engine(IDS, MASK, TYPES, **EVERYTHING)) == before
+
+
+def test_distilbert_reads_no_token_types(tiny_checkpoint: Make) -> None:
+    """Its tokenizers give none, but a caller with one code for both families may."""
+    engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
+    assert bits(engine(IDS, MASK, np.array(TYPES) + 5)) == bits(engine(IDS, MASK))
+
+
+FIELDS = {
+    "feature-extraction": {"last_hidden_state": (2, 5, 32), "pooler_output": (2, 32)},
+    "fill-mask": {"logits": (2, 5, 256)},
+    "text-classification": {"logits": (2, 2)},
+    "token-classification": {"logits": (2, 5, 9)},
+    "question-answering": {"start_logits": (2, 5), "end_logits": (2, 5)},
+    "multiple-choice": {"logits": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fields_and_shapes(tiny_checkpoint: Make, task: str) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", task))
+    assert engine.task == task
+    nest = [IDS] if task == "multiple-choice" else IDS
+    outputs = engine(nest, **EVERYTHING)
+    assert {name: value.shape for name, value in engine(nest).to_dict().items()} == FIELDS[task]
+    assert [state.shape for state in outputs.hidden_states] == [(2, 5, 32)] * 3
+    assert [layer.shape for layer in outputs.attentions] == [(2, 4, 5, 5)] * 2
+    for name in FIELDS[task]:
+        assert outputs[name].flags.c_contiguous and outputs[name].dtype == np.float32
+    assert outputs.logits is None or "logits" in FIELDS[task]
+
+
+def test_a_field_that_is_not_there(engine: Engine) -> None:
+    outputs = engine(IDS)
+    assert outputs.logits is None
+    with pytest.raises(KeyError):
+        outputs["logits"]
+
+
+def test_results_travel_by_dlpack(engine: Engine) -> None:
+    torch = pytest.importorskip("torch")
+    states = engine(IDS).last_hidden_state
+    assert torch.from_dlpack(states).numpy().tobytes() == states.tobytes()
+
+
+def test_a_packed_batch_and_the_rows_that_are_read(tiny_checkpoint: Make) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", "text-classification"))
+    batch = PackedBatch.from_sequences([[2, 7, 3], [2, 8]])
+    hidden, logits = engine.forward(batch)
+    assert hidden is None and logits.shape == (2, 2)
+    hidden, logits = engine.forward(batch, rows=np.array([1, 2, 4], np.int32), hidden=True)
+    assert hidden.shape == (5, 32) and logits.shape == (3, 2)
+
+
+def test_info_is_plain_and_complete(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("distilbert", "question-answering")
+    info = json.loads(json.dumps(Engine.from_pretrained(directory, threads=2).info()))
+    assert (info["backend"], info["precision"], info["threads"]) == ("cpu", "fp32", 2)
+    assert info["isa"] == cpu.chosen_isa()[0] and info["isa"] in info["detail"]
+    assert info["packed_bytes"] > 0 and info["backend_why"] and info["isa_why"]
+    wanted = {"task": "question-answering", "layers": 2, "width": 32, "heads": 4, "vocabulary": 256, "positions": 64}
+    assert wanted.items() <= info["model"].items()
+
+
+def test_threads_from_the_environment(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument goes before DISTILFAST_THREADS, which goes before the number of cores."""
+    directory = tiny_checkpoint("distilbert", "feature-extraction")
+    monkeypatch.setenv("DISTILFAST_THREADS", "3")
+    assert Engine.from_pretrained(directory).info()["threads"] == 3
+    assert Engine.from_pretrained(directory, threads=1).info()["threads"] == 1
+    monkeypatch.setenv("DISTILFAST_THREADS", "")
+    assert Engine.from_pretrained(directory).info()["threads"] == cpu.available_cores()
+
+
+def test_backend_and_isa_from_the_environment(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tiny_checkpoint("distilbert", "feature-extraction")
+    monkeypatch.setenv("DISTILFAST_BACKEND", "reference")
+    info = Engine.from_pretrained(directory, precision="fp64").info()
+    assert info["backend"] == "reference" and "DISTILFAST_BACKEND" in info["backend_why"]
+    monkeypatch.setenv("DISTILFAST_ISA", "ref")
+    info = Engine.from_pretrained(directory, backend="cpu").info()
+    assert (info["backend"], info["isa"]) == ("cpu", "ref") and "DISTILFAST_ISA" in info["isa_why"]
+
+
+def test_bare_weights_have_no_tokenizer(engine: Engine, tiny_checkpoint: Make) -> None:
+    from distilfast.weights import load_weights
+
+    weights, head = load_weights(tiny_checkpoint("bert", "feature-extraction"), engine.config, engine.task)
+    bare = Engine(weights, head)
+    assert bits(bare(IDS)) == bits(engine(IDS))
+    with pytest.raises(InputError, match=r"^This engine was made from bare weights; it has no tokeniser\.$"):
+        _ = bare.tokenizer
