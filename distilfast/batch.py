@@ -51,11 +51,13 @@ class PackedBatch:
         if not lengths.all():
             raise InputError(f"Sequence {int(np.argmin(lengths))} is empty; at least one token is needed.")
         cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
-        ids = np.concatenate([np.asarray(sequence) for sequence in sequences]).astype(np.int32)
+        ids = _int32("The ids", np.concatenate([np.asarray(sequence) for sequence in sequences]))
         positions = np.arange(len(ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
         types = None
         if token_types is not None:
-            types = np.concatenate([np.asarray(row) for row in token_types]).astype(np.int32)
+            if [len(row) for row in token_types] != lengths.tolist():
+                raise InputError("token_types and sequences are not of the same lengths.")
+            types = _int32("The token types", np.concatenate([np.asarray(row) for row in token_types]))
         return cls(ids, positions, cu_seqlens, types)
 
     @classmethod
@@ -92,3 +94,14 @@ class PackedBatch:
         padded = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)
         padded[mask] = rows
         return padded
+
+
+def _int32(name: str, values: np.ndarray) -> np.ndarray:
+    """The same numbers as int32; raises InputError for what is no integer or does not fit, for a cast would wrap it."""
+    if not np.issubdtype(values.dtype, np.integer):
+        raise InputError(f"{name} have dtype {values.dtype}; integers are needed.")
+    limits = np.iinfo(np.int32)
+    low, high = int(values.min()), int(values.max())
+    if low < limits.min or high > limits.max:
+        raise InputError(f"{name} hold {low if low < limits.min else high}, which is no 32-bit integer.")
+    return values.astype(np.int32)

@@ -175,6 +175,6 @@ def environment_threads() -> int | None:
     text = environment("THREADS")
     if text is None:
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(f"DISTILFAST_THREADS is {text!r}; a positive integer is needed.")
     return int(text)

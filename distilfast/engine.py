@@ -32,7 +32,7 @@ class Engine:
         directory: Path | None = None,
     ) -> None:
         """Take over loaded weights; most callers want ``from_pretrained``."""
-        if threads is not None and threads < 1:
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads}; a positive integer is needed.")
         name, self._why = backends.choose(backend)
         self.config: ModelConfig = weights.config
@@ -114,6 +114,8 @@ class Engine:
         (the first of each sequence, or all). ``trace`` is filled as ``distilfast.backends.base`` says.
         """
         self._check(batch)
+        if rows is not None:
+            _check_rows(rows, batch.num_tokens)
         if rows is None and self.head.linears:
             rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
         return self._backend.forward(batch, rows, hidden, trace)
@@ -129,7 +131,8 @@ class Engine:
         """Run padded ids [B, L] ([B, choices, L] for multiple-choice), as transformers models are called.
 
         Each argument is a list, a numpy array or a torch tensor of integers; the mask is 1 where a token counts.
-        ``token_type_ids`` are not read by DistilBERT, which has none. Raises InputError with one sentence.
+        ``token_type_ids`` are not read by DistilBERT, which has none. A head that reads the first token reads the
+        first one that the mask keeps. Raises InputError with one sentence.
         """
         ids = _integers("input_ids", input_ids)
         dimensions = 3 if self.task == "multiple-choice" else 2
@@ -141,6 +144,8 @@ class Engine:
             for name, values in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids))
         )
         _check_range("input_ids", ids, self.config.vocab_size)
+        if types is not None and self.config.token_types:
+            _check_range("token_type_ids", types, self.config.token_types)
         batch = PackedBatch.from_padded(*_flatten(ids, mask, types if self.config.token_types else None))
         trace: Trace | None = {} if output_hidden_states or output_attentions else None
         hidden, output = self.forward(batch, hidden=self.task == "feature-extraction", trace=trace)
@@ -176,10 +181,18 @@ class Engine:
 
     def _check(self, batch: PackedBatch) -> None:
         """What the kernels rely on: indices inside their tables, lengths that add up."""
+        if not batch.num_tokens:
+            raise InputError("The batch is empty; at least one token is needed.")
+        for name in ("positions", "token_types"):
+            values = getattr(batch, name)
+            if values is not None and len(values) != batch.num_tokens:
+                raise InputError(f"{name} has {len(values)} entries; the batch has {batch.num_tokens} tokens.")
         _check_range("input_ids", batch.input_ids, self.config.vocab_size)
         lengths = np.diff(batch.cu_seqlens)
         if batch.cu_seqlens[0] != 0 or batch.cu_seqlens[-1] != batch.num_tokens or lengths.min(initial=1) < 1:
             raise InputError("cu_seqlens must rise from 0 to the number of tokens.")
+        if batch.positions.min() < 0:
+            raise InputError(f"positions has {int(batch.positions.min())}; positions begin at 0.")
         longest = int(batch.positions.max()) + 1
         if longest > self.config.max_positions:
             raise InputError(f"A sequence has {longest} tokens; the model has {self.config.max_positions} positions.")
@@ -190,6 +203,8 @@ class Engine:
 def _integers(name: str, values: Any) -> np.ndarray:
     """An integer array of what the caller passed; raises InputError for anything else."""
     if _is_torch(values):
+        if values.is_floating_point():  # numpy has no bfloat16
+            raise InputError(f"{name} has dtype {str(values.dtype).removeprefix('torch.')}; integers are needed.")
         values = values.detach().cpu().numpy()
     try:
         array = np.asarray(values)
@@ -219,6 +234,11 @@ def _check_range(name: str, array: np.ndarray, size: int) -> None:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= size:
         raise InputError(f"{name} has {low if low < 0 else high}; the model's table holds 0 to {size - 1}.")
+
+
+def _check_rows(rows: np.ndarray, tokens: int) -> None:
+    if len(rows) and (rows[0] < 0 or rows[-1] >= tokens or (np.diff(rows) <= 0).any()):
+        raise InputError(f"rows must rise strictly and lie within 0 to {tokens - 1}.")
 
 
 def _unpack_probabilities(batch: PackedBatch, flat: np.ndarray, heads: int) -> np.ndarray:

@@ -16,8 +16,8 @@ import numpy as np
 
 from distilfast.checkpoint import read_tensors, resolve
 from distilfast.config import ModelConfig
-from distilfast.errors import WeightsError
-from distilfast.heads import Head, head_for
+from distilfast.errors import InputError, WeightsError
+from distilfast.heads import TASKS, Head, head_for
 
 __all__ = ["StoredTensor", "Weights", "layout", "load_weights", "resolve"]
 
@@ -101,6 +101,8 @@ def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weigh
     Raises WeightsError: one for a file that cannot be read, one that names everything missing, unexpected or
     misshapen, one that names the tensors with NaN or inf. A missing head is never invented.
     """
+    if task not in TASKS:
+        raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
     stored = _plain_names(read_tensors(directory), config.model_type)
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)

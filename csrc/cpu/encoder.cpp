@@ -233,7 +233,8 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
     workspace->chunk.fill(input, limit, sequence, row);
     Pass(kernels_, model_, workspace->chunk, team, trace, workspace->arena).run(input, output);
   }
-  return_workspace(std::move(workspace));
+  // A trace's workspace is as large as its batch: it is not kept.
+  if (!trace) return_workspace(std::move(workspace));
 }
 
 std::unique_ptr<Workspace> Encoder::borrow_workspace() const {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,3 +67,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Along the last axis, in float64: the logits carry float32, and nothing more should be lost."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def listed(inputs: Any) -> list[Any]:
+    """One text or several, as a list; raises InputError for what is neither."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if isinstance(inputs, (dict, bytes)) or not isinstance(inputs, Iterable):
+        raise InputError(f"The input is of type {type(inputs).__name__}; a text or a list of texts is needed.")
+    return list(inputs)
+
+
+def check_top_k(top_k: Any) -> int:
+    """``top_k`` if it is a positive integer; raises InputError."""
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; a positive integer is needed.")
+    return top_k

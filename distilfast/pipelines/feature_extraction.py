@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline
+from distilfast.pipelines.base import Pipeline, listed
 
 _POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cls": lambda rows: rows[0],
@@ -37,7 +37,7 @@ class FeatureExtractionPipeline(Pipeline):
         if truncation is not None and "truncation" in options:
             raise InputError("truncation is given twice, by itself and in tokenize_kwargs.")
         cut = options.get("truncation", False) if truncation is None else truncation
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = listed(inputs)
         states = [rows[None] for rows in self._hidden_states(texts, cut, options.get("max_length"))]
         answers = states if return_tensors else [state.tolist() for state in states]
         return answers[0] if isinstance(inputs, str) else answers
@@ -57,9 +57,8 @@ class FeatureExtractionPipeline(Pipeline):
         """
         if pooling not in _POOLINGS:
             raise InputError(f"pooling {pooling!r} is not known; there are {', '.join(_POOLINGS)}.")
-        listed = [texts] if isinstance(texts, str) else list(texts)
         pool = _POOLINGS[pooling]
-        vectors = np.stack([pool(rows) for rows in self._hidden_states(listed, truncation, max_length)])
+        vectors = np.stack([pool(rows) for rows in self._hidden_states(listed(texts), truncation, max_length)])
         if normalize:
             # The floor is that of torch.nn.functional.normalize.
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

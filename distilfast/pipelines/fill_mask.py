@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, softmax
+from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
 from distilfast.tokenizer import Encoding
 
 
@@ -28,13 +28,12 @@ class FillMaskPipeline(Pipeline):
     def _answer(
         self,
         inputs: str | Sequence[str],
-        top_k: int = 5,
+        top_k: int | None = None,
         targets: str | Sequence[str] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
     ) -> list[Any]:
-        if top_k < 1:
-            raise InputError(f"top_k is {top_k}; a positive integer is needed.")
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        top_k = 5 if top_k is None else check_top_k(top_k)
+        texts = listed(inputs)
         choices = None if targets is None else self._target_ids([targets] if isinstance(targets, str) else targets)
         options = tokenizer_kwargs or {}
         encodings = self._encode(texts, options.get("truncation", False), options.get("max_length"))

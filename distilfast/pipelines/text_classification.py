@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, softmax
+from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
 from distilfast.tokenizer import Text
 
 _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -29,6 +29,11 @@ class TextClassificationPipeline(Pipeline):
 
     task = "text-classification"
 
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """As the reference does: one string gives a list, unless the call itself says ``top_k``."""
+        answer = super().__call__(inputs, **options)
+        return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
+
     def _answer(
         self,
         inputs: Any,
@@ -37,11 +42,11 @@ class TextClassificationPipeline(Pipeline):
         truncation: bool = False,
         max_length: int | None = None,
     ) -> Any:
-        if isinstance(top_k, int) and top_k < 1:
-            raise InputError(f"top_k is {top_k}; a positive integer is needed.")
+        if top_k is not None and top_k != "":
+            top_k = check_top_k(top_k)
         function = _FUNCTIONS[self._function(function_to_apply)]
         one = isinstance(inputs, (str, dict))
-        texts = [_text(i, text) for i, text in enumerate([inputs] if one else inputs)]
+        texts = [_text(i, text) for i, text in enumerate([inputs] if one else listed(inputs))]
         answers: list[Any] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
             _, logits = self.engine.forward(batch)
@@ -51,9 +56,7 @@ class TextClassificationPipeline(Pipeline):
             answers = [labels[0] for labels in answers]
         elif top_k is not None:
             answers = [labels[: int(top_k)] for labels in answers]
-        if not one:
-            return answers
-        return [answers[0]] if isinstance(inputs, str) and top_k == "" else answers[0]
+        return answers[0] if one else answers
 
     def _labels(self, scores: np.ndarray) -> list[dict[str, Any]]:
         """All labels, best first."""
