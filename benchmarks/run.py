@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -30,6 +30,7 @@ from distilfast import machine
 from distilfast.synthetic import write_checkpoint
 
 QUICK_PRECISIONS = ("fp32", "int8")
+QUICK_MEASUREMENTS = ("roof", "latency", "text", "cold_start")
 SLOW_TO_PREPARE = ("torch_compile",)
 
 
@@ -54,7 +55,9 @@ def main() -> None:
         wanted = _contestants(arguments.contestants, arguments.quick)
         with _workers(wanted, directory, arguments.threads, Path(scratch), progress) as (workers, absent):
             run = Run(workers, directory, arguments.threads, Path(scratch), arguments.quick, progress)
-            found = absent + _measure_all(run, arguments.only)
+            found = absent + _measure_all(
+                run, arguments.only or (QUICK_MEASUREMENTS if arguments.quick else measure.ALL)
+            )
     origin = rows.provenance()
     found = [{**row, "model": directory.name if arguments.model else "synthetic", **origin} for row in found]
     out = arguments.out or rows.RESULTS / f"{date.today()}-{origin['commit']}.jsonl"
@@ -69,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a local DistilBERT or BERT checkpoint")
     parser.add_argument("--threads", type=int, default=machine.info()["threads"])
     parser.add_argument("--contestants", help='comma-separated, such as "distilfast fp32,onnxruntime int8"')
-    parser.add_argument("--only", choices=list(measure.ALL), nargs="+", default=list(measure.ALL))
+    parser.add_argument("--only", choices=list(measure.ALL), nargs="+", help="these measurements")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     return parser.parse_args()
 
@@ -129,7 +132,7 @@ def _workers(
             worker.close()
 
 
-def _measure_all(run: Run, only: list[str]) -> list[rows.Row]:
+def _measure_all(run: Run, only: Iterable[str]) -> list[rows.Row]:
     """Parity always; whoever fails it is not timed."""
     found = measure.parity(run)
     wrong = {(row["contestant"], row["precision"]) for row in found if row["verdict"] == "wrong"}

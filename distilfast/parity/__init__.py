@@ -10,6 +10,16 @@ from distilfast.parity.budgets import NAIVE_FACTOR
 from distilfast.parity.comparison import AGAINST, Report, compare
 from distilfast.parity.invariance import check_invariance
 from distilfast.parity.measure import Row, relative_error
-from distilfast.parity.quality import gate
+from distilfast.parity.quality import Quality, gate
 
-__all__ = ["AGAINST", "NAIVE_FACTOR", "Report", "Row", "check_invariance", "compare", "gate", "relative_error"]
+__all__ = [
+    "AGAINST",
+    "NAIVE_FACTOR",
+    "Quality",
+    "Report",
+    "Row",
+    "check_invariance",
+    "compare",
+    "gate",
+    "relative_error",
+]

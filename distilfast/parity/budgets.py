@@ -13,7 +13,8 @@ Rounding errors are random, so is their ratio, and the more so the fewer numbers
 or a few activations a hundred times larger than the rest. For two sums of n equal squares the logarithm of √ratio
 has a standard deviation of 1/√n, hence ``luck``: exp(z / √n), which goes to 1 with more text. What n is, the naive
 errors tell themselves: (Σr)² / Σr² over the squared errors r of the rows is their number where all are alike, and 1
-where one of them is all there is (a participation ratio).
+where one of them is all there is (a participation ratio). The last hidden state has many alike, and gets no such
+allowance: its budget is the one that the project states.
 """
 
 from __future__ import annotations
@@ -100,9 +101,14 @@ class Budget:
     cosine: float | None = None
     torch: str | None = None
 
-    def end_to_end(self, naive: float, rows: float) -> float:
-        """The largest relative error allowed where the naive one is ``naive``, resting on so many rows."""
-        return self.factor * float(luck(rows)) * max(naive, HALF_ULP)
+    def end_to_end(self, naive: float, rows: float, *, last: bool = False) -> float:
+        """The largest relative error allowed where the naive one is ``naive``, resting on so many rows.
+
+        ``last``: at the last hidden state, whose budget the project states; it gets no allowance for luck.
+        """
+        if last and self.last_hidden is not None:
+            return self.last_hidden
+        return self.factor * (1.0 if last else float(luck(rows))) * max(naive, HALF_ULP)
 
     def step(self, naive: float, truth: float, rows: float) -> float:
         """The largest error allowed for a step alone, as a norm like the naive error's and the right values'."""

@@ -72,10 +72,8 @@ def _draw(report: Report, axes: Any) -> None:
     wrong = [(i, _shown(row.relative)) for i, row in enumerate(rows) if not row.passed]
     if wrong:
         axes.plot(*zip(*wrong, strict=True), color=_WRONG, linewidth=0, marker="X", markersize=8, label="wrong")
-        axes.annotate(
-            f"first wrong: {report.first_wrong}", wrong[0], xytext=(0, 12), textcoords="offset points",
-            ha="left" if wrong[0][0] < len(rows) / 2 else "right", color=_WRONG, fontweight="bold",
-        )  # fmt: skip
+        axes.axvline(wrong[0][0], color=_WRONG, linewidth=0.8)
+        axes.set_title(f"first wrong: {report.first_wrong}", loc="right", color=_WRONG, fontweight="bold")
     _label(report, axes)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from distilfast import parity, tables
 from distilfast.errors import InputError
+from distilfast.parity import chart, page
 from distilfast.parity.texts import read_labels, read_texts
 from distilfast.tokenizer import Text
 
@@ -50,13 +51,22 @@ def run(options: Options) -> Outcome:
     texts, labels = read_texts(options.text, column) if options.text else (None, None)
     if options.labels and column is None:
         labels = read_labels(Path(options.labels), len(texts or ()))
-    return _invariance(options, texts) if options.invariance else _compare(options, texts, labels)
+    traced = None if texts is None else texts[: options.limit]
+    if options.invariance:
+        return _invariance(options, traced)
+    with tables.console(stderr=True).status("computing every intermediate twice over …"):
+        report = parity.compare(options.model, texts=traced, against=options.against, **options.engine)
+        quality = None if texts is None or labels is None else _gate(options, texts, labels)
+    if options.plot:
+        chart.save(report, options.plot)
+    if options.html:
+        page.save(options.html, report, quality, None if texts is None else len(texts))
+    return _outcome(report, quality)
 
 
 def _check(options: Options) -> None:
     if options.invariance and (options.labels or options.plot or options.html or options.against != "reference"):
-        raise InputError("--invariance compares the engine with itself; it goes without --against, --labels, "
-                         "--plot and --html.")  # fmt: skip
+        raise InputError("--invariance compares the engine with itself; leave out --against, --labels, --plot, --html.")
     if options.labels and not options.text:
         raise InputError("--labels belong to texts; name their file with --text.")
     if options.baseline and not options.labels:
@@ -64,12 +74,8 @@ def _check(options: Options) -> None:
     if options.limit < 1:
         raise InputError(f"--limit is {options.limit}; a positive integer is needed.")
     if options.plot:
-        from distilfast.parity import chart
-
         chart.check(options.plot)
     if options.html:
-        from distilfast.parity import page
-
         page.check()
 
 
@@ -79,23 +85,16 @@ def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
     return Outcome(found.passed, found.to_dict(), lambda out: out.print(tables.judgement(found.passed, found.sentence)))
 
 
-def _compare(options: Options, texts: Sequence[Text] | None, labels: Sequence[str] | None) -> Outcome:
-    with tables.console(stderr=True).status("computing every intermediate twice over …"):
-        traced = None if texts is None else texts[: options.limit]
-        report = parity.compare(options.model, texts=traced, against=options.against, **options.engine)
-        quality = None
-        if texts is not None and labels is not None:
-            quality = parity.gate(
-                options.model, texts, labels, baseline=options.baseline or _baseline(options), **options.engine
-            )
-    if options.plot:
-        from distilfast.parity import chart
+def _gate(options: Options, texts: Sequence[Text], labels: Sequence[str]) -> parity.Quality:
+    """An fp32 engine is held against what its intermediates are, unless another side is named."""
+    same = options.against if options.engine.get("precision") == "fp32" else None
+    return parity.gate(options.model, texts, labels, baseline=options.baseline or same, **options.engine)
 
-        chart.save(report, options.plot)
-    if options.html:
-        from distilfast.parity import page
 
-        page.save(options.html, report, quality, None if texts is None else len(texts))
+def _outcome(report: parity.Report, quality: parity.Quality | None) -> Outcome:
+    told = report.to_dict()
+    if quality is not None:
+        told |= {"quality": quality.to_dict(), "passed": report.passed and quality.passed}
 
     def show(out: Console) -> None:
         out.print(tables.parity(report))
@@ -105,12 +104,4 @@ def _compare(options: Options, texts: Sequence[Text] | None, labels: Sequence[st
         if quality is not None:
             out.print(tables.judgement(quality.passed, quality.sentence))
 
-    told = report.to_dict()
-    if quality is not None:
-        told = told | {"quality": quality.to_dict()}
-    return Outcome(report.passed and (quality is None or quality.passed), told, show)
-
-
-def _baseline(options: Options) -> str | None:
-    """What an fp32 engine is held against where nothing is named: the same as its intermediates."""
-    return options.against if options.engine.get("precision") == "fp32" else None
+    return Outcome(told["passed"], told, show)

@@ -85,10 +85,8 @@ class Tally:
         self._naive += float(rows.sum())
         self._rows += float((rows**2).sum())
         self._truth += float(squares(truth).sum())
-        self._max_abs = float(np.fmax(self._max_abs, np.sqrt(error.max())))
-        if np.isnan(error).any():
-            self._max_abs = float("nan")
-        self._cosine = float(np.minimum(self._cosine, lowest_cosine(got, truth)))  # keeps a NaN
+        self._max_abs = float(np.maximum(self._max_abs, np.sqrt(error.max())))  # both keep a NaN
+        self._cosine = float(np.minimum(self._cosine, lowest_cosine(got, truth)))
         self._ulps += ulp_histogram(got, truth)
 
     def add_step(
@@ -103,16 +101,13 @@ class Tally:
         """The verdict; ``hidden`` says that this is a hidden state, ``last`` that it is the last."""
         assert self._columns is not None
         naive = _relative(self._naive, self._truth)
-        allowed = budget.end_to_end(naive, float(participation(self._naive, self._rows)))
-        if last and budget.last_hidden is not None:
-            allowed = budget.last_hidden
         worst, share = self._columns.worst(budget)
         return Row(
             name=self.name,
             max_abs=self._max_abs,
             relative=_relative(self._error, self._truth),
             naive=naive,
-            budget=allowed,
+            budget=budget.end_to_end(naive, float(participation(self._naive, self._rows)), last=last),
             cosine=self._cosine,
             least_cosine=budget.cosine if hidden else None,
             step=self._columns.relative(),

@@ -24,14 +24,14 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 2rem auto; max-width: 72rem;
        padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.verdict { font-size: 1.05rem; margin: .5rem 0 1rem; } .verdict b { padding: .1rem .5rem; border-radius: .25rem;
+p.verdict { font-size: 1.05rem; margin: .5rem 0 1rem; } p.verdict b { padding: .1rem .5rem; border-radius: .25rem;
        color: #fff; } .pass { background: var(--good); } .fail { background: var(--bad); }
 .wide { overflow-x: auto; } svg { width: 100%; height: auto; } p.note { color: var(--soft); max-width: 60rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { text-align: right; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-tr.wrong td { background: #fbe9e7; } td.bad { color: var(--bad); font-weight: 600; }
+tr.wrong td { background: #fbe9e7; } td.verdict { white-space: normal; min-width: 11rem; }
 """
 _LIBRARIES = ("numpy", "tokenizers", "safetensors", "torch", "transformers", "matplotlib")
 _MEASURES = (
@@ -146,8 +146,13 @@ def _rows(report: Report) -> str:
 def _cells(row: Row) -> list[str]:
     errors = [f"{value:.1e}" for value in (row.max_abs, row.relative, row.naive, row.budget)]
     median, most = row.ulp_quantile(0.5), row.ulp_quantile(0.99)
-    tail = [f"{row.cosine:.10f}", f"{row.step:.1e}", f"{row.share:.3g}", f"{median:,}", f"{most:,}"]
-    return [row.name, *errors, *tail, row.complaint or "pass"]
+    tail = [f"{row.cosine:.9f}", f"{row.step:.1e}", f"{row.share:.3g}", _distance(median), _distance(most)]
+    verdict = "pass" if row.passed else "FAIL" if row.share <= 1.0 else f"FAIL: {row.complaint}"
+    return [row.name, *errors, *tail, verdict]
+
+
+def _distance(ulps: int) -> str:
+    return str(ulps) if ulps < 10_000 else f"{ulps:.0e}"
 
 
 def _ulps(report: Report) -> str:
@@ -174,6 +179,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], wrong: Sequence[
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     lines = []
     for i, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
+        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in row[:-1])
+        cells += f'<td class="verdict">{escape(str(row[-1]))}</td>' if wrong else f"<td>{escape(str(row[-1]))}</td>"
         lines.append(f'<tr class="wrong">{cells}</tr>' if wrong and wrong[i] else f"<tr>{cells}</tr>")
     return f'<div class="wide"><table><tr>{top}</tr>\n' + "\n".join(lines) + "</table></div>"

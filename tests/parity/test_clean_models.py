@@ -17,13 +17,14 @@ from distilfast.parity.budgets import BUDGETS, Arithmetic, to_bf16, to_fp16, to_
 from distilfast.parity.texts import TEXTS
 
 Make = Callable[..., Path]
+SHORT = {"max_position_embeddings": 24}
 LINEARS = {"linears_only": True}
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task(tiny_checkpoint: Make, isa: str, model_type: str, task: str) -> None:
-    report = compare(tiny_checkpoint(model_type, task))
+    report = compare(tiny_checkpoint(model_type, task, config=SHORT))
     assert report.passed, report.sentence
     assert isa in report.detail
     assert report.agreement.top1 == 1.0
@@ -32,7 +33,7 @@ def test_every_task(tiny_checkpoint: Make, isa: str, model_type: str, task: str)
 @pytest.mark.parametrize("seed", range(5))
 def test_every_seed(tiny_checkpoint: Make, isa: str, seed: int) -> None:
     """Two labels, then one; our texts, and one text alone, which is filled up."""
-    directory = tiny_checkpoint("bert", "text-classification", seed=seed, num_labels=2 - seed % 2)
+    directory = tiny_checkpoint("bert", "text-classification", seed=seed, num_labels=2 - seed % 2, config=SHORT)
     for texts in (None, ["A single sentence."]):
         report = compare(directory, texts=texts, threads=1 + seed % 2)
         assert report.passed, report.sentence
@@ -68,7 +69,7 @@ def test_each_precision_keeps_its_own_budget(
 ) -> None:
     """Narrow operands and a float32 residual stream, as an engine has them, and the budgets of finer ones not."""
     register(arithmetic=arithmetic)
-    directory = tiny_checkpoint("distilbert", "text-classification", config={"dim": 64, "hidden_dim": 256})
+    directory = tiny_checkpoint("distilbert", "text-classification", config=SHORT | {"dim": 64, "hidden_dim": 128})
     report = compare(directory, backend="planted", precision=precision)
     assert report.passed, report.sentence
     if precision != "fp32":
