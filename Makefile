@@ -18,7 +18,7 @@ CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp')
 PYTHON_SOURCES := $(shell find distilfast -name '*.py' -o -name '*.pyi')
-CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp')
 
 .PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
 

@@ -23,10 +23,10 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// Runs `work` on all threads at once, three times; the shortest time of the slowest thread.
+// Runs `work` on all threads at once, five times; the shortest time of the slowest thread.
 double shortest(int threads, const std::function<void(int)>& work) {
   double best = 1e30;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 5; ++round) {
     const auto begin = Clock::now();
     std::vector<std::thread> team;
     for (int i = 0; i < threads; ++i) team.emplace_back(work, i);
@@ -36,19 +36,18 @@ double shortest(int threads, const std::function<void(int)>& work) {
   return best;
 }
 
-constexpr long rounds = 10'000'000;
+constexpr long rounds = 30'000'000;
 
-#define TEN_CHAINS(type, zero, text, operand)                                                                  \
-  {                                                                                                            \
-    type a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero, a8 = zero,    \
-         a9 = zero;                                                                                            \
-    for (long i = 0; i < rounds; ++i)                                                                          \
-      asm volatile(text " %10,%10,%0\n" text " %10,%10,%1\n" text " %10,%10,%2\n" text " %10,%10,%3\n" text    \
-                        " %10,%10,%4\n" text " %10,%10,%5\n" text " %10,%10,%6\n" text " %10,%10,%7\n" text    \
-                        " %10,%10,%8\n" text " %10,%10,%9"                                                     \
-                   : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7), "+v"(a8), \
-                     "+v"(a9)                                                                                  \
-                   : "v"(operand));                                                                            \
+#define TEN_CHAINS(type, zero, text, operand)                                                                          \
+  {                                                                                                                    \
+    type a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero, a8 = zero, a9 = zero; \
+    for (long i = 0; i < rounds; ++i)                                                                                  \
+      asm volatile(text " %10,%10,%0\n" text " %10,%10,%1\n" text " %10,%10,%2\n" text " %10,%10,%3\n" text            \
+                        " %10,%10,%4\n" text " %10,%10,%5\n" text " %10,%10,%6\n" text " %10,%10,%7\n" text            \
+                        " %10,%10,%8\n" text " %10,%10,%9"                                                             \
+                   : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7), "+v"(a8),         \
+                     "+v"(a9)                                                                                          \
+                   : "v"(operand));                                                                                    \
   }
 
 // Giga-operations a second (a multiply-add is two) of `lanes` multiply-adds an instruction.
@@ -97,23 +96,19 @@ void tile_products(bool int8) {
 std::map<std::string, double> peaks(int threads) {
   std::map<std::string, double> found;
 #if defined(__AVX512F__)
-  found["fp32_fma"] = vector_peak(threads, 16, [](int) {
-    TEN_CHAINS(__m512, _mm512_setzero_ps(), "vfmadd231ps", _mm512_set1_ps(0.5f));
-  });
+  found["fp32_fma"] = vector_peak(
+      threads, 16, [](int) { TEN_CHAINS(__m512, _mm512_setzero_ps(), "vfmadd231ps", _mm512_set1_ps(0.5f)); });
 #elif defined(__FMA__)
-  found["fp32_fma"] = vector_peak(threads, 8, [](int) {
-    TEN_CHAINS(__m256, _mm256_setzero_ps(), "vfmadd231ps", _mm256_set1_ps(0.5f));
-  });
+  found["fp32_fma"] = vector_peak(
+      threads, 8, [](int) { TEN_CHAINS(__m256, _mm256_setzero_ps(), "vfmadd231ps", _mm256_set1_ps(0.5f)); });
 #endif
 #if defined(__AVX512BF16__)
-  found["bf16_dot"] = vector_peak(threads, 32, [](int) {
-    TEN_CHAINS(__m512, _mm512_setzero_ps(), "vdpbf16ps", _mm512_set1_ps(0.5f));
-  });
+  found["bf16_dot"] =
+      vector_peak(threads, 32, [](int) { TEN_CHAINS(__m512, _mm512_setzero_ps(), "vdpbf16ps", _mm512_set1_ps(0.5f)); });
 #endif
 #if defined(__AVX512VNNI__)
-  found["int8_vnni"] = vector_peak(threads, 64, [](int) {
-    TEN_CHAINS(__m512i, _mm512_setzero_si512(), "vpdpbusd", _mm512_set1_epi8(1));
-  });
+  found["int8_vnni"] = vector_peak(
+      threads, 64, [](int) { TEN_CHAINS(__m512i, _mm512_setzero_si512(), "vpdpbusd", _mm512_set1_epi8(1)); });
 #endif
 #if defined(__AMX_TILE__)
   if (use_tiles()) {
@@ -159,7 +154,8 @@ void print(const char* name, const std::map<std::string, double>& values, const 
 int main(int count, char** words) {
   const int threads = count > 1 ? std::atoi(words[1]) : 1;
   std::map<std::string, double> reads;
-  for (const int mib : {1, 4, 16, 32, 64, 170, 340}) reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20);
+  for (const int mib : {1, 4, 16, 32, 64, 170, 340})
+    reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20);
   std::printf("{\"threads\": %d, ", threads);
   print("giga_operations", peaks(threads), ", ");
   print("read_gb_by_mib", reads, "}\n");

@@ -120,7 +120,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
         for part in _fit(cells, console.width):
             table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
             for i, name in enumerate(part[0]):
-                table.add_column(name, justify="right" if i else "left", no_wrap=i > 0 and len(part[0]) > 3)
+                figures = i > 0 and any(character.isdigit() for line in part[1:] for character in line[i][:1])
+                table.add_column(name, justify="right" if figures else "left", no_wrap=figures)
             for line in part[1:]:
                 table.add_row(*line)
             console.print(table)

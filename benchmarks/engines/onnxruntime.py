@@ -49,7 +49,12 @@ def _optimised(directory: Path, scratch: Path) -> Path:
 def _quantised(path: Path, scratch: Path) -> Path:
     quantised = scratch / "int8.onnx"
     if not quantised.exists():
+        from onnx import TensorProto
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(str(path), str(quantised), per_channel=True, weight_type=QuantType.QInt8)
+        # Behind the fused operators shape inference ends; the type of what they give has to be said.
+        options = {"DefaultTensorType": TensorProto.FLOAT}
+        quantize_dynamic(
+            str(path), str(quantised), per_channel=True, weight_type=QuantType.QInt8, extra_options=options
+        )
     return quantised
