@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.rows import Row
 
@@ -67,7 +68,8 @@ def ratio_map(rows: Sequence[Row], precision: str = "fp32") -> Figure | None:
     limit = max(1.0, np.nanmax(np.abs(np.log2(values))))
     picture = axes.imshow(np.log2(values), cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        axes.text(j, i, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=9)
+        colour = "white" if abs(np.log2(value)) > 0.75 * limit else "black"
+        axes.text(j, i, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(cases)), cases, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"median latency over that of distilfast {precision} (above 1: slower)", loc="left", fontsize=10)
@@ -93,9 +95,10 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
         color="black",
         label=f"roof: {peak:.0f} GFLOP/s, {memory:.0f} GB/s",
     )
-    for row in ours:
+    for i, row in enumerate(ours):
         x, y = row["linear_flops"] / row["linear_bytes"], row["linear_flops"] / row["p50_ms"] * 1e-6
-        axes.plot(x, y, _MARKS.get(row["precision"], "o"), color="C3")
+        label = None if i else "distilfast, the whole forward's time"
+        axes.plot(x, y, _MARKS.get(row["precision"], "o"), color="C0", label=label)
         axes.annotate(row["case"], (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="operations for a byte of weights", ylabel="GFLOP/s of the linears")
     return _finish(figure, axes)
@@ -138,5 +141,10 @@ def _lines(axes: Axes, rows: Sequence[Row], x: Callable[[Row], Any], y: Callable
 
 
 def _finish(figure: Figure, axes: Axes) -> Figure:
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return figure
