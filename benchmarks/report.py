@@ -20,7 +20,7 @@ from benchmarks import rows, tables
 from benchmarks.rows import Row
 
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
-_README_SECTIONS = ("parity", "latency", "cold_start", "memory")
+_README_SECTIONS = ("parity", "latency", "text", "cold_start", "memory", "task")
 _CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}"
@@ -35,7 +35,7 @@ def main() -> None:
     found = rows.read(arguments.files or sorted(rows.RESULTS.glob("*.jsonl")))
     if not found:
         raise SystemExit("error: there are no rows.")
-    newest = latest_run(found)
+    newest = latest_runs(found)
     arguments.out.mkdir(parents=True, exist_ok=True)
     pictures = write_plots(newest, arguments.out)
     (arguments.out / "report.html").write_text(page(newest, pictures), encoding="utf-8")
@@ -52,10 +52,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def latest_run(found: Sequence[Row]) -> list[Row]:
-    """The rows of the newest run: those of one moment and command."""
-    when = max(row["when"] for row in found)
-    return [row for row in found if row["when"] == when]
+def latest_runs(found: Sequence[Row]) -> list[Row]:
+    """The newest rows of each kind of measurement, in the order of their files."""
+    newest = {row["what"]: max(each["when"] for each in found if each["what"] == row["what"]) for row in found}
+    return [row for row in found if row["when"] == newest[row["what"]]]
 
 
 def write_plots(found: Sequence[Row], out: Path) -> dict[str, bytes]:
@@ -75,15 +75,24 @@ def write_plots(found: Sequence[Row], out: Path) -> dict[str, bytes]:
     return pictures
 
 
-def origin(found: Sequence[Row]) -> str:
-    """Machine, commit and command of a run, in one line."""
-    row = found[-1]
-    machine = row["machine"]
-    threads = next((each["threads"] for each in found if "threads" in each), machine["cores"])
-    return (
-        f"{machine['processor']}, {machine['isa']}, {machine['cores']} cores, {threads} threads; "
-        f"commit {row['commit']}, {row['when'][:10]}: `{row['command']}`"
-    )
+def origins(found: Sequence[Row]) -> list[str]:
+    """Machine, commit and command of each run among the rows, a line each."""
+    lines = []
+    for row in found:
+        machine = row["machine"]
+        line = (
+            f"{machine['processor']}, {machine['isa']}, {machine['cores']} cores; commit {row['commit']}, "
+            f"{row['when'][:10]}: `{row['command']}`"
+        )
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def versions(found: Sequence[Row]) -> str:
+    """Of every package in the rows."""
+    everything = {name: number for row in found for name, number in row["versions"].items()}
+    return ", ".join(f"{name} {number}" for name, number in everything.items())
 
 
 def fill_readme(path: Path, found: Sequence[Row]) -> None:
@@ -92,15 +101,19 @@ def fill_readme(path: Path, found: Sequence[Row]) -> None:
     if _BEGIN not in text or _END not in text:
         raise SystemExit(f"error: {path} lacks the marks {_BEGIN} and {_END}.")
     wanted = [row for row in found if row["what"] in _README_SECTIONS]
-    parts = [f"**{title}**\n\n{tables.markdown(cells)}\n" for title, cells in tables.sections(wanted)]
+    parts = [
+        "\n\n".join([f"**{title}**", tables.markdown(table(some)), *(f"<sub>{line}</sub>" for line in origins(some))])
+        for title, table, some in tables.chosen(wanted)
+    ]
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
-    body = "\n".join([*parts, f"{origin(found)}, {_packages(found)}.\n"])
-    path.write_text(f"{before}{_BEGIN}\n\n{body}\n{_END}{after}", encoding="utf-8")
+    parts.append(f"<sub>{versions(found)}</sub>")
+    path.write_text(f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}", encoding="utf-8")
 
 
 def page(found: Sequence[Row], pictures: dict[str, bytes]) -> str:
     """One HTML file with everything in it."""
-    parts = [f"<p>{html.escape(origin(found)).replace('`', '')}<br>{html.escape(_packages(found))}</p>"]
+    parts = [f"<p><small>{html.escape(line.replace('`', ''))}</small></p>" for line in origins(found)]
+    parts.append(f"<p><small>{html.escape(versions(found))}</small></p>")
     for name, picture in pictures.items():
         alternative = html.escape(name.replace("_", " "))
         parts.append(f'<img alt="{alternative}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
@@ -115,10 +128,6 @@ def _table(cells: tables.Cells) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(word)}</{tag}>" for word in words) + "</tr>"
 
     return "<table>" + line("th", cells[0]) + "".join(line("td", words) for words in cells[1:]) + "</table>"
-
-
-def _packages(found: Sequence[Row]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in found[-1]["versions"].items())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -94,6 +95,19 @@ def absent(rows: Sequence[Row]) -> Cells:
     return [["absent", "case", "reason"], *([_who(row), row.get("case", "all"), row["reason"]] for row in rows)]
 
 
+def tasks(rows: Sequence[Row]) -> Cells:
+    """Metrics in percent, by model, data set and precision."""
+    lines = []
+    for row in rows:
+        counts = ", ".join(f"{count} {name}" for name, count in row["counts"].items())
+        what = [Path(row["model"]).parent.name if Path(row["model"]).name == "model" else Path(row["model"]).name]
+        lines += [
+            [*what, row["dataset"], name, row["precision"], f"{value:.2f}", counts]
+            for name, value in row["metrics"].items()
+        ]
+    return [["model", "data", "metric", "precision", "%", "of"], *lines]
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("roof", "The machine", roofs),
     ("parity", "Right answers first", parity),
@@ -104,14 +118,20 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("memory", "Memory", memory),
     ("neighbour", "Beside a busy process on every core", tails),
     ("load", "Under load", load),
+    ("task", "Quality by precision", tasks),
     ("absent", "Absent", absent),
 )
 
 
+def chosen(rows: Sequence[Row]) -> list[tuple[str, Callable[[Sequence[Row]], Cells], list[Row]]]:
+    """(title, table, its rows) of everything that there are rows for."""
+    found = [(title, table, [row for row in rows if row["what"] == what]) for what, title, table in SECTIONS]
+    return [(title, table, some) for title, table, some in found if some]
+
+
 def sections(rows: Sequence[Row]) -> list[tuple[str, Cells]]:
     """(title, cells) of everything that there are rows for."""
-    chosen = ((title, table, [row for row in rows if row["what"] == what]) for what, title, table in SECTIONS)
-    return [(title, table(some)) for title, table, some in chosen if some]
+    return [(title, table(some)) for title, table, some in chosen(rows)]
 
 
 def show(rows: Sequence[Row], console: Console) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import roofs
 from distilfast import machine
 from distilfast.backends import cpu
 
 THREADS = machine.info()["threads"]
+_SHARES: list[tuple[str, float, float, float]] = []
 
 
 @pytest.fixture(params=[name for name, there in cpu.isas().items() if there and name != "ref"])
@@ -30,12 +32,26 @@ def normal():
     return lambda *shape: rng.standard_normal(shape, np.float32)
 
 
+@pytest.fixture(scope="session")
+def peak() -> float:
+    """GFLOP/s of the machine's fused multiply-adds, all threads."""
+    return roofs.measure(THREADS).get("giga_operations", {}).get("fp32_fma", float("nan"))
+
+
 @pytest.fixture
-def timed(benchmark):
-    """``timed(call, operations)``: runs the benchmark and notes GFLOP/s beside it."""
+def timed(benchmark, peak):
+    """``timed(call, operations)``: runs the benchmark and notes GFLOP/s and their share of the peak beside it."""
 
     def run(call, operations: float) -> None:
         benchmark(call)
-        benchmark.extra_info["gflops"] = operations / benchmark.stats["median"] * 1e-9
+        speed = operations / benchmark.stats["median"] * 1e-9
+        benchmark.extra_info |= {"gflops": speed, "share_of_peak": speed / peak}
+        _SHARES.append((benchmark.name, benchmark.stats["median"] * 1e3, speed, speed / peak))
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What each operation reaches of the machine's peak."""
+    for name, milliseconds, speed, share in _SHARES:
+        terminalreporter.write_line(f"{name:55} {milliseconds:9.3f} ms {speed:7.1f} GFLOP/s {share:6.1%} of the peak")
