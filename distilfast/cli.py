@@ -5,16 +5,14 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from distilfast.errors import DistilfastError, InputError
+from distilfast.errors import InputError
 from distilfast.evaluation.command import evaluate
+from distilfast.terminal import errors, print_json
 
 app = typer.Typer(
     name="distilfast",
@@ -47,7 +45,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Describe this machine's backends, or one loaded checkpoint."""
-    with _errors(as_json):
+    with errors(as_json):
         import distilfast
         from distilfast import tables
 
@@ -59,7 +57,7 @@ def info(
             )
             facts = engine.info()
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
             tables.console().print(tables.facts(facts))
 
@@ -80,7 +78,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Answer for each TEXT."""
-    with _errors(as_json):
+    with errors(as_json):
         import distilfast
         from distilfast import tables
 
@@ -88,7 +86,7 @@ def run(
         options = _checked(task, {name: value for name, value in given.items() if value is not None})
         pipe = distilfast.pipeline(task, model, precision=precision, backend=backend, threads=threads)
         if as_json:
-            _print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
+            print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
             return
         show = {"fill-mask": tables.fill_mask, "text-classification": tables.text_classification}
         out = tables.console()
@@ -124,14 +122,14 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Judge every intermediate against float64; exit status 1 where a budget is not kept."""
-    with _errors(as_json):
+    with errors(as_json):
         from distilfast import tables
         from distilfast.parity.command import Options, run
 
         engine = {"task": task, "precision": precision, "backend": backend, "threads": threads, "revision": revision}
         outcome = run(Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html))
         if as_json:
-            _print_json(outcome.told)
+            print_json(outcome.told)
         else:
             outcome.show(tables.console())
     raise typer.Exit(0 if outcome.passed else 1)
@@ -143,13 +141,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Search, fill-mask, the proof layer by layer, and the latency."""
-    with _errors(as_json):
+    with errors(as_json):
         import distilfast.demo
         from distilfast import tables
 
         shown = distilfast.demo.run(model, tables.console(quiet=as_json))
         if as_json:
-            _print_json(shown)
+            print_json(shown)
     raise typer.Exit(0 if shown["parity"]["passed"] else 1)
 
 
@@ -163,7 +161,7 @@ def bench(context: typer.Context) -> None:
     import sys
 
     root = Path(__file__).resolve().parents[1]
-    with _errors(as_json=False):
+    with errors(as_json=False):
         if not (root / "benchmarks" / "run.py").exists():
             raise InputError(
                 "The benchmarks are not installed with the package; run this in a clone of the repository."
@@ -176,30 +174,8 @@ def main() -> None:
     app(prog_name="distilfast")
 
 
-@contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Every error raised on purpose becomes one line and exit status 2."""
-    try:
-        yield
-    except DistilfastError as error:
-        if as_json:
-            _print_json({"error": str(error)})
-        else:
-            typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
 def _checked(task: str, options: dict[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in _RUN_OPTIONS.get(task, ()):
             raise InputError(f"--{name.removesuffix('s').replace('_', '-')} is not an option of {task}.")
     return options
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    """numpy's arrays and scalars as lists and numbers, paths as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distilfast.terminal import errors, print_json
+
 if TYPE_CHECKING:
     from distilfast.evaluation.result import Result
     from distilfast.evaluation.run import Progress
@@ -36,9 +38,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Measure a model on labelled data, with the task's official metrics in percent."""
-    from distilfast.cli import _errors, _print_json
-
-    with _errors(as_json):
+    with errors(as_json):
         from distilfast import tables
         from distilfast.evaluation import tasks
 
@@ -55,7 +55,7 @@ def evaluate(
                 progress=progress,
             )
         if as_json:
-            _print_json(result.to_dict())
+            print_json(result.to_dict())
         else:
             tables.console().print(tables.facts(_shown(result)))
 

@@ -1,0 +1,35 @@
+"""What every command does at its end: answers as JSON, errors in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from distilfast.errors import DistilfastError
+
+
+@contextmanager
+def errors(as_json: bool) -> Iterator[None]:
+    """Every error raised on purpose becomes one line and exit status 2."""
+    try:
+        yield
+    except DistilfastError as error:
+        if as_json:
+            print_json({"error": str(error)})
+        else:
+            typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """numpy's arrays and scalars as lists and numbers, paths as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
