@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,11 +92,8 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def real_texts(source: str) -> list[str]:
-    """CLINC150's test requests, BANKING77's test requests, or XQuAD's paragraphs."""
+    """CLINC150's test requests, or XQuAD's paragraphs."""
     if source == "clinc150":
         return [text for text, _ in json.loads((DATA / "clinc150" / "data_full.json").read_text())["test"]]
-    if source == "banking77":
-        with (DATA / "banking77" / "test.csv").open(encoding="utf-8", newline="") as file:
-            return [row[0] for row in list(csv.reader(file))[1:]]
     articles = json.loads((DATA / "squad-xquad-en" / "xquad.en.json").read_text())["data"]
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]

@@ -87,7 +87,7 @@ class Engine:
             "backend_why": self._why,
             "detail": self._backend.detail,
             "precision": self.precision,
-            **(self._backend.info() if hasattr(self._backend, "info") else {}),
+            **self._backend.info(),
             "model": {
                 "directory": str(self.directory),
                 "model_type": config.model_type,

@@ -40,3 +40,7 @@ class Backend(Protocol):
         Returns (last hidden state [T, D] or None, head output [R, N] or None).
         """
         ...
+
+    def info(self) -> dict[str, object]:
+        """What only this backend has to say: its ISA, threads, the bytes it holds."""
+        ...

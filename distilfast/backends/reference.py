@@ -45,3 +45,7 @@ class ReferenceBackend:
         if rows is not None and self._head.linears:
             output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, trace)
         return (x if hidden else None), output
+
+    def info(self) -> dict[str, object]:
+        """Nothing beyond ``detail``."""
+        return {}

@@ -18,7 +18,7 @@ from distilfast.parity.budgets import Arithmetic, Budget
 from distilfast.parity.steps import Tensors, forward, narrowed, steps
 from distilfast.weights import Weights, layout
 
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
     "fill-mask": "AutoModelForMaskedLM",
     "text-classification": "AutoModelForSequenceClassification",
@@ -26,6 +26,7 @@ _AUTO_CLASSES = {
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
 }
+"""Task -> the class of transformers that loads it."""
 
 
 class Side(Protocol):
@@ -97,7 +98,7 @@ def load_transformers(directory: Path, task: str) -> Any:
         import transformers
     except ImportError as error:
         raise _absent(error) from None
-    load = getattr(transformers, _AUTO_CLASSES[task]).from_pretrained
+    load = getattr(transformers, AUTO_CLASSES[task]).from_pretrained
     with _no_progress_bar(transformers.utils.logging):
         return load(directory, attn_implementation="eager", dtype="float32", local_files_only=True).eval()
 

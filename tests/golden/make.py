@@ -39,14 +39,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 CASES = [(model_type, task) for model_type in CONFIGS for task in TASKS]
-_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-}
 
 
 def inputs(task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +56,13 @@ def main() -> None:
     import torch
     import transformers
 
+    from distilfast.parity.sides import AUTO_CLASSES
+
     answers = {}
     for model_type, task in CASES:
         with tempfile.TemporaryDirectory() as directory:
             path = checkpoint(Path(directory), model_type, task)
-            model = getattr(transformers, _CLASSES[task]).from_pretrained(path, dtype=torch.float64).eval()
+            model = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(path, dtype=torch.float64).eval()
             with torch.no_grad():
                 ids, mask = (torch.from_numpy(array) for array in inputs(task))
                 output = model(ids, mask)

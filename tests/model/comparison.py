@@ -9,14 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-}
+from distilfast.parity.sides import AUTO_CLASSES
+
 FIRST_ROW_TASKS = ("text-classification", "multiple-choice", "feature-extraction")
 """Tasks whose head, BERT's pooler among them, reads the first token."""
 

@@ -157,8 +157,6 @@ TEST(every_task_runs_once) {
   }
 }
 
-TEST(the_cores_are_counted) { CHECK(available_cores() >= 1); }
-
 TEST(a_missing_tensor_is_named) {
   Tensors tensors;
   std::string message;

@@ -51,6 +51,9 @@ class Float32Backend:
         output = made.get(f"head.{len(head.linears) - 1}")
         return (made[f"layer.{config.num_layers - 1}.output"] if hidden else None), output
 
+    def info(self) -> dict[str, object]:
+        return {}
+
 
 def scaled(name: str, index: int, factor: float) -> Callable[[Weights], Weights]:
     """One number of a tensor, changed."""

@@ -13,18 +13,10 @@ import pytest
 
 from distilfast.errors import ConfigError, InputError
 from distilfast.heads import TASKS
+from distilfast.parity.sides import AUTO_CLASSES
 from distilfast.synthetic import main, outliers, write_checkpoint
 
 Make = Callable[..., Path]
-
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-}
 
 
 def loaded(directory: Path, task: str) -> Any:

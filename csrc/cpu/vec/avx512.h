@@ -41,7 +41,6 @@ inline Vec scale(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Vec keep(Vec a, long n) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1u), a.v)}; }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
-inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace distilfast
