@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from distilfast import backends
 from distilfast.backends.base import Backend, Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig, environment_threads
-from distilfast.errors import InputError
+from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
@@ -113,12 +114,24 @@ class Engine:
         ``rows`` int32 [R], strictly increasing, are the token rows that the head reads; None for the head's own
         (the first of each sequence, or all). ``trace`` is filled as ``distilfast.backends.base`` says.
         """
-        self._check(batch)
-        if rows is not None:
-            _check_rows(rows, batch.num_tokens)
-        if rows is None and self.head.linears:
-            rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
-        return self._backend.forward(batch, rows, hidden, trace)
+        return self._backend.forward(batch, self._checked_rows(batch, rows), hidden, trace)
+
+    def forward_on_device(
+        self, batch: PackedBatch, rows: np.ndarray | None = None, hidden: bool = False
+    ) -> tuple[Any, Any]:
+        """Like ``forward``, but torch tensors on the GPU, not copied: the next forward of this engine overwrites them.
+
+        The host does not wait for them; torch's current stream does. Raises BackendError for a backend whose results
+        are on the host anyway.
+        """
+        if not hasattr(self._backend, "forward_on_device"):
+            raise BackendError(f"backend {self._backend.name} computes on the host; forward has its results.")
+        return self._backend.forward_on_device(batch, self._checked_rows(batch, rows), hidden)
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Run each (batch, length) once, so that no later forward of its bucket waits for a kernel or a graph."""
+        for batch, length in shapes:
+            self.forward(PackedBatch.from_sequences([[0] * length] * batch), hidden=self.task == "feature-extraction")
 
     def __call__(
         self,
@@ -154,7 +167,7 @@ class Engine:
             outputs.hidden_states = self._hidden_states(batch, trace or {})
         if output_attentions:
             outputs.attentions = self._attentions(batch, trace or {})
-        return _as_torch(outputs) if _is_torch(input_ids) else outputs
+        return _as_torch(outputs, input_ids.device) if _is_torch(input_ids) else outputs
 
     def _name_outputs(
         self, batch: PackedBatch, hidden: np.ndarray | None, output: np.ndarray | None, shape: tuple[int, ...]
@@ -178,6 +191,15 @@ class Engine:
     def _attentions(self, batch: PackedBatch, trace: Trace) -> tuple[np.ndarray, ...]:
         names = [f"layer.{i}.probabilities" for i in range(self.config.num_layers)]
         return tuple(_unpack_probabilities(batch, trace[name], self.config.num_heads) for name in names)
+
+    def _checked_rows(self, batch: PackedBatch, rows: np.ndarray | None) -> np.ndarray | None:
+        """The token rows that the head reads, of a batch that the kernels can rely on."""
+        self._check(batch)
+        if rows is not None:
+            _check_rows(rows, batch.num_tokens)
+        if rows is None and self.head.linears:
+            rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
+        return rows
 
     def _check(self, batch: PackedBatch) -> None:
         """What the kernels rely on: indices inside their tables, lengths that add up."""
@@ -259,10 +281,11 @@ def _is_torch(values: Any) -> bool:
     return type(values).__module__.partition(".")[0] == "torch"
 
 
-def _as_torch(outputs: Outputs) -> Outputs:
+def _as_torch(outputs: Outputs, device: Any) -> Outputs:
+    """Where the ids came from: on the host without a copy."""
     import torch  # the caller's own: it came in with the ids
 
     def convert(value: Any) -> Any:
-        return tuple(map(convert, value)) if isinstance(value, tuple) else torch.from_numpy(value)
+        return tuple(map(convert, value)) if isinstance(value, tuple) else torch.from_numpy(value).to(device)
 
     return Outputs(**{name: convert(value) for name, value in outputs.to_dict().items()})

@@ -110,6 +110,11 @@ def write_checkpoint(
     return directory
 
 
+def base_config(task: str) -> ModelConfig:
+    """distilbert-base-cased with the head of ``task``."""
+    return ModelConfig.from_dict(_raw_config(task, {}, "float32", None))
+
+
 def _raw_config(task: str, config: dict[str, Any], dtype: str, num_labels: int | None) -> dict[str, Any]:
     model_type = config.get("model_type", "distilbert")
     if model_type not in _CONFIGS:

@@ -1,0 +1,259 @@
+"""The encoder in Triton kernels on a GPU, through torch: whole batches of ragged text without padding, as CUDA graphs.
+
+A forward copies one block of int32 to the GPU, replays the graph of its shape and copies the result back; the counts in
+which batches of a shape differ are read on the device. With TRITON_INTERPRET=1 the same kernels run on the CPU, slowly
+and without graphs, which is how they are tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.errors import BackendError
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from distilfast.kernels.encoder import Shape
+    from distilfast.kernels.program import Program
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+MOST_GRAPHS = 32
+"""Shapes whose graphs are kept; the one that was used longest ago makes room."""
+
+Results = tuple[np.ndarray | None, np.ndarray | None]
+
+
+def unavailable() -> str | None:
+    """None, or why it cannot run here, in one sentence."""
+    for package in ("torch", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed (pip install distilfast[gpu])."
+    try:
+        import torch
+        import triton  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"torch and triton cannot be imported: {error}."
+    if is_interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU."
+    if _family(torch.device("cuda", torch.cuda.current_device())) is None:
+        return f"{torch.cuda.get_device_name()} is too old or unknown; NVIDIA from Ampere on and AMD CDNA 3 are needed."
+    return None
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels run under Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _family(device: torch.device) -> str | None:
+    """The family of tiles for a device; None for a GPU that the kernels do not know."""
+    import torch
+
+    from distilfast.kernels import tuning
+
+    if device.type == "cpu":
+        return "sm_90"  # interpreted with the tiles of a large GPU
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+        return name if name in tuning.FAMILIES else None
+    return tuning.family(torch.cuda.get_device_capability(device))
+
+
+class TritonBackend:
+    """Runs ``kernels`` (installed as ``distilfast.kernels``); callers of one object take turns."""
+
+    name = "triton"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads`` is accepted and not used: the work is the GPU's."""
+        import torch
+        import triton
+
+        self._is_interpreted = is_interpreted()
+        self._device = torch.device("cpu" if self._is_interpreted else f"cuda:{torch.cuda.current_device()}")
+        self._gpu = "the interpreter" if self._is_interpreted else torch.cuda.get_device_name(self._device)
+        self._version = triton.__version__
+        self._stream = None if self._is_interpreted else torch.cuda.Stream(self._device)
+        self._lock = threading.Lock()
+        self._programs: OrderedDict[Shape, Program] = OrderedDict()
+        self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
+
+    @property
+    def detail(self) -> str:
+        """Triton's version, the precision and the GPU."""
+        return f"triton {self._version} {self._precision}, {self._gpu}"
+
+    def load(self, weights: Weights, head: Head, precision: str) -> None:
+        """Copy the weights to the GPU; raises BackendError for a precision that is not there, or too little memory."""
+        import torch
+
+        from distilfast.kernels.encoder import Encoder
+
+        if precision not in PRECISIONS:
+            raise BackendError(
+                f"precision {precision!r} is not available on backend triton; it has {', '.join(PRECISIONS)}."
+            )
+        if precision == "bf16" and self._is_interpreted:
+            raise BackendError(
+                "precision 'bf16' is not available in Triton's interpreter, whose bf16 products are wrong."
+            )
+        self._precision, self._head = precision, head
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        try:
+            tensors = {name: self._upload(name, tensor, dtype) for name, tensor in weights.tensors.items()}
+        except torch.OutOfMemoryError:
+            raise BackendError(f"{self._gpu} has too little memory for the weights.") from None
+        self._weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        family = _family(self._device)
+        assert family is not None
+        self._encoder = Encoder(tensors, weights.config, head, dtype, family)
+
+    def forward(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None) -> Results:
+        """See ``Backend.forward``; results are float32.
+
+        A batch of more tokens than the largest bucket, or than there is memory for, runs in pieces of whole sequences.
+        Raises BackendError where not even one sequence fits; the engine works on afterwards.
+        """
+        rows = rows if self._head.linears else None
+        with self._lock:
+            return self._in_pieces(batch, rows, hidden) if trace is None else self._traced(batch, rows, hidden, trace)
+
+    def forward_on_device(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Like ``forward``, but fp32 tensors on the GPU, not copied: the next forward of this engine overwrites them.
+
+        The host does not wait; torch's current stream does. Raises BackendError for a batch that has to be run in
+        pieces.
+        """
+        import torch
+
+        rows = rows if self._head.linears else None
+        with self._lock:
+            try:
+                results = self._program(batch, rows, hidden).run(batch, rows)
+            except torch.OutOfMemoryError:
+                self._release()
+                raise BackendError(
+                    f"{self._gpu} has too little memory for {batch.num_tokens} tokens at once."
+                ) from None
+            if self._stream is not None:
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            return results
+
+    def info(self) -> dict[str, object]:
+        """The GPU, the bytes held for weights and activations, and how many shapes are ready."""
+        return {
+            "gpu": self._gpu,
+            "packed_bytes": self._weight_bytes,
+            "scratch_bytes": self._storage.nbytes,
+            "shapes": len(self._programs),
+        }
+
+    def _in_pieces(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Results:
+        import torch
+
+        from distilfast.kernels.tuning import LARGEST_BUCKET
+
+        if batch.num_tokens <= LARGEST_BUCKET:
+            try:
+                return self._fetch(self._program(batch, rows, hidden).run(batch, rows))
+            except torch.OutOfMemoryError:
+                self._release()
+        if batch.num_sequences == 1:
+            raise BackendError(f"{self._gpu} has too little memory for a sequence of {batch.num_tokens} tokens.")
+        pieces = [self._in_pieces(*half, hidden) for half in _halves(batch, rows)]
+        return _joined([piece[0] for piece in pieces]), _joined([piece[1] for piece in pieces])
+
+    def _traced(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace) -> Results:
+        """All rows, kernel by kernel, every intermediate fetched."""
+
+        def keep(name: str, values: torch.Tensor) -> None:
+            flat = name.endswith("probabilities")
+            count = len(values) if flat else len(rows) if rows is not None and name.startswith("head.") else tokens
+            trace[name] = values[:count].float().cpu().numpy().copy()
+
+        tokens = batch.num_tokens
+        hidden_state, output = self._fetch(self._program(batch, rows, hidden=True).run(batch, rows, keep))
+        return (hidden_state if hidden else None), output
+
+    def _program(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Program:
+        """The program of the batch's shape; raises torch.OutOfMemoryError."""
+        import torch
+
+        from distilfast.kernels.program import Program, shape_of
+
+        shape = shape_of(batch, rows, hidden)
+        if shape not in self._programs:
+            needed = self._encoder.bytes_for(shape)
+            if needed > self._storage.nbytes:
+                self._release()  # their graphs hold the old addresses
+                self._storage = torch.empty(needed, dtype=torch.uint8, device=self._device)
+            while len(self._programs) >= MOST_GRAPHS:
+                self._programs.popitem(last=False)
+            self._programs[shape] = Program(self._encoder, shape, self._storage, self._stream)
+        self._programs.move_to_end(shape)
+        return self._programs[shape]
+
+    def _fetch(self, results: tuple[torch.Tensor | None, torch.Tensor | None]) -> Results:
+        """Copies on the host, when the stream has come so far."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        return tuple(None if one is None else one.cpu().numpy().copy() for one in results)  # type: ignore[return-value]
+
+    def _release(self) -> None:
+        """Give programs and scratch back; the weights stay."""
+        import torch
+
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._programs.clear()
+        self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
+
+    def _upload(self, name: str, tensor: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        from distilfast.kernels.encoder import stored_as
+
+        found = torch.from_numpy(np.array(tensor)).to(self._device).to(stored_as(name, dtype))
+        if not bool(torch.isfinite(found).all()):
+            raise BackendError(f"{name} does not fit {self._precision}: some of its numbers are too large.")
+        return found
+
+
+def _halves(batch: PackedBatch, rows: np.ndarray | None) -> list[tuple[PackedBatch, np.ndarray | None]]:
+    """The batch in two pieces of whole sequences, of tokens as equal as they can be, each with its own rows."""
+    middle = int(np.searchsorted(batch.cu_seqlens, batch.num_tokens / 2))
+    middle = min(max(middle, 1), batch.num_sequences - 1)
+    return [_piece(batch, rows, 0, middle), _piece(batch, rows, middle, batch.num_sequences)]
+
+
+def _piece(batch: PackedBatch, rows: np.ndarray | None, first: int, last: int) -> tuple[PackedBatch, np.ndarray | None]:
+    begin, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
+    piece = PackedBatch(
+        batch.input_ids[begin:end],
+        batch.positions[begin:end],
+        batch.cu_seqlens[first : last + 1] - begin,
+        None if batch.token_types is None else batch.token_types[begin:end],
+    )
+    if rows is None:
+        return piece, None
+    return piece, (rows[(rows >= begin) & (rows < end)] - begin).astype(np.int32)
+
+
+def _joined(pieces: list[np.ndarray | None]) -> np.ndarray | None:
+    there = [piece for piece in pieces if piece is not None]
+    return np.concatenate(there) if there else None

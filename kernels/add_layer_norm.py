@@ -1,0 +1,104 @@
+"""add_layer_norm: LN(Σₛ x[s] + residual), row by row: [S, T, D] + [T, D] → [T, D].
+
+    y = Σₛ x[s] + residual;  m = mean(y);  v = mean((y − m)²);  out = (y − m) / √(v + eps) · weight + bias
+
+x is what a linear has stored: one part, or S partial sums of a split K, which are added here in ascending order, so
+that the sum has one order on every run. One program owns one row and keeps it in registers: the statistics take two
+passes (E[x²] − m² would cancel), and memory is read once. Everything is fp32, whatever x is stored in: the result is
+the residual stream, and a copy of it in the operands' precision, ``narrow``, is what the next linear reads.
+
+Reference: ``distilfast.reference.add_layer_norm``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from distilfast.kernels.launch import launch
+
+
+@triton.jit
+def layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps):
+    """LN of one row, fp32, whose masked columns are zero."""
+    mean = tl.sum(x, axis=0) / width
+    centred = tl.where(column_mask, x - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / width
+    weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0)
+    bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0)
+    return centred / tl.sqrt_rn(variance + eps) * weight + bias
+
+
+@triton.jit
+def add_layer_norm_kernel(
+    x_ptr,  # [S, T, D]
+    residual_ptr,  # fp32 [T, D], where has_residual
+    weight_ptr,  # fp32 [D]
+    bias_ptr,  # fp32 [D]
+    out_ptr,  # fp32 [T, D]
+    narrow_ptr,  # [T, D], where has_narrow
+    num_rows_ptr,  # int32 [1]
+    width,
+    part_stride,  # elements from x[s] to x[s + 1]
+    eps,
+    parts: tl.constexpr,
+    has_residual: tl.constexpr,
+    has_narrow: tl.constexpr,
+    block_width: tl.constexpr,
+):
+    """Grid: (T,); one program, one row."""
+    row = tl.program_id(0)
+    if row >= tl.load(num_rows_ptr):
+        return
+    columns = tl.arange(0, block_width)
+    column_mask = columns < width
+    at = row.to(tl.int64) * width + columns
+    y = tl.zeros([block_width], tl.float32)
+    for part in tl.static_range(parts):
+        y += tl.load(x_ptr + part * part_stride + at, mask=column_mask, other=0.0).to(tl.float32)
+    if has_residual:
+        y += tl.load(residual_ptr + at, mask=column_mask, other=0.0)
+    out = layer_norm(y, column_mask, weight_ptr, bias_ptr, columns, width, eps)
+    tl.store(out_ptr + at, out, mask=column_mask)
+    if has_narrow:
+        tl.store(narrow_ptr + at, out.to(narrow_ptr.dtype.element_ty), mask=column_mask)
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    narrow: torch.Tensor | None,
+    num_rows: torch.Tensor,
+) -> None:
+    """LN(Σ x + residual) of the first ``num_rows`` rows, into ``out`` and, where given, ``narrow``.
+
+    ``x`` [S, T, D] of any floating type; ``residual``, ``out`` fp32 [T, D]; ``weight``, ``bias`` fp32 [D];
+    ``narrow`` [T, D]; ``num_rows`` int32 [1] on the device. All contiguous.
+    """
+    parts, rows, width = x.shape
+    block_width = triton.next_power_of_2(width)
+    launch(
+        add_layer_norm_kernel,
+        (rows,),
+        x,
+        residual,
+        weight,
+        bias,
+        out,
+        narrow,
+        num_rows,
+        width,
+        x.stride(0),
+        eps,
+        parts=parts,
+        has_residual=residual is not None,
+        has_narrow=narrow is not None,
+        block_width=block_width,
+        num_warps=min(8, max(1, block_width // 256)),
+        num_stages=1,
+    )

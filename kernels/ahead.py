@@ -1,0 +1,175 @@
+"""Every kernel that the encoder would launch, compiled ahead of time for GPUs that need not be there.
+
+``python -m distilfast.kernels.ahead`` prints what each costs: registers, shared memory, bytes spilled to the stack, and
+which matrix instructions it came to. The launches are recorded from a forward of a full-size DistilBERT on torch's
+``meta`` device, so what is compiled is what would run, for every bucket in which the tiles differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import triton
+from rich.console import Console
+from rich.table import Column, Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from distilfast.config import ModelConfig
+from distilfast.heads import head_for
+from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
+from distilfast.kernels.launch import Launch, recording
+from distilfast.synthetic import base_config
+from distilfast.weights import layout
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BUCKETS = (16, 32, 64, 256, 1024, 4096, 32_768)
+TASK = "text-classification"
+# In order of preference: what a large tile should come to on Hopper, on Ampere, on CDNA.
+MATRIX_INSTRUCTIONS = {"wgmma": "wgmma.mma_async", "mma": "mma.sync", "mfma": "v_mfma"}
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+_LAUNCH_OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel on one target. ``tokens``: the smallest bucket that uses it; bytes are a program's."""
+
+    kernel: str
+    target: str
+    precision: str
+    tokens: int
+    tile: str  # block_m × block_n × block_k, warps, stages
+    registers: int
+    shared_bytes: int
+    spilled_bytes: int
+    matrix: str  # wgmma, mma, mfma or none
+
+
+def compile_all(
+    config: ModelConfig, targets: Iterable[str] = TARGETS, precisions: Iterable[str] = DTYPES
+) -> Iterator[Compiled]:
+    """Compile what a classifier of this architecture launches, each kernel once."""
+    for target in targets:
+        seen = set()
+        for precision in precisions:
+            for tokens in BUCKETS:
+                for one in launches(config, target, DTYPES[precision], tokens):
+                    source, options = _source(one)
+                    if (key := (source.hash(), *options.values())) not in seen:
+                        seen.add(key)
+                        yield _compiled(one, source, options, target, precision, tokens)
+
+
+def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> list[Launch]:
+    """What a forward of ``tokens`` launches: all rows of the last layer, then again with only the rows of the head."""
+    head = head_for(config, TASK)
+    shapes = {need.name: (need.shape[0] * len(need.pieces), *need.shape[1:]) for need in layout(config, TASK)}
+    weights = {name: torch.empty(shape, dtype=stored_as(name, dtype), device="meta") for name, shape in shapes.items()}
+    encoder = Encoder(weights, config, head, dtype, gpu)
+    with recording() as found:
+        for hidden in (True, False):
+            shape = Shape(tokens, rows=16, all_rows=False, hidden=hidden)
+            arena = Arena(torch.empty(1 << 46, dtype=torch.uint8, device="meta"))
+            encoder.run(shape, encoder.buffers(shape, arena))
+    return found
+
+
+def _source(one: Launch) -> tuple[ASTSource, dict[str, int]]:
+    """The launch as the compiler wants it, specialised as triton would when launching."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes = {}
+    for i, (name, value) in enumerate(zip(one.kernel.arg_names, one.arguments, strict=False)):
+        if value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        pointer = isinstance(value, torch.Tensor)
+        signature[name] = f"*{_NAMES[value.dtype]}" if pointer else "i32" if isinstance(value, int) else "fp32"
+        if pointer or (isinstance(value, int) and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    for name, value in one.options.items():
+        if name not in _LAUNCH_OPTIONS:
+            signature[name], constants[name] = "constexpr", value
+    options = {name: one.options[name] for name in _LAUNCH_OPTIONS} | {"enable_fp_fusion": True}
+    return ASTSource(one.kernel, signature, constants, attributes), options
+
+
+def _compiled(
+    one: Launch, source: ASTSource, options: dict[str, int], target: str, precision: str, tokens: int
+) -> Compiled:
+    binary = triton.compile(source, target=TARGETS[target], options=options)
+    is_cuda = "cubin" in binary.asm
+    registers, spilled = _cubin_usage(binary.asm["cubin"]) if is_cuda else _amd_usage(binary.asm["amdgcn"])
+    text = binary.asm["ptx" if is_cuda else "amdgcn"]
+    given = one.options
+    blocks = "×".join(str(given[name]) for name in ("block_m", "block_n", "block_k", "block_width") if name in given)
+    activation = given.get("activation", "none")
+    return Compiled(
+        kernel=one.kernel.__name__.removesuffix("_kernel") + ("" if activation == "none" else f"_{activation}"),
+        target=target,
+        precision=precision,
+        tokens=tokens,
+        tile=f"{blocks} w{given['num_warps']} s{given['num_stages']}",
+        registers=registers,
+        shared_bytes=binary.metadata.shared,
+        spilled_bytes=spilled,
+        matrix=next((name for name, word in MATRIX_INSTRUCTIONS.items() if word in text), "none"),
+    )
+
+
+def _cubin_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers of a thread, bytes of its stack), by the tool that comes with triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", told).groups()  # type: ignore[union-attr]
+    return int(registers), int(stack)
+
+
+def _amd_usage(assembly: str) -> tuple[int, int]:
+    """(vector registers of a lane, bytes of its private segment)."""
+    found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size): *(\d+)", assembly))
+    return int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
+
+
+def main() -> None:
+    """The table, or JSON rows."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--target", choices=list(TARGETS), nargs="+", default=list(TARGETS))
+    parser.add_argument("--precision", choices=list(DTYPES), nargs="+", default=list(DTYPES))
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args()
+    found = compile_all(base_config(TASK), arguments.target, arguments.precision)
+    if arguments.json:
+        for one in found:
+            print(json.dumps(asdict(one)), flush=True)
+        return
+    console = Console()
+    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix")
+    table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
+    with console.status("compiling") as status:
+        for one in found:
+            status.update(f"compiling {one.kernel} for {one.target} {one.precision}")
+            table.add_row(*(str(value) for value in asdict(one).values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

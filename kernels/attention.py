@@ -1,0 +1,169 @@
+"""attention: softmax(q kᵀ / √d) v inside each sequence, for the packed rows: q [R, H, d] · k, v [T, H, d] → [R, D].
+
+Flash attention over ``cu_seqlens``: no padding, no mask tensor, and no scores in memory. A program owns block_m rows of
+queries of one head, whatever sequences they are of, and walks through the keys of each of those sequences in blocks
+that begin where the sequence begins:
+
+    s = q kᵀ · log₂e / √d;  m' = max(m, max s);  p = 2^(s − m');  l' = l · 2^(m − m') + Σ p;  o' = o · 2^(m − m') + p v
+
+and o / l at the end (Milakov & Gimelshein 2018; Dao et al. 2022). Rows of another sequence are left as they are by a
+select, bit for bit: an answer does not depend on its batch mates, nor on where in the batch it stands. Since rows, not
+sequences, are dealt out, a batch of many short texts fills the chip like one long text, and a grid of the bucket's size
+serves every batch in it: which rows belong to which sequence is read from the device.
+
+``rows of queries`` need not be all tokens: a head that reads the first token of each text asks for those alone.
+Products as in linear.py; the softmax is fp32. d may be any number: blocks are padded to a power of two.
+
+Reference: ``distilfast.reference.attention``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from distilfast.kernels.launch import launch
+from distilfast.kernels.tuning import Tile
+
+
+@triton.jit
+def _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product: tl.constexpr):
+    """q kᵀ · scale of one block of keys, −inf beyond the sequence's end."""
+    mask = (keys[None, :] < end) & (dims[:, None] < head_size)
+    k = tl.load(k_ptr + keys[None, :].to(tl.int64) * kv_stride + dims[:, None], mask=mask, other=0.0)
+    scores = tl.dot(q, k, input_precision=product) * scale
+    return tl.where(keys[None, :] < end, scores, float("-inf"))
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr,  # [R, H, d], rows q_stride apart
+    k_ptr,  # [T, H, d], rows kv_stride apart
+    v_ptr,  # the same
+    out_ptr,  # [R, H · d]
+    row_sequence_ptr,  # int32 [R]: the sequence of each row of q
+    cu_seqlens_ptr,  # int32 [B + 1]
+    num_rows_ptr,  # int32 [1]
+    probabilities_ptr,  # fp32: each sequence's [H, L, L], where has_probabilities; R is T there
+    probability_offs_ptr,  # int64 [B]: where each sequence's begin
+    q_stride,
+    kv_stride,
+    num_heads,
+    scale,  # log₂e / √d
+    head_size: tl.constexpr,
+    product: tl.constexpr,
+    has_probabilities: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+    stages: tl.constexpr,
+):
+    """Grid: (row blocks, H); one program, block_m rows of one head."""
+    num_rows = tl.load(num_rows_ptr)
+    begin_row = tl.program_id(0) * block_m
+    if begin_row >= num_rows:
+        return
+    head = tl.program_id(1)
+    rows = begin_row + tl.arange(0, block_m)
+    dims = tl.arange(0, block_d)
+    row_mask = rows < num_rows
+    sequence = tl.load(row_sequence_ptr + rows, mask=row_mask, other=-1)
+    first = tl.load(row_sequence_ptr + begin_row)
+    last = tl.load(row_sequence_ptr + min(begin_row + block_m, num_rows) - 1)
+
+    q_mask = row_mask[:, None] & (dims[None, :] < head_size)
+    q_at = rows[:, None].to(tl.int64) * q_stride + head * head_size + dims[None, :]
+    q = tl.load(q_ptr + q_at, mask=q_mask, other=0.0)
+    k_ptr += head * head_size
+    v_ptr += head * head_size
+
+    highest = tl.full([block_m], float("-inf"), tl.float32)
+    total = tl.zeros([block_m], tl.float32)
+    out = tl.zeros([block_m, block_d], tl.float32)
+    for s in range(first, last + 1):
+        begin = tl.load(cu_seqlens_ptr + s)
+        end = tl.load(cu_seqlens_ptr + s + 1)
+        is_mine = sequence == s
+        for start in tl.range(begin, end, block_n, num_stages=stages):
+            keys = start + tl.arange(0, block_n)
+            scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
+            risen = tl.maximum(highest, tl.max(scores, axis=1))
+            p = tl.exp2(scores - risen[:, None])
+            fade = tl.exp2(highest - risen)
+            v_mask = (keys[:, None] < end) & (dims[None, :] < head_size)
+            v = tl.load(v_ptr + keys[:, None].to(tl.int64) * kv_stride + dims[None, :], mask=v_mask, other=0.0)
+            grown = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision=product)
+            out = tl.where(is_mine[:, None], grown, out)
+            total = tl.where(is_mine, total * fade + tl.sum(p, axis=1), total)
+            highest = tl.where(is_mine, risen, highest)
+
+    total = tl.where(row_mask, total, 1.0)
+    highest = tl.where(row_mask, highest, 0.0)
+    out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
+    tl.store(out_ptr + out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
+
+    if has_probabilities:
+        for s in range(first, last + 1):
+            begin = tl.load(cu_seqlens_ptr + s)
+            end = tl.load(cu_seqlens_ptr + s + 1)
+            length = (end - begin).to(tl.int64)
+            at = probabilities_ptr + tl.load(probability_offs_ptr + s) + head * length * length
+            for start in range(begin, end, block_n):
+                keys = start + tl.arange(0, block_n)
+                scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
+                p = tl.exp2(scores - highest[:, None]) / total[:, None]
+                mask = (sequence == s)[:, None] & (keys[None, :] < end)
+                tl.store(at + (rows[:, None] - begin) * length + (keys[None, :] - begin), p, mask=mask)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    row_sequence: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    num_heads: int,
+    num_rows: torch.Tensor,
+    tile: Tile,
+    probabilities: torch.Tensor | None = None,
+    probability_offs: torch.Tensor | None = None,
+) -> None:
+    """Attention of the first ``num_rows`` rows of ``q``, each to all tokens of its own sequence, into ``out``.
+
+    ``q`` [R, D], ``k``, ``v`` [T, D] of one type, with any stride between rows; ``out`` [R, D] contiguous;
+    ``row_sequence`` int32 [R], which does not fall; ``cu_seqlens`` int32 [B + 1]; ``num_rows`` int32 [1] on the
+    device. With ``probabilities`` (fp32, each sequence's [H, L, L] from ``probability_offs`` int64 [B] on), where q
+    holds a row for each token, those are stored too.
+    """
+    width = q.shape[1]
+    head_size = width // num_heads
+    launch(
+        attention_kernel,
+        (triton.cdiv(q.shape[0], tile.block_m), num_heads),
+        q,
+        k,
+        v,
+        out,
+        row_sequence,
+        cu_seqlens,
+        num_rows,
+        probabilities,
+        probability_offs,
+        q.stride(0),
+        k.stride(0),
+        num_heads,
+        math.log2(math.e) / math.sqrt(head_size),
+        head_size=head_size,
+        product=tile.product,
+        has_probabilities=probabilities is not None,
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        block_d=max(16, triton.next_power_of_2(head_size)),
+        stages=tile.num_stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )

@@ -1,0 +1,101 @@
+"""embed: LN(word[id] + position[p] (+ token_type[t])): [T] → [T, D].
+
+One program owns one token: it gathers two or three rows of the tables, adds them in fp32 and normalises the sum in
+registers. The tables are stored in the precision of the operands; the result is the fp32 residual stream and a copy in
+the operands' precision.
+
+Reference: ``distilfast.reference.embed``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from distilfast.kernels.add_layer_norm import layer_norm
+from distilfast.kernels.launch import launch
+
+
+@triton.jit
+def embed_kernel(
+    ids_ptr,  # int32 [T]
+    positions_ptr,  # int32 [T]
+    types_ptr,  # int32 [T], where has_types
+    word_ptr,  # [V, D]
+    position_ptr,  # [P, D]
+    type_ptr,  # [types, D], where has_types
+    weight_ptr,  # fp32 [D]
+    bias_ptr,  # fp32 [D]
+    out_ptr,  # fp32 [T, D]
+    narrow_ptr,  # [T, D], where has_narrow
+    num_tokens_ptr,  # int32 [1]
+    width,
+    eps,
+    has_types: tl.constexpr,
+    has_narrow: tl.constexpr,
+    block_width: tl.constexpr,
+):
+    """Grid: (T,); one program, one token."""
+    token = tl.program_id(0)
+    if token >= tl.load(num_tokens_ptr):
+        return
+    columns = tl.arange(0, block_width)
+    column_mask = columns < width
+    word = word_ptr + tl.load(ids_ptr + token).to(tl.int64) * width
+    x = tl.load(word + columns, mask=column_mask, other=0.0).to(tl.float32)
+    position = position_ptr + tl.load(positions_ptr + token).to(tl.int64) * width
+    x += tl.load(position + columns, mask=column_mask, other=0.0).to(tl.float32)
+    if has_types:
+        kind = type_ptr + tl.load(types_ptr + token).to(tl.int64) * width
+        x += tl.load(kind + columns, mask=column_mask, other=0.0).to(tl.float32)
+    out = layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps)
+    at = token.to(tl.int64) * width + columns
+    tl.store(out_ptr + at, out, mask=column_mask)
+    if has_narrow:
+        tl.store(narrow_ptr + at, out.to(narrow_ptr.dtype.element_ty), mask=column_mask)
+
+
+def embed(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    types: torch.Tensor | None,
+    word: torch.Tensor,
+    position: torch.Tensor,
+    token_type: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    narrow: torch.Tensor | None,
+    num_tokens: torch.Tensor,
+) -> None:
+    """The first ``num_tokens`` rows of the embedding, into ``out`` and, where given, ``narrow``.
+
+    ``ids``, ``positions``, ``types`` int32 [T]; ``word`` [V, D], ``position`` [P, D], ``token_type`` [types, D], of
+    one type; ``weight``, ``bias`` fp32 [D]; ``out`` fp32 [T, D], ``narrow`` [T, D]; ``num_tokens`` int32 [1] on the
+    device. ``types`` is needed where ``token_type`` is there. All contiguous.
+    """
+    block_width = triton.next_power_of_2(word.shape[1])
+    launch(
+        embed_kernel,
+        (ids.shape[0],),
+        ids,
+        positions,
+        types,
+        word,
+        position,
+        token_type,
+        weight,
+        bias,
+        out,
+        narrow,
+        num_tokens,
+        word.shape[1],
+        eps,
+        has_types=token_type is not None,
+        has_narrow=narrow is not None,
+        block_width=block_width,
+        num_warps=min(8, max(1, block_width // 256)),
+        num_stages=1,
+    )

@@ -1,0 +1,344 @@
+"""The layer loop on the four operations: the buffers of one shape, and which kernel reads and writes which.
+
+``run`` only launches kernels, on addresses that stay the same for a shape, so a CUDA graph captured around it can be
+replayed for every batch of that shape; the counts in which batches differ are read from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from distilfast.config import ModelConfig
+from distilfast.heads import Head
+from distilfast.kernels.add_layer_norm import add_layer_norm
+from distilfast.kernels.attention import attention
+from distilfast.kernels.embed import embed
+from distilfast.kernels.linear import linear
+from distilfast.kernels.tuning import rows_tile, tile
+
+Keep = Callable[[str, torch.Tensor], None]
+"""Told of every intermediate by name when it has just been written; later kernels overwrite it."""
+
+_ALIGNMENT = 256  # bytes: every buffer of an arena begins at a multiple
+
+
+def stored_as(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of a weight by its canonical name: matrices and tables are operands, biases and LayerNorms fp32."""
+    return torch.float32 if name.endswith((".bias", "norm.weight")) else dtype
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a graph is captured for: a bucket of tokens, a bucket of the rows that the head reads, what is wanted.
+
+    ``rows`` is 0 where there is no head, and equals ``tokens`` where ``all_rows``. ``hidden``: the last hidden state
+    of all tokens is wanted too.
+    """
+
+    tokens: int
+    rows: int
+    all_rows: bool
+    hidden: bool
+
+    @property
+    def skips_rows(self) -> bool:
+        """Whether the last layer computes only the rows that the head reads."""
+        return self.rows > 0 and not self.all_rows and not self.hidden
+
+
+class Arena:
+    """One block of memory from which buffers are cut, one after the other."""
+
+    def __init__(self, storage: torch.Tensor) -> None:
+        """``storage``: uint8; on the ``meta`` device it is a measure and holds nothing."""
+        self._storage = storage
+        self.used = 0
+
+    def take(self, *sizes: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor."""
+        count = dtype.itemsize
+        for size in sizes:
+            count *= size
+        begin, self.used = self.used, self.used + -(-count // _ALIGNMENT) * _ALIGNMENT
+        return self._storage[begin : begin + count].view(dtype).view(sizes)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch on the device, int32. Beyond the counts: ids, positions, types and rows are 0, the rest is not read."""
+
+    counts: torch.Tensor  # [2]: tokens, rows
+    ids: torch.Tensor  # [tokens]
+    positions: torch.Tensor  # [tokens]
+    types: torch.Tensor  # [tokens]
+    sequence: torch.Tensor  # [tokens]: which sequence each token is of
+    cu_seqlens: torch.Tensor  # [tokens + 1]
+    rows: torch.Tensor  # [rows]: the tokens that the head reads
+    rows_sequence: torch.Tensor  # [rows]
+
+    @staticmethod
+    def sizes(shape: Shape) -> tuple[int, ...]:
+        """How many numbers each field holds, in order; they lie end to end, so that one copy brings them all."""
+        return (2, *(shape.tokens,) * 4, shape.tokens + 1, shape.rows, shape.rows)
+
+    @classmethod
+    def of(cls, block: torch.Tensor, shape: Shape) -> Inputs:
+        """The fields of ``block``, int32 [Σ sizes]."""
+        return cls(*block.split(cls.sizes(shape)))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Token rows on their way through a layer: the fp32 residual stream ``x`` and the buffers between the kernels.
+
+    ``operand`` is x in the operands' type, ``x`` itself for fp32. ``count`` int32 [1]: how many rows there are.
+    """
+
+    x: torch.Tensor  # fp32 [rows, D]
+    operand: torch.Tensor  # [rows, D]
+    context: torch.Tensor  # [rows, D]
+    ffn: torch.Tensor  # [rows, F]
+    attention_parts: torch.Tensor  # [S, rows, D]: attention_out, in partial sums
+    ffn_parts: torch.Tensor  # [S, rows, D]: ffn_out
+    sequence: torch.Tensor  # int32 [rows]
+    count: torch.Tensor
+
+    @property
+    def narrow(self) -> torch.Tensor | None:
+        """Where a copy of ``x`` in the operands' type goes; None where the operands are fp32."""
+        return None if self.operand is self.x else self.operand
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Everything that one shape needs beside the weights."""
+
+    inputs: Inputs
+    block: torch.Tensor  # int32: the inputs end to end
+    tokens: Stream
+    qkv: torch.Tensor  # [tokens · 3D]
+    rows: Stream | None  # where the head does not read all rows
+    head: tuple[torch.Tensor, ...]  # each linear's [rows, N], the last one fp32
+    head_norm: torch.Tensor | None  # fp32 [rows, D]: a head's LayerNorm
+
+
+class Encoder:
+    """The model on a device: weights, and the order of its kernels."""
+
+    def __init__(
+        self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: str
+    ) -> None:
+        """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: a family of ``tuning``."""
+        self._weights, self._config, self._head, self._dtype, self._gpu = weights, config, head, dtype, gpu
+
+    def bytes_for(self, shape: Shape) -> int:
+        """Bytes of the buffers of a shape."""
+        measure = Arena(torch.empty(1 << 46, dtype=torch.uint8, device="meta"))
+        self.buffers(shape, measure)
+        return measure.used
+
+    def buffers(self, shape: Shape, arena: Arena) -> Buffers:
+        """Cut the buffers of a shape from an arena of at least ``bytes_for(shape)``."""
+        block = arena.take(sum(Inputs.sizes(shape)), dtype=torch.int32)
+        inputs = Inputs.of(block, shape)
+        num_tokens, num_rows = inputs.counts.split(1)
+        qkv = arena.take(shape.tokens * 3 * self._config.hidden_size, dtype=self._dtype)
+        tokens = self._stream(arena, shape.tokens, inputs.sequence, num_tokens)
+        rows = None
+        if shape.rows and not shape.all_rows:
+            rows = self._stream(arena, shape.rows, inputs.rows_sequence, num_rows)
+        return Buffers(inputs, block, tokens, qkv, rows, *self._head_buffers(shape.rows, arena))
+
+    def run(self, shape: Shape, buffers: Buffers, keep: Keep | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Launch everything: (residual stream fp32 [tokens or rows, D], head output fp32 [rows, N] or None).
+
+        Both lie in ``buffers``. ``keep`` needs a shape with ``hidden``.
+        """
+        stream = buffers.tokens
+        self._embed(buffers, keep)
+        layers = self._config.num_layers
+        for i in range(layers - shape.skips_rows):
+            self._layer(i, buffers, keep)
+        if shape.skips_rows:
+            assert buffers.rows is not None
+            stream = buffers.rows
+            self._last_layer(layers - 1, buffers, stream)
+        elif buffers.rows is not None:
+            _gather(buffers)
+        output = self._run_head(buffers, keep) if shape.rows else None
+        return stream.x, output
+
+    # ------------------------------------------------------------------------------------------------------- layers
+
+    def _embed(self, buffers: Buffers, keep: Keep | None) -> None:
+        inputs, stream = buffers.inputs, buffers.tokens
+        embed(
+            inputs.ids,
+            inputs.positions,
+            inputs.types,
+            self._weights["embed.word"],
+            self._weights["embed.position"],
+            self._weights.get("embed.token_type"),
+            *self._vectors("embed.norm"),
+            self._config.layer_norm_eps,
+            stream.x,
+            stream.narrow,
+            stream.count,
+        )
+        if keep:
+            keep("embed", stream.x)
+
+    def _layer(self, i: int, buffers: Buffers, keep: Keep | None) -> None:
+        """All rows."""
+        at, stream, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
+        qkv = buffers.qkv.view(-1, 3 * width)
+        self._linear(at + "qkv", stream.operand, "none", qkv, stream.count)
+        if keep:
+            keep(at + "qkv", qkv)
+            self._keep_probabilities(at, buffers, keep)
+        q, k, v = qkv.split(width, dim=1)
+        self._attention(q, k, v, stream, buffers, is_every_row=True)
+        self._finish_layer(at, stream, keep)
+
+    def _last_layer(self, i: int, buffers: Buffers, rows: Stream) -> None:
+        """Keys and values of all tokens, the rest for ``rows`` alone."""
+        at, tokens, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
+        weight, bias = self._vectors(at + "qkv")
+        kv = buffers.qkv[: len(tokens.x) * 2 * width].view(-1, 2 * width)
+        linear(
+            tokens.operand, weight[width:], bias[width:], "none", kv, tokens.count, self._tile("linear", len(tokens.x))
+        )
+        _gather(buffers)
+        q = buffers.qkv[kv.numel() :][: rows.x.numel()].view(-1, width)
+        linear(rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x)))
+        k, v = kv.split(width, dim=1)
+        self._attention(q, k, v, rows, buffers, is_every_row=False)
+        self._finish_layer(at, rows, None)
+
+    def _attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        stream: Stream,
+        buffers: Buffers,
+        *,
+        is_every_row: bool,
+    ) -> None:
+        narrow = self._dtype != torch.float32
+        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu, narrow)
+        attention(
+            q, k, v, stream.context, stream.sequence, buffers.inputs.cu_seqlens, self._config.num_heads, stream.count,
+            chosen,
+        )  # fmt: skip
+
+    def _finish_layer(self, at: str, stream: Stream, keep: Keep | None) -> None:
+        """From the context to the layer's output."""
+        eps = self._config.layer_norm_eps
+        self._linear_parts(at + "attention_out", stream.context, stream.attention_parts, stream.count)
+        if keep:
+            keep(at + "context", stream.context)
+            keep(at + "attention_out", stream.attention_parts.float().sum(dim=0))
+        norm = self._vectors(at + "attention_norm")
+        add_layer_norm(stream.attention_parts, stream.x, *norm, eps, stream.x, stream.narrow, stream.count)
+        if keep:
+            keep(at + "attention_norm", stream.x)
+        self._linear(at + "ffn_in", stream.operand, self._config.activation, stream.ffn, stream.count)
+        self._linear_parts(at + "ffn_out", stream.ffn, stream.ffn_parts, stream.count)
+        norm = self._vectors(at + "output_norm")
+        add_layer_norm(stream.ffn_parts, stream.x, *norm, eps, stream.x, stream.narrow, stream.count)
+        if keep:
+            keep(at + "ffn_in", stream.ffn)
+            keep(at + "ffn_out", stream.ffn_parts.float().sum(dim=0))
+            keep(at + "output", stream.x)
+
+    def _run_head(self, buffers: Buffers, keep: Keep | None) -> torch.Tensor:
+        stream = buffers.rows or buffers.tokens
+        x, count = stream.operand, stream.count
+        for i, (step, out) in enumerate(zip(self._head.linears, buffers.head, strict=True)):
+            at = f"head.{i}"
+            self._linear(at, x, step.activation, out, count)
+            x = out
+            if step.norm:
+                assert buffers.head_norm is not None
+                norm, eps = self._vectors(at + ".norm"), self._config.layer_norm_eps
+                narrow = None if out.dtype == torch.float32 else out
+                add_layer_norm(out[None], None, *norm, eps, buffers.head_norm, narrow, count)
+                x = buffers.head_norm if narrow is None else narrow
+            if keep:
+                keep(at, x)
+        return x
+
+    def _keep_probabilities(self, at: str, buffers: Buffers, keep: Keep) -> None:
+        """Attention once more, storing what flash attention never holds."""
+        stream, width, heads = buffers.tokens, self._config.hidden_size, self._config.num_heads
+        q, k, v = buffers.qkv.view(-1, 3 * width).split(width, dim=1)
+        tokens = int(stream.count)
+        cu_seqlens = buffers.inputs.cu_seqlens
+        sequences = int(buffers.inputs.sequence[tokens - 1]) + 1
+        sizes = heads * cu_seqlens[: sequences + 1].long().diff() ** 2
+        probabilities = torch.empty(int(sizes.sum()), dtype=torch.float32, device=q.device)
+        attention(
+            q, k, v, stream.context, stream.sequence, cu_seqlens, heads, stream.count,
+            self._tile("attention", len(q)), probabilities, sizes.cumsum(0) - sizes,
+        )  # fmt: skip
+        keep(at + "probabilities", probabilities)
+
+    # ------------------------------------------------------------------------------------------------------ plumbing
+
+    def _linear(self, name: str, x: torch.Tensor, activation: str, out: torch.Tensor, count: torch.Tensor) -> None:
+        op = "linear_gelu" if activation == "gelu" else "linear"
+        linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
+
+    def _linear_parts(self, name: str, x: torch.Tensor, parts: torch.Tensor, count: torch.Tensor) -> None:
+        chosen = self._tile("linear_parts", len(x)).sharing(x.shape[1])
+        linear(x, *self._vectors(name), "none", parts, count, chosen)
+
+    def _vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._weights[name + ".weight"], self._weights[name + ".bias"]
+
+    def _tile(self, op: str, rows: int):
+        return tile(op, self._gpu, self._dtype != torch.float32, rows)
+
+    def _stream(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> Stream:
+        width, ffn = self._config.hidden_size, self._config.ffn_size
+        x = arena.take(rows, width, dtype=torch.float32)
+        return Stream(
+            x=x,
+            operand=x if self._dtype == torch.float32 else arena.take(rows, width, dtype=self._dtype),
+            context=arena.take(rows, width, dtype=self._dtype),
+            ffn=arena.take(rows, ffn, dtype=self._dtype),
+            attention_parts=self._parts(arena, rows, width),
+            ffn_parts=self._parts(arena, rows, ffn),
+            sequence=sequence,
+            count=count,
+        )
+
+    def _parts(self, arena: Arena, rows: int, in_size: int) -> torch.Tensor:
+        """Partial sums are fp32; a whole sum is rounded like every other operand."""
+        parts = self._tile("linear_parts", rows).sharing(in_size).parts
+        dtype = torch.float32 if parts > 1 else self._dtype
+        return arena.take(parts, rows, self._config.hidden_size, dtype=dtype)
+
+    def _head_buffers(self, rows: int, arena: Arena) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        if not rows:
+            return (), None
+        last = len(self._head.linears) - 1
+        outs = tuple(
+            arena.take(rows, len(self._weights[f"head.{i}.bias"]), dtype=torch.float32 if i == last else self._dtype)
+            for i in range(last + 1)
+        )
+        norms = [out for step, out in zip(self._head.linears, outs, strict=True) if step.norm]
+        return outs, arena.take(*norms[0].shape, dtype=torch.float32) if norms else None
+
+
+def _gather(buffers: Buffers) -> None:
+    """The rows that the head reads, out of all."""
+    rows, tokens = buffers.rows, buffers.tokens
+    assert rows is not None
+    torch.index_select(tokens.x, 0, buffers.inputs.rows, out=rows.x)
+    if rows.narrow is not None:
+        torch.index_select(tokens.operand, 0, buffers.inputs.rows, out=rows.operand)

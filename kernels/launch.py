@@ -1,0 +1,42 @@
+"""The one place where a kernel is launched, so that what would be launched can be recorded and compiled elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: ``arguments`` by position; ``options`` are the kernel's constants, num_warps and num_stages."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run ``kernel`` on ``grid`` on the current stream; inside ``recording``, only note it."""
+    found = _recorded.get()
+    if found is None:
+        kernel[grid](*arguments, enable_fp_fusion=True, **options)
+    else:
+        found.append(Launch(kernel, grid, arguments, options))
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: with tensors on torch's ``meta`` device no GPU is needed."""
+    found: list[Launch] = []
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)

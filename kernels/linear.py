@@ -1,0 +1,147 @@
+"""linear: act(x Wᵀ + b), act in none, gelu (erf), relu, tanh: [T, K] · [N, K] → [S, T, N].
+
+W stays as the checkpoint stores it, K contiguous: the matrix instructions read both operands along K. Products are of
+the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products of two-way splits on NVIDIA, 1e-7 off
+like a chain of FMAs, where plain TF32 would be 3e-4 off; the exact fp32 matrix instructions on AMD) and are summed in
+fp32. Bias and activation are applied to the fp32 sums.
+
+For few tokens the time is that of reading W once, and a grid of N / block_n programs would leave most of the chip idle;
+so K is split into S parts, each a program's, and the partial sums are stored as fp32 [S, T, N] for add_layer_norm to
+add in a fixed order. The bias is part 0's. With S > 1 there is no activation: it does not distribute over a sum.
+
+The number of rows is read from the device, so that one captured graph serves every batch of its bucket; programs of
+rows that are not there return at once. A row's result depends on the tile sizes alone, never on the other rows.
+
+Reference: ``distilfast.reference.linear``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from distilfast.kernels.launch import launch
+from distilfast.kernels.tuning import Tile
+
+
+@triton.jit
+def gelu(x):
+    """x Φ(x), exact to fp32's erf."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def tanh(x):
+    """(1 − e) / (1 + e) with e = exp(−2|x|), which cannot overflow; near 0, where 1 − e cancels, the series to x⁷."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    x2 = x * x
+    near = x * (1.0 + x2 * (-0.3333333333 + x2 * (0.1333333333 + x2 * -0.0539682540)))
+    return tl.where(tl.abs(x) < 0.2, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr,  # [T, K]
+    weight_ptr,  # [N, K]
+    bias_ptr,  # fp32 [N]
+    out_ptr,  # [S, T, N]
+    num_rows_ptr,  # int32 [1]
+    out_size,  # N
+    in_size,  # K
+    part_size,  # of K, a multiple of block_k
+    part_stride,  # elements from out[s] to out[s + 1]
+    activation: tl.constexpr,
+    product: tl.constexpr,
+    is_even_k: tl.constexpr,  # no part of K ends inside a block
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    group_m: tl.constexpr,
+    stages: tl.constexpr,
+):
+    """Grid: (row blocks · column blocks, S); one program, one block of one partial sum."""
+    num_rows = tl.load(num_rows_ptr)
+    column_blocks = tl.cdiv(out_size, block_n)
+    row_blocks = tl.cdiv(tl.num_programs(0), column_blocks)
+    # Programs that run together share rows of x and of W in L2: columns of group_m row blocks each.
+    group_size = group_m * column_blocks
+    group = tl.program_id(0) // group_size
+    group_rows = min(row_blocks - group * group_m, group_m)
+    block_row = group * group_m + (tl.program_id(0) % group_size) % group_rows
+    block_column = (tl.program_id(0) % group_size) // group_rows
+    if block_row * block_m >= num_rows:
+        return
+    part = tl.program_id(1)
+
+    rows = block_row * block_m + tl.arange(0, block_m)
+    columns = block_column * block_n + tl.arange(0, block_n)
+    k_offs = part * part_size + tl.arange(0, block_k)
+    row_mask = rows[:, None] < num_rows
+    column_mask = columns[None, :] < out_size
+    x_ptrs = x_ptr + rows[:, None].to(tl.int64) * in_size + k_offs[None, :]
+    weight_ptrs = weight_ptr + columns[None, :].to(tl.int64) * in_size + k_offs[:, None]
+    total = tl.zeros([block_m, block_n], tl.float32)
+    for start in tl.range(0, part_size, block_k, num_stages=stages):
+        if is_even_k:
+            x = tl.load(x_ptrs + start, mask=row_mask, other=0.0)
+            weight = tl.load(weight_ptrs + start, mask=column_mask, other=0.0)
+        else:
+            k_mask = start + k_offs < min(in_size, (part + 1) * part_size)
+            x = tl.load(x_ptrs + start, mask=row_mask & k_mask[None, :], other=0.0)
+            weight = tl.load(weight_ptrs + start, mask=column_mask & k_mask[:, None], other=0.0)
+        total = tl.dot(x, weight, total, input_precision=product)
+
+    if part == 0:
+        total += tl.load(bias_ptr + columns, mask=columns < out_size, other=0.0)[None, :]
+    if activation == "gelu":
+        total = gelu(total)
+    elif activation == "relu":
+        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif activation == "tanh":
+        total = tanh(total)
+    at = part.to(tl.int64) * part_stride + rows[:, None].to(tl.int64) * out_size + columns[None, :]
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=row_mask & column_mask)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    activation: str,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+    tile: Tile,
+) -> None:
+    """act(x Wᵀ + b) of the first ``num_rows`` rows into ``out``.
+
+    ``x`` [T, K] and ``weight`` [N, K] of one type; ``bias`` fp32 [N]; ``out`` [T, N], or fp32 [S, T, N] where
+    ``tile.parts`` is S, which takes no activation; ``num_rows`` int32 [1] on the device. All contiguous.
+    """
+    (rows, in_size), out_size = x.shape, weight.shape[0]
+    part_size = triton.cdiv(triton.cdiv(in_size, tile.parts), tile.block_k) * tile.block_k
+    blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(out_size, tile.block_n)
+    launch(
+        linear_kernel,
+        (blocks, tile.parts),
+        x,
+        weight,
+        bias,
+        out,
+        num_rows,
+        out_size,
+        in_size,
+        part_size,
+        rows * out_size,
+        activation=activation,
+        product=tile.product,
+        is_even_k=in_size == part_size * tile.parts,
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        block_k=tile.block_k,
+        group_m=8,
+        stages=tile.num_stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )

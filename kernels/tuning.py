@@ -1,0 +1,182 @@
+"""Which tile a kernel runs with: a table by operation, operand type, GPU family and token bucket.
+
+Nothing is tuned while serving. ``python -m distilfast.kernels.tune`` measures candidates on the GPU at hand and prints
+entries for this table. A bucket's tile is fixed, so the bits of an answer are, whatever else is in its batch.
+
+Families: ``sm_80`` is Ampere and Ada (and consumer Blackwell, whose shared memory is as small, 99 KiB a program),
+``sm_90`` Hopper and data-centre Blackwell (227 KiB), ``gfx942`` AMD's CDNA 3 (64 KiB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+FAMILIES = ("sm_80", "sm_90", "gfx942")
+SMALLEST_BUCKET = 16
+LARGEST_BUCKET = 65_536
+"""Tokens of one forward; a larger batch is run in pieces. 2^16 tokens of 3,072 columns still fit 32-bit offsets."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """block_m rows by block_n columns (of keys in attention) of one program; K goes by in steps of block_k.
+
+    ``parts``: how many programs share K. ``product``: how fp32 operands are multiplied (16-bit ones are exact).
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int = 0
+    num_warps: int = 4
+    num_stages: int = 2
+    parts: int = 1
+    product: str = "ieee"
+
+    def sharing(self, in_size: int) -> Tile:
+        """This tile with as many parts, of those it allows, as divide K into whole blocks."""
+        most = [p for p in range(1, self.parts + 1) if in_size % (p * self.block_k) == 0]
+        return replace(self, parts=most[-1] if most else 1)
+
+
+Table = tuple[tuple[int, Tile], ...]
+"""(tokens up to which it serves, tile), in ascending order; the last serves all that are more."""
+
+_ANY = LARGEST_BUCKET
+
+# Narrow operands: fp16 and bf16. `linear_parts` is the linear before add_layer_norm, as wide as the model, whose K may
+# be shared; `linear_gelu` has entries of its own only where those of `linear` would not do.
+_NARROW: dict[str, dict[str, Table]] = {
+    "sm_90": {
+        "linear": (
+            (16, Tile(16, 16, 128, num_warps=2, num_stages=6)),
+            (32, Tile(32, 32, 128, num_warps=4, num_stages=5)),
+            (64, Tile(64, 32, 128, num_warps=4, num_stages=4)),
+            (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
+            (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
+            (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
+            (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
+        ),
+        # erf holds registers of its own: 128 × 256 sums beside it would spill.
+        "linear_gelu": (
+            (16, Tile(16, 16, 128, num_warps=2, num_stages=6)),
+            (32, Tile(32, 32, 128, num_warps=4, num_stages=5)),
+            (64, Tile(64, 32, 128, num_warps=4, num_stages=4)),
+            (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
+            (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
+            (_ANY, Tile(128, 128, 64, num_warps=8, num_stages=4)),
+        ),
+        "linear_parts": (
+            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, parts=8)),
+            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, parts=8)),
+            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=6)),
+            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=4)),
+            (1024, Tile(64, 64, 64, num_warps=4, num_stages=4)),
+            (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
+            (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
+        ),
+        "attention": (
+            (64, Tile(16, 32, num_warps=2, num_stages=2)),
+            (512, Tile(32, 64, num_warps=4, num_stages=2)),
+            (_ANY, Tile(64, 64, num_warps=4, num_stages=3)),
+        ),
+    },
+    "sm_80": {
+        "linear": (
+            (16, Tile(16, 16, 128, num_warps=2, num_stages=5)),
+            (32, Tile(32, 32, 64, num_warps=4, num_stages=5)),
+            (64, Tile(64, 32, 64, num_warps=4, num_stages=4)),
+            (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
+            (1024, Tile(64, 128, 32, num_warps=4, num_stages=4)),
+            (_ANY, Tile(128, 128, 32, num_warps=8, num_stages=4)),
+        ),
+        "linear_parts": (
+            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, parts=8)),
+            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, parts=8)),
+            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=6)),
+            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=4)),
+            (1024, Tile(64, 64, 64, num_warps=4, num_stages=3)),
+            (_ANY, Tile(128, 128, 32, num_warps=8, num_stages=4)),
+        ),
+        "attention": (
+            (64, Tile(16, 32, num_warps=2, num_stages=2)),
+            (512, Tile(32, 64, num_warps=4, num_stages=2)),
+            (_ANY, Tile(64, 64, num_warps=4, num_stages=2)),
+        ),
+    },
+    "gfx942": {
+        "linear": (
+            (16, Tile(16, 16, 128, num_warps=2)),
+            (32, Tile(32, 32, 128, num_warps=4)),
+            (64, Tile(64, 32, 128, num_warps=4)),
+            (256, Tile(64, 64, 64, num_warps=4)),
+            (1024, Tile(64, 128, 64, num_warps=4)),
+            (_ANY, Tile(128, 128, 64, num_warps=8)),
+        ),
+        "linear_parts": (
+            (16, Tile(16, 32, 64, num_warps=2, parts=8)),
+            (32, Tile(32, 32, 64, num_warps=4, parts=8)),
+            (64, Tile(64, 32, 64, num_warps=4, parts=6)),
+            (256, Tile(64, 32, 64, num_warps=4, parts=4)),
+            (1024, Tile(64, 64, 64, num_warps=4)),
+            (_ANY, Tile(128, 128, 64, num_warps=8)),
+        ),
+        "attention": (
+            (64, Tile(16, 32, num_warps=2)),
+            (512, Tile(32, 64, num_warps=4)),
+            (_ANY, Tile(64, 64, num_warps=4)),
+        ),
+    },
+}
+
+# fp32 operands: three products and their splits want registers and twice the shared memory.
+_FP32: dict[str, Table] = {
+    "linear": (
+        (16, Tile(16, 16, 64, num_warps=2, num_stages=4)),
+        (64, Tile(32, 32, 64, num_warps=4, num_stages=3)),
+        (512, Tile(64, 64, 32, num_warps=4, num_stages=3)),
+        (_ANY, Tile(128, 64, 32, num_warps=8, num_stages=3)),
+    ),
+    "linear_parts": (
+        (16, Tile(16, 32, 64, num_warps=2, num_stages=3, parts=8)),
+        (64, Tile(32, 32, 64, num_warps=4, num_stages=3, parts=6)),
+        (512, Tile(64, 32, 32, num_warps=4, num_stages=3, parts=4)),
+        (_ANY, Tile(128, 64, 32, num_warps=8, num_stages=3)),
+    ),
+    "attention": (
+        (64, Tile(16, 32, num_warps=2, num_stages=1)),
+        (_ANY, Tile(64, 32, num_warps=4, num_stages=1)),
+    ),
+}
+_FEWEST_ROWS = 64  # attention for the rows of a head: few of them in each sequence, so few in a tile
+
+
+def bucket(tokens: int) -> int:
+    """The power of two that serves so many tokens."""
+    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
+
+
+def family(capability: tuple[int, int]) -> str | None:
+    """The family of an NVIDIA GPU by its compute capability; None for one that is too old."""
+    if capability < (8, 0):
+        return None
+    return "sm_90" if capability[0] in (9, 10) else "sm_80"
+
+
+def tile(op: str, gpu: str, is_narrow: bool, rows: int) -> Tile:
+    """The tile of ``op`` for a bucket of ``rows`` on a GPU of a family.
+
+    ``op``: "linear", "linear_gelu", "linear_parts" or "attention"; ``is_narrow``: 16-bit operands.
+    """
+    tables = _NARROW[gpu] if is_narrow else _FP32
+    table = tables["linear" if op == "linear_gelu" and op not in tables else op]
+    found = next(entry for most, entry in table if rows <= most)
+    if is_narrow:
+        return found
+    if gpu.startswith("gfx"):  # its matrix instructions take fp32 as it is, and its shared memory holds two stages
+        return replace(found, num_stages=min(found.num_stages, 2))
+    return replace(found, product="tf32x3")
+
+
+def rows_tile(gpu: str, is_narrow: bool) -> Tile:
+    """The tile of attention for rows that a head asked for: each may be of another sequence, whose keys it walks."""
+    return tile("attention", gpu, is_narrow, _FEWEST_ROWS)
