@@ -121,8 +121,7 @@ class Buffers:
     tokens: Stream
     qkv: torch.Tensor  # [tokens · 3D]
     rows: Stream | None  # where the head does not read all rows
-    head: tuple[torch.Tensor, ...]  # each linear's [rows, N], the last one fp32
-    head_norm: torch.Tensor | None  # fp32 [rows, D]: a head's LayerNorm
+    head: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # each linear's [rows, N], and what the next one reads of it
 
 
 class Encoder:
@@ -150,7 +149,7 @@ class Encoder:
         rows = None
         if shape.rows and not shape.all_rows:
             rows = self._stream(arena, shape.rows, inputs.rows_sequence, num_rows)
-        return Buffers(inputs, block, tokens, qkv, rows, *self._head_buffers(shape.rows, arena))
+        return Buffers(inputs, block, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
 
     def run(self, shape: Shape, buffers: Buffers, keep: Keep | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Launch everything: (residual stream fp32 [tokens or rows, D], head output fp32 [rows, N] or None).
@@ -258,19 +257,17 @@ class Encoder:
     def _run_head(self, buffers: Buffers, keep: Keep | None) -> torch.Tensor:
         stream = buffers.rows or buffers.tokens
         x, count = stream.operand, stream.count
-        for i, (step, out) in enumerate(zip(self._head.linears, buffers.head, strict=True)):
+        for i, (step, (out, operand)) in enumerate(zip(self._head.linears, buffers.head, strict=True)):
             at = f"head.{i}"
             self._linear(at, x, step.activation, out, count)
-            x = out
             if step.norm:
-                assert buffers.head_norm is not None
+                narrow = None if operand is out else operand
                 norm, eps = self._vectors(at + ".norm"), self._config.layer_norm_eps
-                narrow = None if out.dtype == torch.float32 else out
-                add_layer_norm(out[None], None, *norm, eps, buffers.head_norm, narrow, count)
-                x = buffers.head_norm if narrow is None else narrow
+                add_layer_norm(out[None], None, *norm, eps, out, narrow, count)
+            x = operand
             if keep:
-                keep(at, x)
-        return x
+                keep(at, out)
+        return out
 
     def _keep_probabilities(self, at: str, buffers: Buffers, keep: Keep) -> None:
         """Attention once more, storing what flash attention never holds."""
@@ -323,16 +320,16 @@ class Encoder:
         dtype = torch.float32 if parts > 1 else self._dtype
         return arena.take(parts, rows, self._config.hidden_size, dtype=dtype)
 
-    def _head_buffers(self, rows: int, arena: Arena) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
-        if not rows:
-            return (), None
-        last = len(self._head.linears) - 1
-        outs = tuple(
-            arena.take(rows, len(self._weights[f"head.{i}.bias"]), dtype=torch.float32 if i == last else self._dtype)
-            for i in range(last + 1)
-        )
-        norms = [out for step, out in zip(self._head.linears, outs, strict=True) if step.norm]
-        return outs, arena.take(*norms[0].shape, dtype=torch.float32) if norms else None
+    def _head_buffers(self, rows: int, arena: Arena) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """The last linear's numbers are the answer, and those before a LayerNorm are its statistics': both fp32."""
+        buffers = []
+        for i, step in enumerate(self._head.linears if rows else ()):
+            is_last = i == len(self._head.linears) - 1
+            sizes = rows, len(self._weights[f"head.{i}.bias"])
+            out = arena.take(*sizes, dtype=torch.float32 if is_last or step.norm else self._dtype)
+            is_operand = is_last or out.dtype == self._dtype
+            buffers.append((out, out if is_operand else arena.take(*sizes, dtype=self._dtype)))
+        return tuple(buffers)
 
 
 def _gather(buffers: Buffers) -> None:

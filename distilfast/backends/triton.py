@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from distilfast.kernels.program import Program
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+OLDEST_TRITON = (3, 6)
 MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the one that was used longest ago makes room."""
 
+_INTERPRETER = threading.Lock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
 Results = tuple[np.ndarray | None, np.ndarray | None]
 
 
@@ -41,9 +43,11 @@ def unavailable() -> str | None:
             return f"{package} is not installed (pip install distilfast[gpu])."
     try:
         import torch
-        import triton  # noqa: F401
+        import triton
     except (ImportError, OSError) as error:
         return f"torch and triton cannot be imported: {error}."
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is too old; {'.'.join(map(str, OLDEST_TRITON))} or newer is needed."
     if is_interpreted():
         return None
     if not torch.cuda.is_available():
@@ -72,6 +76,10 @@ def _family(device: torch.device) -> str | None:
     return tuning.family(torch.cuda.get_device_capability(device))
 
 
+class TooManyTokens(Exception):
+    """More than the largest bucket holds: to be run in pieces."""
+
+
 class TritonBackend:
     """Runs ``kernels`` (installed as ``distilfast.kernels``); callers of one object take turns."""
 
@@ -87,7 +95,7 @@ class TritonBackend:
         self._gpu = "the interpreter" if self._is_interpreted else torch.cuda.get_device_name(self._device)
         self._version = triton.__version__
         self._stream = None if self._is_interpreted else torch.cuda.Stream(self._device)
-        self._lock = threading.Lock()
+        self._lock = _INTERPRETER if self._is_interpreted else threading.Lock()
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 
@@ -107,15 +115,14 @@ class TritonBackend:
                 f"precision {precision!r} is not available on backend triton; it has {', '.join(PRECISIONS)}."
             )
         if precision == "bf16" and self._is_interpreted:
-            raise BackendError(
-                "precision 'bf16' is not available in Triton's interpreter, whose bf16 products are wrong."
-            )
+            raise BackendError("precision 'bf16' is wrong in triton's interpreter; it runs fp32 and fp16.")
         self._precision, self._head = precision, head
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         try:
             tensors = {name: self._upload(name, tensor, dtype) for name, tensor in weights.tensors.items()}
         except torch.OutOfMemoryError:
             raise BackendError(f"{self._gpu} has too little memory for the weights.") from None
+        self._outputs = len(tensors[f"head.{len(head.linears) - 1}.bias"]) if head.linears else 0
         self._weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         family = _family(self._device)
         assert family is not None
@@ -145,11 +152,9 @@ class TritonBackend:
         with self._lock:
             try:
                 results = self._program(batch, rows, hidden).run(batch, rows)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, TooManyTokens):
                 self._release()
-                raise BackendError(
-                    f"{self._gpu} has too little memory for {batch.num_tokens} tokens at once."
-                ) from None
+                raise BackendError(f"{self._gpu} cannot run {batch.num_tokens} tokens at once.") from None
             if self._stream is not None:
                 torch.cuda.current_stream(self._device).wait_stream(self._stream)
             return results
@@ -166,13 +171,15 @@ class TritonBackend:
     def _in_pieces(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Results:
         import torch
 
-        from distilfast.kernels.tuning import LARGEST_BUCKET
-
-        if batch.num_tokens <= LARGEST_BUCKET:
-            try:
-                return self._fetch(self._program(batch, rows, hidden).run(batch, rows))
-            except torch.OutOfMemoryError:
-                self._release()
+        if rows is not None and not len(rows):  # a head, and nothing for it to read
+            none = np.zeros((0, self._outputs), np.float32)
+            return (self._in_pieces(batch, None, hidden)[0] if hidden else None), none
+        try:
+            return self._fetch(self._program(batch, rows, hidden).run(batch, rows))
+        except TooManyTokens:
+            pass
+        except torch.OutOfMemoryError:
+            self._release()
         if batch.num_sequences == 1:
             raise BackendError(f"{self._gpu} has too little memory for a sequence of {batch.num_tokens} tokens.")
         pieces = [self._in_pieces(*half, hidden) for half in _halves(batch, rows)]
@@ -191,11 +198,14 @@ class TritonBackend:
         return (hidden_state if hidden else None), output
 
     def _program(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Program:
-        """The program of the batch's shape; raises torch.OutOfMemoryError."""
+        """The program of the batch's shape; raises TooManyTokens or torch.OutOfMemoryError."""
         import torch
 
         from distilfast.kernels.program import Program, shape_of
+        from distilfast.kernels.tuning import LARGEST_BUCKET
 
+        if batch.num_tokens > LARGEST_BUCKET:
+            raise TooManyTokens
         shape = shape_of(batch, rows, hidden)
         if shape not in self._programs:
             needed = self._encoder.bytes_for(shape)

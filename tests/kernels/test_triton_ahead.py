@@ -1,0 +1,63 @@
+"""Every kernel of a full-size DistilBERT, compiled for GPUs that are not here: no spills, and matrix instructions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+TARGETS = ("sm_80", "sm_90", "gfx942")
+SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory that a program may have; sm_80's entries serve the smaller sm_86 and sm_89 too."""
+KERNELS = {"embed", "linear", "linear_gelu", "linear_relu", "attention", "add_layer_norm"}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def compiled(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
+    """The target and a row for each kernel; compiled in a process in which kernels are not interpreted."""
+    told = subprocess.run(
+        [sys.executable, "-m", "distilfast.kernels.ahead", "--json", "--target", request.param],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    return request.param, [json.loads(line) for line in told.splitlines()]
+
+
+def test_every_kernel_in_every_type(compiled):
+    _, rows = compiled
+    assert {(row["kernel"], row["precision"]) for row in rows} >= {
+        (kernel, precision) for kernel in KERNELS - {"linear_relu"} for precision in ("fp32", "bf16", "fp16")
+    }
+    assert {row["kernel"] for row in rows} == KERNELS
+
+
+def test_nothing_spills(compiled):
+    _, rows = compiled
+    assert [row for row in rows if row["spilled_bytes"]] == []
+
+
+def test_shared_memory_fits(compiled):
+    target, rows = compiled
+    assert [row for row in rows if row["shared_bytes"] > SHARED_LIMIT[target]] == []
+
+
+def test_matrix_instructions(compiled):
+    """wgmma needs 64 rows and four warps; smaller tiles use the instructions of a single warp."""
+    target, rows = compiled
+    products = [row for row in rows if row["kernel"].startswith(("linear", "attention"))]
+    for row in products:
+        large = target == "sm_90" and int(row["tile"].partition("×")[0]) >= 64
+        assert row["matrix"] == ("mfma" if target == "gfx942" else "wgmma" if large else "mma"), row
+    assert {row["matrix"] for row in products} == {"sm_80": {"mma"}, "sm_90": {"mma", "wgmma"}, "gfx942": {"mfma"}}[
+        target
+    ]

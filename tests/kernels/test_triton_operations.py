@@ -1,0 +1,341 @@
+"""The Triton kernels against float64: on a GPU where there is one, else under Triton's interpreter.
+
+Buffers are as long as their bucket and hold NaN beyond the rows that are there: a kernel that read or wrote them would
+show. bf16 is tested on a GPU only, since the interpreter's bf16 products are wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+
+from distilfast import reference
+from distilfast.backends import triton as backend
+from distilfast.batch import PackedBatch
+from distilfast.parity.budgets import to_bf16, to_fp16
+
+if reason := backend.unavailable():
+    pytest.skip(f"backend triton: {reason}", allow_module_level=True)
+
+import torch
+
+from distilfast.kernels import tuning
+from distilfast.kernels.add_layer_norm import add_layer_norm
+from distilfast.kernels.attention import attention
+from distilfast.kernels.embed import embed
+from distilfast.kernels.linear import linear
+
+DEVICE = "cpu" if backend.is_interpreted() else "cuda"
+NARROW = {"fp32": naive.to_fp32, "fp16": to_fp16, "bf16": to_bf16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "bf16" and backend.is_interpreted(), reason="triton's interpreter computes bf16 products wrongly"
+        ),
+    )
+    for name in DTYPES
+]
+ROWS = (1, 2, 15, 16, 17, 31, 33, 127, 128, 129, 512)
+RAGGED = ((1,), (2, 1, 15), (16, 17, 31), (33, 1, 1, 1), (127, 2), (129,), (60, 1, 130), (1,) * 70, (512, 3))
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    """Each type of operand."""
+    return str(request.param)
+
+
+@pytest.fixture
+def fixed_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's products are the BLAS's, whose order of summation follows a row's place: one of our own.
+
+    On a GPU this changes nothing, and the matrix instructions are what is tested.
+    """
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        total = np.zeros((a.shape[0], b.shape[1]), dtype or np.result_type(a, b))
+        for k in range(a.shape[1]):
+            total += a[:, k : k + 1].astype(total.dtype) * b[k].astype(total.dtype)
+        return total
+
+    if backend.is_interpreted():
+        monkeypatch.setattr(np, "matmul", matmul)
+
+
+def on_device(values: np.ndarray, precision: str = "fp32", rows: int | None = None) -> torch.Tensor:
+    """A copy in the operands' type; with ``rows``, that many, NaN (integers: 0) where ``values`` has none."""
+    kind = DTYPES[precision] if values.dtype.kind == "f" else None
+    tensor = torch.from_numpy(values.copy()).to(kind)
+    if rows is not None:
+        padding = torch.full((rows - len(tensor), *tensor.shape[1:]), torch.nan if kind else 0, dtype=tensor.dtype)
+        tensor = torch.cat([tensor, padding])
+    return tensor.to(DEVICE)
+
+
+def poisoned(*sizes: int, precision: str = "fp32") -> torch.Tensor:
+    return torch.full(sizes, torch.nan, dtype=DTYPES[precision], device=DEVICE)
+
+
+def counted(rows: int) -> torch.Tensor:
+    return torch.tensor([rows], dtype=torch.int32, device=DEVICE)
+
+
+def fetched(tensor: torch.Tensor, rows: int) -> np.ndarray:
+    """The rows that are there, and proof that no other was written."""
+    values = tensor.float().cpu().numpy()
+    assert np.isnan(values[rows:]).all()
+    return values[:rows]
+
+
+def check(got: np.ndarray, truth: np.ndarray, naively: np.ndarray) -> None:
+    assert np.isfinite(got).all()
+    assert naive.error(got, truth) <= naive.allowed(naively, truth)
+
+
+# ---------------------------------------------------------------- linear
+
+
+def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.Tile) -> None:
+    rows, narrow = len(x), NARROW[precision]
+    x, weight = narrow(x), narrow(weight)
+    out = poisoned(tuning.bucket(rows), len(weight), precision=precision)
+    linear(
+        on_device(x, precision, len(out)),
+        on_device(weight, precision),
+        on_device(bias),
+        activation,
+        out,
+        counted(rows),
+        tile,
+    )
+    truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)), activation)
+    check(fetched(out, rows), truth, naive.linear(x, weight, bias, activation, narrow))
+
+
+def tile_for(op: str, precision: str, rows: int) -> tuning.Tile:
+    return tuning.tile(op, "sm_90", precision != "fp32", tuning.bucket(rows))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_rows(normal, precision, rows):
+    check_linear(
+        normal(rows, 96), normal(40, 96, scale=0.1), normal(40), "none", precision, tile_for("linear", precision, rows)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 8), (15, 16), (16, 127), (17, 128), (33, 129), (300, 40)])
+def test_linear_columns_and_depths(normal, precision, size):
+    n, k = size
+    check_linear(normal(5, k), normal(n, k), normal(n), "none", precision, tile_for("linear", precision, 5))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
+def test_linear_activations(normal, precision, activation):
+    weight, bias = normal(50, 64, scale=0.5), normal(50)
+    check_linear(normal(33, 64, scale=0.5), weight, bias, activation, precision, tile_for("linear", precision, 33))
+
+
+def test_tanh_near_zero_and_far_out(normal):
+    """Where the series takes over, and where e underflows."""
+    x = np.concatenate([np.linspace(-0.3, 0.3, 401), [-90, -10, 10, 90]]).astype(np.float32)[:, None]
+    out = poisoned(len(x), 1)
+    one, tile = np.ones((1, 1), np.float32), tile_for("linear", "fp32", 16)
+    linear(on_device(x), on_device(one), on_device(np.zeros(1, np.float32)), "tanh", out, counted(len(x)), tile)
+    got, truth = fetched(out, len(x)), np.tanh(x.astype(np.float64))
+    assert (np.abs(got - truth) <= 8 * naive.HALF_ULP * np.abs(truth)).all()
+
+
+EVERY_TILE = {
+    (op, gpu, is_narrow, rows): tuning.tile(op, gpu, is_narrow, rows)
+    for op in ("linear", "linear_gelu", "linear_parts")
+    for gpu in tuning.FAMILIES
+    for is_narrow in (True, False)
+    for rows in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+}
+
+
+@pytest.mark.parametrize("tile", sorted(set(EVERY_TILE.values()), key=str), ids=str)
+def test_linear_every_tile_of_the_table(normal, tile):
+    """One row and one column more than a tile holds, and a depth that no part divides."""
+    rows, n, k = tile.block_m + 1, tile.block_n + 1, 2 * tile.block_k + 8
+    precision = "fp32" if tile.product == "tf32x3" or DEVICE == "cuda" else "fp16"
+    x, weight, bias = (NARROW[precision](a) for a in (normal(rows, k), normal(n, k, scale=0.1), normal(n)))
+    out = poisoned(tile.parts, rows, n)
+    linear(on_device(x, precision), on_device(weight, precision), on_device(bias), "none", out, counted(rows), tile)
+    truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)))
+    check(out.sum(dim=0).cpu().numpy(), truth, naive.linear(x, weight, bias))
+
+
+def test_linear_rows_do_not_depend_on_each_other(normal, precision, fixed_products):
+    """Within a tile's bucket: alone, in company, and at another place, to the bit."""
+    x, weight, bias = NARROW[precision](normal(64, 96)), NARROW[precision](normal(40, 96)), normal(40)
+    tile = tile_for("linear", precision, 64)
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        out = poisoned(64, 40, precision=precision)
+        given = on_device(rows, precision, 64)
+        linear(given, on_device(weight, precision), on_device(bias), "gelu", out, counted(len(rows)), tile)
+        return fetched(out, len(rows))
+
+    whole = run(x)
+    assert np.array_equal(run(x[7:8])[0], whole[7])
+    assert np.array_equal(run(x[20:]), whole[20:])
+    assert np.array_equal(run(x[::-1]), whole[::-1])
+
+
+# ---------------------------------------------------------------- attention
+
+
+def ends(lengths) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def run_attention(qkv: np.ndarray, lengths, heads: int, precision: str, tile: tuning.Tile, rows=None) -> np.ndarray:
+    """Context of ``rows`` (default: all)."""
+    tokens, width = len(qkv), qkv.shape[1] // 3
+    sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    rows = np.arange(tokens) if rows is None else rows
+    q, k, v = on_device(qkv, precision, tuning.bucket(tokens)).split(width, dim=1)
+    bucket = tuning.bucket(len(rows))
+    out = poisoned(bucket, width, precision=precision)
+    if len(rows) < tokens:
+        q = on_device(qkv[rows, :width], precision, bucket)
+    attention(
+        q, k, v, out, on_device(sequence[rows], rows=bucket), on_device(ends(lengths)), heads, counted(len(rows)), tile
+    )
+    return fetched(out, len(rows))
+
+
+@pytest.mark.parametrize("lengths", RAGGED, ids=lambda lengths: f"{len(lengths)} of {max(lengths)}")
+@pytest.mark.parametrize("head_size", [32, 64])
+def test_attention_ragged_batches(normal, precision, lengths, head_size):
+    qkv = NARROW[precision](normal(sum(lengths), 3 * 2 * head_size))
+    truth = reference.attention(qkv.astype(np.float64), ends(lengths), 2)[0]
+    got = run_attention(qkv, lengths, 2, precision, tile_for("attention", precision, sum(lengths)))
+    check(got, truth, naive.attention(qkv, ends(lengths), 2, NARROW[precision]))
+
+
+@pytest.mark.parametrize("head_size", [8, 24, 80, 128])
+def test_attention_other_head_sizes(normal, precision, head_size):
+    lengths = (5, 40)
+    qkv = NARROW[precision](normal(45, 3 * 3 * head_size))
+    truth = reference.attention(qkv.astype(np.float64), ends(lengths), 3)[0]
+    got = run_attention(qkv, lengths, 3, precision, tile_for("attention", precision, 16))
+    check(got, truth, naive.attention(qkv, ends(lengths), 3, NARROW[precision]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0, 50.0])
+def test_attention_extreme_scores(normal, precision, scale):
+    qkv = normal(40, 3 * 64)
+    qkv[:, :64] *= scale
+    qkv, lengths = NARROW[precision](qkv), (33, 7)
+    truth = reference.attention(qkv.astype(np.float64), ends(lengths), 1)[0]
+    got = run_attention(qkv, lengths, 1, precision, tile_for("attention", precision, 40))
+    check(got, truth, naive.attention(qkv, ends(lengths), 1, NARROW[precision]))
+
+
+def test_attention_of_asked_rows_is_that_of_all_rows(normal, precision, fixed_products):
+    """The same tile for a few rows of some sequences: the same bits as among all rows."""
+    lengths, tile = (3, 40, 1, 70, 16), tuning.rows_tile("sm_90", precision != "fp32")
+    qkv = NARROW[precision](normal(sum(lengths), 3 * 64))
+    whole = run_attention(qkv, lengths, 2, precision, tile)
+    rows = np.array([0, 2, 41, 60, 113, 129])
+    assert np.array_equal(run_attention(qkv, lengths, 2, precision, tile, rows), whole[rows])
+
+
+def test_attention_does_not_depend_on_batch_mates(normal, precision, fixed_products):
+    """Within a tile: alone and at any place of any batch, to the bit; even beside a text whose values are infinite."""
+    lengths, tile = (5, 129, 1, 64), tile_for("attention", precision, 512)
+    qkv = NARROW[precision](normal(sum(lengths), 3 * 2 * 32))
+    whole = run_attention(qkv, lengths, 2, precision, tile)
+    for begin, end in zip(ends(lengths), ends(lengths)[1:], strict=False):
+        alone = run_attention(qkv[begin:end], (end - begin,), 2, precision, tile)
+        assert np.array_equal(alone, whole[begin:end])
+    qkv[134, 2 * 64 :] = np.inf  # the values of the sequence of one token
+    with np.errstate(invalid="ignore"):
+        spoiled = run_attention(qkv, lengths, 2, precision, tile)
+    assert np.array_equal(np.delete(spoiled, 134, axis=0), np.delete(whole, 134, axis=0))
+
+
+# ---------------------------------------------------------------- add_layer_norm, embed
+
+
+@pytest.mark.parametrize("width", [1, 7, 32, 33, 768])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_add_layer_norm(normal, precision, width, parts):
+    rows, eps = 5, 1e-3 if width < 7 else 1e-12
+    x = NARROW[precision](normal(parts, rows, width))
+    residual, weight, bias = normal(rows, width), normal(width), normal(width)
+    out, copy = poisoned(16, width), poisoned(16, width, precision=precision)
+    given = torch.stack([on_device(part, precision, 16) for part in x])
+    add_layer_norm(
+        given, on_device(residual, rows=16), on_device(weight), on_device(bias), eps, out, copy, counted(rows)
+    )
+    truth = reference.add_layer_norm(
+        x.astype(np.float64).sum(axis=0), *(a.astype(np.float64) for a in (residual, weight, bias)), eps
+    )
+    summed = np.cumsum(x, axis=0, dtype=np.float32)[-1] + residual
+    check(fetched(out, rows), truth, naive.layer_norm(summed, weight, bias, eps))
+    assert np.array_equal(fetched(copy, rows), NARROW[precision](fetched(out, rows)))
+
+
+def test_add_layer_norm_in_place_without_residual(normal):
+    x, weight, bias = normal(3, 48) + 300, normal(48), normal(48)
+    stream = on_device(x)
+    add_layer_norm(stream[None], None, on_device(weight), on_device(bias), 1e-12, stream, None, counted(3))
+    truth = reference.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-12)
+    check(stream.cpu().numpy(), truth, naive.layer_norm(x, weight, bias, 1e-12))
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-6])
+def test_eps_comes_from_the_caller(normal, eps):
+    """On rows whose variance is near eps."""
+    x, weight, bias = normal(4, 64, scale=1e-3), normal(64), normal(64)
+    out = poisoned(4, 64)
+    add_layer_norm(on_device(x)[None], None, on_device(weight), on_device(bias), eps, out, None, counted(4))
+    check(
+        fetched(out, 4),
+        reference.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), eps),
+        naive.layer_norm(x, weight, bias, np.float32(eps)),
+    )
+
+
+@pytest.mark.parametrize("types", [False, True])
+@pytest.mark.parametrize("width", [33, 384])
+def test_embed(normal, rng, precision, types, width):
+    narrow = NARROW[precision]
+    tables = {
+        "embed.word": normal(50, width),
+        "embed.position": normal(20, width),
+        "embed.token_type": normal(2, width),
+    }
+    tables = {name: narrow(values) for name, values in tables.items() if types or name != "embed.token_type"}
+    norm = {"embed.norm.weight": normal(width), "embed.norm.bias": normal(width)}
+    sequences = [rng.integers(0, 50, length) for length in (1, 20, 7)]
+    kinds = [rng.integers(0, 2, len(s)) for s in sequences] if types else None
+    batch = PackedBatch.from_sequences(sequences, kinds)
+    out, copy = poisoned(32, width), poisoned(32, width, precision=precision)
+    given: dict[str, Any] = {name: on_device(values, precision) for name, values in tables.items()}
+    embed(
+        on_device(batch.input_ids, rows=32),
+        on_device(batch.positions, rows=32),
+        on_device(batch.token_types, rows=32) if batch.token_types is not None else None,
+        given["embed.word"],
+        given["embed.position"],
+        given.get("embed.token_type"),
+        *(on_device(values) for values in norm.values()),
+        1e-3,
+        out,
+        copy,
+        counted(28),
+    )
+    truth = reference.embed(batch, {name: a.astype(np.float64) for name, a in (tables | norm).items()}, 1e-3)
+    x = tables["embed.word"][batch.input_ids] + tables["embed.position"][batch.positions]
+    x = x + tables["embed.token_type"][batch.token_types] if types else x
+    check(fetched(out, 28), truth, naive.layer_norm(x, *norm.values(), 1e-3))
+    assert np.array_equal(fetched(copy, 28), narrow(fetched(out, 28)))

@@ -1,0 +1,237 @@
+"""The engine on backend triton: on a GPU where there is one, else under Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distilfast import Engine, PackedBatch, parity
+from distilfast.backends import triton as backend
+from distilfast.errors import BackendError
+from distilfast.heads import TASKS
+from distilfast.parity import relative_error
+
+if reason := backend.unavailable():
+    pytest.skip(f"backend triton: {reason}", allow_module_level=True)
+
+import torch
+
+from distilfast.kernels import program, tuning
+
+Make = Callable[..., Path]
+PRECISIONS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "bf16" and backend.is_interpreted(), reason="triton's interpreter computes bf16 products wrongly"
+        ),
+    )
+    for name in backend.PRECISIONS
+]
+LENGTHS = (1, 17, 5, 40, 2, 16)
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Make) -> Path:
+    return tiny_checkpoint("distilbert", "text-classification")
+
+
+def batch_of(lengths=LENGTHS, seed: int = 0) -> PackedBatch:
+    rng = np.random.default_rng(seed)
+    return PackedBatch.from_sequences([rng.integers(0, 200, length).tolist() for length in lengths])
+
+
+def load(directory: Path, precision: str = "fp32", **options: Any) -> Engine:
+    return Engine.from_pretrained(directory, backend="triton", precision=precision, **options)
+
+
+def exact(directory: Path, **options: Any) -> Engine:
+    return Engine.from_pretrained(directory, backend="reference", precision="fp64", **options)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+def test_every_intermediate_keeps_its_budget(tiny_checkpoint: Make, model_type, precision):
+    report = parity.compare(tiny_checkpoint(model_type, "fill-mask"), backend="triton", precision=precision)
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_skipped_rows_change_nothing(tiny_checkpoint: Make, task, precision):
+    """Where the last layer computes only the head's rows, its answers are as near to the truth as where it does all."""
+    directory = tiny_checkpoint("bert", task)
+    engine, batch = load(directory, precision, task=task), batch_of()
+    hidden, output = engine.forward(batch, hidden=True)
+    assert hidden.shape == (batch.num_tokens, 32)
+    if output is None:
+        pytest.skip(f"{task} has no head on this checkpoint")
+    truth = exact(directory, task=task).forward(batch)[1]
+    skipped = engine.forward(batch)[1]
+    rows = np.array([0, 3, 60, 79], np.int32)
+    asked = engine.forward(batch, rows=rows)[1]
+    assert skipped.dtype == output.dtype == np.float32
+    whole = relative_error(output, truth)
+    assert relative_error(skipped, truth) <= 2 * whole
+    wanted = exact(directory, task=task).forward(batch, rows=rows)[1]
+    assert relative_error(asked, wanted) <= 4 * whole  # of four rows
+
+
+def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):
+    """More tokens than the largest bucket: pieces of whole sequences, their rows joined."""
+    engine, batch = load(checkpoint), batch_of((9, 30, 1, 1, 14, 16, 3))
+    hidden, output = engine.forward(batch, hidden=True)
+    rows = np.array([2, 8, 9, 73], np.int32)
+    asked = engine.forward(batch, rows=rows)[1]
+    monkeypatch.setattr(tuning, "LARGEST_BUCKET", 32)
+    for got, wanted in (
+        (engine.forward(batch, hidden=True), (hidden, output)),
+        (engine.forward(batch, rows=rows), (None, asked)),
+    ):
+        for one, other in zip(got, wanted, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or np.allclose(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(BackendError, match="cannot run 74 tokens at once"):
+        engine.forward_on_device(batch)
+
+
+def test_out_of_memory_halves_the_batch_and_the_engine_works_on(checkpoint: Path, monkeypatch):
+    engine, batch = load(checkpoint), batch_of()
+    wanted = engine.forward(batch)[1]
+    run, most = program.Program.run, 50
+
+    def limited(self: Any, batch: PackedBatch, *rest: Any) -> Any:
+        if batch.num_tokens > most:
+            raise torch.OutOfMemoryError
+        return run(self, batch, *rest)
+
+    monkeypatch.setattr(program.Program, "run", limited)
+    assert np.allclose(engine.forward(batch)[1], wanted, rtol=1e-4, atol=1e-5)
+    most = 20
+    with pytest.raises(BackendError, match=r"has too little memory for a sequence of 40 tokens\.$"):
+        engine.forward(batch)
+    with pytest.raises(BackendError, match=r"cannot run 81 tokens at once\.$"):
+        engine.forward_on_device(batch)
+    most = 1000
+    assert np.allclose(engine.forward(batch)[1], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_results_on_the_device(checkpoint: Path):
+    engine, batch = load(checkpoint), batch_of()
+    hidden, output = engine.forward(batch, hidden=True)
+    device_hidden, device_output = engine.forward_on_device(batch, hidden=True)
+    assert np.array_equal(device_hidden.cpu().numpy(), hidden)
+    assert np.array_equal(device_output.cpu().numpy(), output)
+    with pytest.raises(BackendError, match="backend cpu computes on the host"):
+        Engine.from_pretrained(checkpoint, backend="cpu").forward_on_device(batch)
+
+
+def test_graphs_are_bounded_and_scratch_follows_the_largest(checkpoint: Path, monkeypatch):
+    engine = load(checkpoint)
+    monkeypatch.setattr(backend, "MOST_GRAPHS", 3)
+    engine.warm_up([(1, 64), (1, 1), (2, 10), (1, 40), (3, 1)])
+    info = engine.info()
+    assert info["shapes"] == 3
+    engine.warm_up([(1, 60)])
+    assert engine.info()["scratch_bytes"] == info["scratch_bytes"]
+    engine.warm_up([(4, 60)])
+    assert engine.info()["scratch_bytes"] > info["scratch_bytes"]
+
+
+def test_callers_at_once_get_their_own_answers(checkpoint: Path):
+    """Two engines, each called from several threads."""
+    engines = [load(checkpoint), load(checkpoint)]
+    batches = [batch_of((3, 9), seed) for seed in range(4)]
+    wanted = [engines[0].forward(batch)[1] for batch in batches]
+    wrong: list[int] = []
+
+    def call(engine: Engine) -> None:
+        for i, batch in enumerate(batches):
+            if not np.array_equal(engine.forward(batch)[1], wanted[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=call, args=(engine,)) for engine in engines * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_torch_in_torch_out(checkpoint: Path):
+    ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
+    outputs = load(checkpoint)(ids, attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    assert isinstance(outputs.logits, torch.Tensor)
+    truth = exact(checkpoint)(ids.numpy(), attention_mask=np.array([[1, 1, 1], [1, 1, 0]]))
+    assert np.allclose(outputs.logits, truth.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_info_says_what_runs(checkpoint: Path):
+    info = load(checkpoint, "fp16").info()
+    assert info["detail"].startswith("triton 3.")
+    assert " fp16, " in info["detail"]
+    assert info["packed_bytes"] > 0
+
+
+# -------------------------------------------------------------------------------------------------- what cannot be had
+
+
+def test_unknown_precision(checkpoint: Path):
+    with pytest.raises(BackendError, match=r"'int8' is not available on backend triton; it has fp32, bf16, fp16\.$"):
+        load(checkpoint, "int8")
+
+
+def test_weights_beyond_fp16(checkpoint: Path, monkeypatch):
+    engine = load(checkpoint, "fp32")
+    weights = SimpleNamespace(config=engine.config, tensors={"layer.0.qkv.weight": np.full((2, 2), 1e6, np.float32)})
+    with pytest.raises(BackendError, match=r"^layer\.0\.qkv\.weight does not fit fp16: some of its numbers"):
+        backend.TritonBackend().load(weights, engine.head, "fp16")
+
+
+@pytest.mark.skipif(not backend.is_interpreted(), reason="on a GPU bf16 is right")
+def test_bf16_is_refused_by_the_interpreter(checkpoint: Path):
+    with pytest.raises(BackendError, match="'bf16' is wrong in triton's interpreter"):
+        load(checkpoint, "bf16")
+
+
+def test_no_gpu(checkpoint: Path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match=r"^backend 'triton' is not available: torch sees no GPU\.$"):
+        load(checkpoint)
+
+
+def test_a_gpu_that_is_too_old(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert backend.unavailable() == (
+        "Tesla V100 is too old or unknown; NVIDIA from Ampere on and AMD CDNA 3 are needed."
+    )
+
+
+def test_missing_broken_and_old_packages(monkeypatch):
+    find = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
+        assert backend.unavailable() == "triton is not installed (pip install distilfast[gpu])."
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "triton", None)
+        patch.setattr(importlib.util, "find_spec", lambda name: object())
+        assert backend.unavailable().startswith("torch and triton cannot be imported: ")
+    monkeypatch.setattr(importlib.import_module("triton"), "__version__", "3.2.0")
+    assert backend.unavailable() == "triton 3.2.0 is too old; 3.6 or newer is needed."
