@@ -195,6 +195,7 @@ def load(run: Run) -> Iterator[Row]:
     serving = list(run.workers)
     with _bar(run, "load", len(run.plan.rates) * len(serving)) as advance:
         for rate in run.plan.rates:
+            advance(f"{rate}/s", steps=len(run.workers) - len(serving))
             for worker in list(serving):
                 try:
                     worker("samples", batches, 0.0, True)
@@ -206,7 +207,6 @@ def load(run: Run) -> Iterator[Row]:
                 if found["p50_ms"] > 1000:
                     serving.remove(worker)
                 advance(f"{rate}/s {worker.contestant}")
-            advance(f"{rate}/s", steps=len(run.workers) - len(serving))
 
 
 def roof(run: Run) -> Iterator[Row]:
