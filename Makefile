@@ -61,7 +61,7 @@ sanitize: .venv/.tools ## the native tests under AddressSanitizer and UndefinedB
 	@$(CMAKE) --build build/sanitize -- --quiet
 	@UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/native_tests
 
-bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for three minutes, ARGS= for benchmarks/run.py
+bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for a few minutes, ARGS= for benchmarks/run.py
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)
 	@$(BIN)/python -m benchmarks.report
 

@@ -1,10 +1,12 @@
-"""The measurements: each takes the run and returns rows."""
+"""The measurements: each takes the run and yields its rows as they are finished."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.run import Run
 
 OURS = "distilfast"
-WRONG = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 2e-2, "int8": 0.5}
+WRONG = {"fp32": 1e-5, "bf16x3": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "int8": 0.5}
 """Relative error of the last hidden state from which on a contestant does not compute this model in its precision.
 
 Wide, since it only tells wrong from right: a tanh-GELU or a bf16 run behind an fp32 name is off by 1e-3 and more, a
@@ -28,38 +30,83 @@ graph that lost a mask by 1. How good an int8 is, the error beside it says.
 """
 
 
-def row(what: str, contestant: Contestant, **facts: Any) -> Row:
+@dataclass(frozen=True)
+class Plan:
+    """How long it all takes. A full run of 17 contestants on 2 cores is meant to end within 40 minutes.
+
+    A case is measured in ``rounds`` = (least, most) of ``sample`` seconds of each contestant, and has no further round
+    once ``case`` seconds have passed. Each contestant has ``cap`` seconds for its cold starts, and again for the many
+    shapes of the memory measurement. ``rates`` arrive for ``arrivals`` seconds each.
+    """
+
+    rounds: tuple[int, int]
+    sample: float
+    case: float
+    starts: int
+    cap: float
+    rates: tuple[int, ...]
+    arrivals: float
+
+
+FULL = Plan((4, 20), sample=0.1, case=30.0, starts=7, cap=12.0, rates=(10, 25, 50, 100, 200), arrivals=4.0)
+QUICK = Plan((3, 5), sample=0.2, case=8.0, starts=1, cap=5.0, rates=(10, 40), arrivals=2.0)
+
+
+def row(what: str, worker: Worker, **facts: Any) -> Row:
     """One result, without its provenance."""
-    return {"what": what, "contestant": contestant.name, "precision": contestant.precision, **facts}
+    return {"what": what, **_who(worker.contestant), "detail": worker.detail, **facts}
 
 
-def parity(run: Run) -> list[Row]:
+def absent(contestant: Contestant, reason: str) -> Row:
+    """Who cannot take part, and why."""
+    return {"what": "absent", **_who(contestant), "reason": reason}
+
+
+def _who(contestant: Contestant) -> Row:
+    return {"contestant": contestant.name, "precision": contestant.precision, "device": contestant.device}
+
+
+def parity(run: Run) -> Iterator[Row]:
     """Relative error against float64, on a batch with padding in it."""
     batches = workloads.padded_check(run.directory)
     truth = Engine.from_pretrained(run.directory, task="feature-extraction", backend="reference", precision="fp64")
     (ids, mask), kept = batches[0], batches[0][1] == 1
     wanted = truth(ids, mask).last_hidden_state[kept]
-    found = []
-    for worker in run.workers:
-        got = worker("outputs", batches)[0][kept].astype(np.float64)
-        error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-        verdict = "right" if error <= WRONG[worker.contestant.precision] else "wrong"  # a NaN is wrong
-        found.append(row("parity", worker.contestant, relative_error=error, verdict=verdict))
-    return found
+    with _bar(run, "parity", len(run.workers)) as advance:
+        for worker in run.workers:
+            try:
+                got = worker("outputs", batches)[0][kept].astype(np.float64)
+            except Failure as failure:
+                yield row("absent", worker, case="parity", reason=str(failure))
+                continue
+            error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+            verdict = "right" if error <= WRONG[worker.contestant.precision] else "wrong"  # a NaN is wrong
+            yield row("parity", worker, relative_error=error, verdict=verdict)
+            advance()
 
 
-def latency(run: Run) -> list[Row]:
-    """Forwards of equal lengths, and of real text at its natural lengths."""
-    cases: list[Any] = list(workloads.QUICK if run.quick else workloads.GRID)
+def latency(run: Run) -> Iterator[Row]:
+    """Forwards of equal lengths, and of real text at its natural lengths; on a GPU with the L2 as it is."""
+    return _latency(run, "latency", cold_l2=False)
+
+
+def latency_cold_l2(run: Run) -> Iterator[Row]:
+    """The same with an L2 that holds nothing of the weights; on a GPU only."""
+    return _latency(run, "latency_cold_l2", cold_l2=True) if run.device == "cuda" else iter(())
+
+
+def _latency(run: Run, what: str, cold_l2: bool) -> Iterator[Row]:
+    cases: list[Any] = list(workloads.QUICK if run.quick else workloads.grid(run.device))
     if workloads.unavailable() is None:
         cases += workloads.RAGGED[:1] if run.quick else workloads.RAGGED
-    found = _in_turn(run, "latency", cases, lambda case: ("samples", case.batches(run.directory)))
     config = ModelConfig.from_file(run.directory / "config.json")
-    shapes = {case.name: case.batch * case.tokens for case in cases if isinstance(case, workloads.Case)}
-    for each in found:
-        if each["what"] == "latency" and each["case"] in shapes:
-            each |= _linear_work(config, shapes[each["case"]], each["precision"])
-    return found
+    equal = [case for case in cases if isinstance(case, workloads.Case) and not case.ragged]
+    tokens = {case.name: case.batch * case.tokens for case in equal}
+    question = _Question("samples", lambda case: case.batches(run.directory), (cold_l2,))
+    for each in _in_turn(run, what, cases, question):
+        if each["what"] == what and each["case"] in tokens:
+            each |= _linear_work(config, tokens[each["case"]], each["precision"])
+        yield each
 
 
 def _linear_work(config: ModelConfig, tokens: int, precision: str) -> dict[str, float]:
@@ -71,94 +118,107 @@ def _linear_work(config: ModelConfig, tokens: int, precision: str) -> dict[str, 
     }
 
 
-def text(run: Run) -> list[Row]:
+def text(run: Run) -> Iterator[Row]:
     """From strings to last hidden states, the tokeniser included."""
     if workloads.unavailable() is not None:
-        return []
+        return iter(())
     cases = [workloads.Ragged("clinc150", batch=1, count=16), workloads.Ragged("clinc150")]
-    return _in_turn(run, "text", cases, lambda case: ("text_samples", case.texts()))
+    return _in_turn(run, "text", cases, _Question("text_samples", lambda case: case.texts()))
 
 
-def cold_start(run: Run) -> list[Row]:
+def cold_start(run: Run) -> Iterator[Row]:
     """Seconds from the start of a process to its first answer, everything prepared and in the page cache."""
     batches = workloads.Case(1, 16).batches(run.directory)
-    rounds = 1 if run.quick else 7
-    readings: dict[Contestant, list[float]] = {worker.contestant: [] for worker in run.workers}
-    with _Bar(run, "cold start", rounds * len(readings)) as advance:
-        for _ in range(rounds):
-            for contestant, found in readings.items():
-                begin = time.perf_counter()
-                worker = Worker(contestant, run.directory, run.threads, run.scratch)
-                worker.answer()
-                worker("outputs", batches)
-                found.append(time.perf_counter() - begin)
-                worker.close()
-                advance()
-    return [row("cold_start", c, seconds=float(np.median(found)), samples=len(found)) for c, found in readings.items()]
+    readings: dict[Worker, list[float]] = {worker: [] for worker in run.workers}
+    with _bar(run, "cold start", run.plan.starts * len(readings)) as advance:
+        for _ in range(run.plan.starts):
+            for worker, found in readings.items():
+                if sum(found) < run.plan.cap:
+                    try:
+                        found.append(_seconds_to_answer(run, worker, batches))
+                    except Failure as failure:
+                        yield row("absent", worker, case="cold_start", reason=str(failure))
+                advance(str(worker.contestant))
+    for worker, found in readings.items():
+        if found:
+            yield row("cold_start", worker, seconds=float(np.median(found)), samples=len(found))
 
 
-def memory(run: Run) -> list[Row]:
+def _seconds_to_answer(run: Run, worker: Worker, batches: list[Any]) -> float:
+    begin = time.perf_counter()
+    with run.another(worker) as fresh:
+        fresh("outputs", batches)
+        return time.perf_counter() - begin
+
+
+def memory(run: Run) -> Iterator[Row]:
     """Resident MiB while random shapes pass by, and at most, in a fresh process: preparing took memory of its own."""
     rng = np.random.default_rng(0)
     count, every = 10_000, 100
     shapes = [(int(b), int(t)) for b, t in zip(rng.integers(1, 5, count), rng.integers(1, 65, count), strict=True)]
-    found = []
-    with _Bar(run, "memory", len(run.workers)) as advance:
-        for contestant in [worker.contestant for worker in run.workers]:
-            worker = Worker(contestant, run.directory, run.threads, run.scratch)
-            worker.answer()
-            resident = worker("memory_of_shapes", shapes, every)
-            peak = worker("peak_memory")
-            found.append(row("memory", contestant, resident_mib=resident, peak_mib=peak, shapes=count))
-            worker.close()
-            advance()
-    return found
+    with _bar(run, "memory", len(run.workers)) as advance:
+        for worker in run.workers:
+            try:
+                with run.another(worker) as fresh:
+                    resident = fresh("memory_of_shapes", shapes, every, run.plan.cap)
+                    facts = {"peak_mib": fresh("peak_memory"), "shapes": every * len(resident), "cap_s": run.plan.cap}
+                    yield row("memory", worker, resident_mib=resident, **facts)
+            except Failure as failure:
+                yield row("absent", worker, case="memory", reason=str(failure))
+            advance(str(worker.contestant))
 
 
-def neighbour(run: Run) -> list[Row]:
+def neighbour(run: Run) -> Iterator[Row]:
     """1x16 and 1x128 while one busy process runs on every core."""
-    stop = multiprocessing.get_context("spawn").Event()
-    neighbours = [
-        multiprocessing.get_context("spawn").Process(target=_be_busy, args=(stop,), daemon=True)
-        for _ in range(run.threads)
-    ]
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    neighbours = [context.Process(target=_be_busy, args=(stop,), daemon=True) for _ in range(run.threads)]
     for process in neighbours:
         process.start()
     try:
         cases = [workloads.Case(1, 16), workloads.Case(1, 128)]
-        return _in_turn(run, "neighbour", cases, lambda case: ("samples", case.batches(run.directory)))
+        yield from _in_turn(run, "neighbour", cases, _Question("samples", lambda case: case.batches(run.directory)))
     finally:
         stop.set()
         for process in neighbours:
             process.join()
 
 
-def load(run: Run) -> list[Row]:
-    """Latency, waiting included, of short requests that arrive at fixed mean rates."""
-    case = workloads.Ragged("clinc150", batch=1, count=64)
+def load(run: Run) -> Iterator[Row]:
+    """Latency, waiting included, of short requests that arrive at fixed mean rates.
+
+    Who is overloaded at one rate, so that half of the requests wait for over a second, is not asked at higher ones.
+    """
     if workloads.unavailable() is not None:
-        return []
-    batches = case.batches(run.directory)
-    rates, seconds = (10, 20, 40, 60, 80, 100, 120, 150, 200), 10.0
-    found = []
-    with _Bar(run, "load", len(rates) * len(run.workers)) as advance:
-        for rate in rates:
-            for worker in run.workers:
-                worker("samples", batches, 0.0, False)
-                latencies = worker("load", batches, float(rate), seconds)
-                found.append(row("load", worker.contestant, rate=rate, **timing.percentiles(latencies)))
-                advance()
-    return found
+        return
+    batches = workloads.Ragged("clinc150", batch=1, count=64).batches(run.directory)
+    serving = list(run.workers)
+    with _bar(run, "load", len(run.plan.rates) * len(serving)) as advance:
+        for rate in run.plan.rates:
+            advance(f"{rate}/s", steps=len(run.workers) - len(serving))
+            for worker in list(serving):
+                try:
+                    worker("samples", batches, 0.0, True)
+                    found = timing.percentiles(worker("load", batches, float(rate), run.plan.arrivals))
+                    yield row("load", worker, rate=rate, seconds=run.plan.arrivals, **found)
+                except Failure as failure:
+                    yield row("absent", worker, case=f"load {rate}/s", reason=str(failure))
+                    found = {"p50_ms": float("inf")}
+                if found["p50_ms"] > 1000:
+                    serving.remove(worker)
+                advance(f"{rate}/s {worker.contestant}")
 
 
-def roof(run: Run) -> list[Row]:
+def roof(run: Run) -> Iterator[Row]:
     """What the machine can do at most; it belongs to no contestant."""
-    return [{"what": "roof", **roofs.measure(run.threads)}]
+    found = roofs.measure_gpu() if run.device == "cuda" else roofs.measure(run.threads)
+    yield {"what": "roof", "device": run.device, **found}
 
 
-ALL: dict[str, Callable[[Run], list[Row]]] = {
+ALL: dict[str, Callable[[Run], Iterator[Row]]] = {
     "roof": roof,
     "latency": latency,
+    "latency_cold_l2": latency_cold_l2,
     "text": text,
     "cold_start": cold_start,
     "memory": memory,
@@ -167,69 +227,67 @@ ALL: dict[str, Callable[[Run], list[Row]]] = {
 }
 
 
-def _in_turn(run: Run, what: str, cases: Sequence[Any], question: Callable[[Any], tuple[str, Any]]) -> list[Row]:
+@dataclass(frozen=True)
+class _Question:
+    """What a worker is asked about a case: ``name(inputs(case), seconds, warm, *options)`` gives seconds of calls."""
+
+    name: str
+    inputs: Callable[[Any], Any]
+    options: tuple[Any, ...] = ()
+
+
+def _in_turn(run: Run, what: str, cases: Sequence[Any], question: _Question) -> Iterator[Row]:
     """Rounds of samples of every contestant on every case; a round is a short time of each, one after the other."""
-    rounds, seconds = (5, 0.2) if run.quick else (20, 0.5)
-    found = []
-    with _Bar(run, what, len(cases) * rounds) as advance:
+    least, most = run.plan.rounds
+    with _bar(run, what, len(cases) * most) as advance:
         for case in cases:
-            readings: dict[Contestant, list[list[float]]] = {}
-            failed: dict[Contestant, str] = {}
-            name, batches = question(case)
-            for turn in range(rounds):
-                for worker in run.workers:
-                    if worker.contestant not in failed:
-                        try:
-                            warm = () if name == "text_samples" else (turn > 0,)
-                            readings.setdefault(worker.contestant, []).append(worker(name, batches, seconds, *warm))
-                        except Failure as failure:
-                            failed[worker.contestant] = str(failure)
-                            readings.pop(worker.contestant, None)
+            readings: dict[Worker, list[list[float]]] = {worker: [] for worker in run.workers}
+            inputs, end = question.inputs(case), None
+            for turn in range(most):
+                if turn >= least and time.perf_counter() > end:
+                    advance(case.name, steps=most - turn)
+                    break
+                for worker in list(readings):
+                    try:
+                        arguments = (inputs, run.plan.sample, turn > 0, *question.options)
+                        readings[worker].append(worker(question.name, *arguments))
+                    except Failure as failure:
+                        del readings[worker]
+                        yield row("absent", worker, case=case.name, reason=str(failure))
+                end = end or time.perf_counter() + run.plan.case  # the first round warms up and compiles as well
                 advance(case.name)
-            found += [row("absent", c, case=case.name, reason=reason) for c, reason in failed.items()]
-            found += _latency_rows(what, case.name, readings, run.threads)
-    return found
+            yield from _latency_rows(what, case.name, readings, run.threads)
 
 
-def _latency_rows(what: str, case: str, readings: dict[Contestant, list[list[float]]], threads: int) -> list[Row]:
-    ours = {contestant: found for contestant, found in readings.items() if contestant.name == OURS}
-    found = []
-    for contestant, theirs in readings.items():
+def _latency_rows(what: str, case: str, readings: dict[Worker, list[list[float]]], threads: int) -> Iterator[Row]:
+    ours = {worker: found for worker, found in readings.items() if worker.contestant.library == OURS}
+    for worker, theirs in readings.items():
         against = {
-            f"{ratio_to.precision}": dict(zip(("median", "low", "high"), timing.ratio(theirs, mine), strict=True))
-            for ratio_to, mine in ours.items()
-            if ratio_to != contestant
+            str(mine.contestant).removeprefix(f"{OURS} "): _ratio(theirs, found)
+            for mine, found in ours.items()
+            if mine is not worker
         }
         everything = [reading for each in theirs for reading in each]
-        found.append(
-            row(
-                what,
-                contestant,
-                case=case,
-                threads=threads,
-                samples=len(everything),
-                **timing.percentiles(everything),
-                ratio_to_distilfast=against,
-            )
-        )
-    return found
+        facts = {"case": case, "threads": threads, "rounds": len(theirs), "samples": len(everything)}
+        yield row(what, worker, **facts, **timing.percentiles(everything), ratio_to_distilfast=against)
 
 
-class _Bar:
+def _ratio(theirs: list[list[float]], ours: list[list[float]]) -> dict[str, float]:
+    return dict(zip(("median", "low", "high"), timing.ratio(theirs, ours), strict=True))
+
+
+@contextmanager
+def _bar(run: Run, name: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar for the time of a measurement; gives a function that advances it."""
+    task = run.progress.add_task(name, total=total)
 
-    def __init__(self, run: Run, name: str, total: int) -> None:
-        self._progress, self._name = run.progress, name
-        self._task = run.progress.add_task(name, total=total)
+    def advance(detail: str = "", steps: int = 1) -> None:
+        run.progress.update(task, advance=steps, description=f"{name} {detail}")
 
-    def __enter__(self) -> Callable[..., None]:
-        def advance(detail: str = "") -> None:
-            self._progress.update(self._task, advance=1, description=f"{self._name} {detail}")
-
-        return advance
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.remove_task(self._task)
+    try:
+        yield advance
+    finally:
+        run.progress.remove_task(task)
 
 
 def _be_busy(stop: Any) -> None:

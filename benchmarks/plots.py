@@ -17,10 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from benchmarks.rows import Row
 
-OURS = "distilfast"
 _STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
-_DASHES = {"fp32": "-", "bf16": "--", "int8": ":"}
-_MARKS = {"fp32": "o", "bf16": "s", "int8": "^"}
+_DASHES = {"fp32": "-", "bf16x3": (0, (6, 1, 1, 1)), "bf16": "--", "fp16": "-.", "int8": ":"}
+_MARKS = {"fp32": "o", "bf16x3": "P", "bf16": "s", "fp16": "D", "int8": "^"}
 
 
 def latency_by_length(rows: Sequence[Row]) -> Figure | None:
@@ -31,6 +30,7 @@ def latency_by_length(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(single)
     _lines(axes, single, lambda row: int(row["case"].partition("x")[2]), lambda row: row["p50_ms"])
     axes.set(xscale="log", yscale="log", xlabel="tokens of one sequence", ylabel="median latency, ms")
+    axes.set_title("One sequence, the encoder alone", loc="left")
     lengths = sorted({int(row["case"].partition("x")[2]) for row in single})
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
@@ -45,16 +45,15 @@ def latency_against_load(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _axes(loads)
     _lines(axes, loads, lambda row: row["rate"], lambda row: row["p99_ms"])
     axes.set(yscale="log", xlabel="requests arriving in a second", ylabel="p99 latency with waiting, ms")
+    axes.set_title("Single requests; a line ends where its server is overloaded", loc="left")
     return _finish(figure, axes)
 
 
-def ratio_map(rows: Sequence[Row], precision: str = "fp32") -> Figure | None:
-    """Each contestant's median over ours in ``precision``, as a map with the numbers in it."""
-    others = [
-        row
-        for row in rows
-        if row["what"] == "latency" and row["contestant"] != OURS and precision in row["ratio_to_distilfast"]
-    ]
+def ratio_map(rows: Sequence[Row]) -> Figure | None:
+    """Each contestant's median over ours in fp32, as a map with the numbers in it."""
+    others = [row for row in rows if row["what"] == "latency" and not _is_ours(row)]
+    ours = next((name for row in others for name in row["ratio_to_distilfast"] if name.endswith("fp32")), "")
+    others = [row for row in others if ours in row["ratio_to_distilfast"]]
     if not others:
         return None
     names, cases = (
@@ -62,7 +61,7 @@ def ratio_map(rows: Sequence[Row], precision: str = "fp32") -> Figure | None:
     )
     values = np.full((len(names), len(cases)), np.nan)
     for row in others:
-        values[names.index(_who(row)), cases.index(row["case"])] = row["ratio_to_distilfast"][precision]["median"]
+        values[names.index(_who(row)), cases.index(row["case"])] = row["ratio_to_distilfast"][ours]["median"]
     with plt.rc_context(_STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(2.8 + 0.8 * len(cases), 1.6 + 0.42 * len(names)), layout="constrained")
     limit = max(1.0, np.nanmax(np.abs(np.log2(values))))
@@ -72,36 +71,53 @@ def ratio_map(rows: Sequence[Row], precision: str = "fp32") -> Figure | None:
         axes.text(j, i, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(cases)), cases, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"median latency over that of distilfast {precision} (above 1: slower)", loc="left", fontsize=10)
+    axes.set_title(f"Median latency over that of distilfast {ours}", loc="left")
     bar = figure.colorbar(picture, ax=axes, fraction=0.04)
     ticks = np.arange(-int(limit), int(limit) + 1)
+    bar.set_label(f"above 1: slower than distilfast {ours}", fontsize=9)
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}" for tick in ticks])
     return figure
 
 
 def roofline(rows: Sequence[Row]) -> Figure | None:
-    """What the linears of each batch reach of the machine's peak, over the operations done for a byte of weights."""
+    """What the linears of each batch reach of the machine's peaks, over the operations done for a byte of weights."""
     roofs = [row for row in rows if row["what"] == "roof" and "giga_operations" in row]
-    ours = [row for row in rows if row["what"] == "latency" and row["contestant"] == OURS and row.get("linear_flops")]
+    ours = [row for row in rows if row["what"] == "latency" and _is_ours(row) and row.get("linear_flops")]
     if not roofs or not ours:
         return None
-    peak = roofs[-1]["giga_operations"]["fp32_fma"]
-    memory = roofs[-1]["read_gb_by_mib"]["340"]
+    memory = roofs[-1].get("copy_gb") or roofs[-1]["read_gb_by_mib"]["340"]
     figure, axes = _axes(ours)
-    intensity = np.geomspace(1, 4096, 200)
-    axes.plot(
-        intensity,
-        np.minimum(peak, intensity * memory),
-        color="black",
-        label=f"roof: {peak:.0f} GFLOP/s, {memory:.0f} GB/s",
-    )
-    for i, row in enumerate(ours):
-        x, y = row["linear_flops"] / row["linear_bytes"], row["linear_flops"] / row["p50_ms"] * 1e-6
-        label = None if i else "distilfast, the whole forward's time"
-        axes.plot(x, y, _MARKS.get(row["precision"], "o"), color="C0", label=label)
-        axes.annotate(row["case"], (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="operations for a byte of weights", ylabel="GFLOP/s of the linears")
+    points = [(row["linear_flops"] / row["linear_bytes"], row["linear_flops"] / row["p50_ms"] * 1e-6) for row in ours]
+    _roofs(axes, roofs[-1]["giga_operations"], memory, max(x for x, _ in points) * 2)
+    for i, who in enumerate(dict.fromkeys(map(_who, ours))):
+        mine = [point for row, point in zip(ours, points, strict=True) if _who(row) == who]
+        mark = _MARKS.get(who.split()[-1], "o")
+        axes.plot(*zip(*mine, strict=True), mark, color=f"C{i}", label=who)
+    _name_cases(axes, [row for row in ours if _who(row) == _who(ours[0])])
+    axes.set(xscale="log", yscale="log", xlabel="operations for a byte of weights", ylabel="G operations/s")
+    axes.set_title("Operations of the linears in the time of the whole forward", loc="left")
     return _finish(figure, axes)
+
+
+def _name_cases(axes: Axes, rows: Sequence[Row]) -> None:
+    """Under the points of one contestant; the others have theirs in the same order. As many tokens, one name."""
+    for flops in dict.fromkeys(row["linear_flops"] for row in rows):
+        same = [row for row in rows if row["linear_flops"] == flops]
+        place = flops / same[0]["linear_bytes"], min(flops / row["p50_ms"] * 1e-6 for row in same)
+        name = ",\n".join(row["case"] for row in same)
+        axes.annotate(name, place, textcoords="offset points", xytext=(0, -7), ha="center", va="top", fontsize=8)
+
+
+def _roofs(axes: Axes, peaks: dict[str, float], memory: float, right: float) -> None:
+    """The memory's slope up to each unit's peak, which is named on its line."""
+    intensity = np.geomspace(1, right, 400)
+    axes.plot(intensity, np.minimum(max(peaks.values()), intensity * memory), color="black", linewidth=1.3)
+    axes.annotate(f"{memory:.0f} GB/s", (1.2, 1.2 * memory), textcoords="offset points", xytext=(8, -6), fontsize=8)
+    for unit, peak in peaks.items():
+        axes.plot([peak / memory, right], [peak, peak], color="black", linewidth=1.0)
+        name = f"{unit.replace('_', ' ')} {peak:,.0f}"
+        axes.annotate(name, (right, peak), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)
+    axes.set_xlim(1, right)
 
 
 PLOTS: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
@@ -114,6 +130,10 @@ PLOTS: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
 
 def _who(row: Row) -> str:
     return f"{row['contestant']} {row['precision']}"
+
+
+def _is_ours(row: Row) -> bool:
+    return row["contestant"].split()[0] == "distilfast"
 
 
 def _axes(rows: Sequence[Row]) -> tuple[Figure, Axes]:
@@ -131,11 +151,11 @@ def _lines(axes: Axes, rows: Sequence[Row], x: Callable[[Row], Any], y: Callable
         axes.plot(
             [x(row) for row in some],
             [y(row) for row in some],
-            _DASHES.get(first["precision"], "-"),
+            linestyle=_DASHES.get(first["precision"], "-"),
             marker=_MARKS.get(first["precision"], "o"),
             markersize=4,
             color=f"C{names.index(first['contestant'])}",
-            linewidth=2.6 if first["contestant"] == OURS else 1.3,
+            linewidth=2.6 if _is_ours(first) else 1.3,
             label=who,
         )
 
@@ -143,7 +163,8 @@ def _lines(axes: Axes, rows: Sequence[Row], x: Callable[[Row], Any], y: Callable
 def _finish(figure: Figure, axes: Axes) -> Figure:
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

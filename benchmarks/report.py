@@ -32,10 +32,9 @@ _CSS = (
 def main() -> None:
     """Write what the arguments ask for."""
     arguments = _arguments()
-    found = rows.read(arguments.files or sorted(rows.RESULTS.glob("*.jsonl")))
-    if not found:
+    newest = latest([rows.read([path]) for path in arguments.files or sorted(rows.RESULTS.glob("*.jsonl"))])
+    if not newest:
         raise SystemExit("error: there are no rows.")
-    newest = latest_runs(found)
     arguments.out.mkdir(parents=True, exist_ok=True)
     pictures = write_plots(newest, arguments.out)
     (arguments.out / "report.html").write_text(page(newest, pictures), encoding="utf-8")
@@ -52,26 +51,44 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def latest_runs(found: Sequence[Row]) -> list[Row]:
-    """The newest rows of each kind of measurement, in the order of their files."""
-    newest = {row["what"]: max(each["when"] for each in found if each["what"] == row["what"]) for row in found}
-    return [row for row in found if row["when"] == newest[row["what"]]]
+def latest(files: Sequence[Sequence[Row]]) -> list[Row]:
+    """One report of several files: each kind of measurement from the file that has its newest rows.
+
+    A file may hold several runs; of what was measured more than once the newest row counts, in its first place.
+    """
+    newest: dict[tuple[str, str], Sequence[Row]] = {}
+    for some in sorted((some for some in files if some), key=lambda some: max(row["when"] for row in some)):
+        newest |= dict.fromkeys(map(_kind, some), some)
+    chosen = [row for some in files for row in some if newest[_kind(row)] is some]
+    return list({_identity(row): row for row in sorted(chosen, key=lambda row: row["when"])}.values())
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    return row["what"], row.get("device", "cpu")
+
+
+def _identity(row: Row) -> tuple[object, ...]:
+    """What a row tells of: a newer one of the same replaces it."""
+    names = ("contestant", "precision", "case", "rate", "dataset", "model")
+    return *_kind(row), *(row.get(name) for name in names)
 
 
 def write_plots(found: Sequence[Row], out: Path) -> dict[str, bytes]:
-    """PNG and SVG of every plot that there are rows for; returns the PNGs."""
+    """PNG and SVG of every plot that there are rows for, the GPU's with "_gpu" in their names; returns the PNGs."""
     from benchmarks.plots import PLOTS
 
     pictures = {}
-    for name, plot in PLOTS.items():
-        figure = plot(found)
-        if figure is None:
-            continue
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=140)
-        figure.savefig(out / f"{name}.svg")
-        pictures[name] = buffer.getvalue()
-        (out / f"{name}.png").write_bytes(pictures[name])
+    for heading, some in tables.by_device(found).items():
+        for name, plot in PLOTS.items():
+            figure = plot(some)
+            if figure is None:
+                continue
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=140)
+            path = out / f"{name}{'_gpu' if heading else ''}"
+            figure.savefig(path.with_suffix(".svg"))
+            pictures[path.name] = buffer.getvalue()
+            path.with_suffix(".png").write_bytes(pictures[path.name])
     return pictures
 
 
@@ -80,8 +97,9 @@ def origins(found: Sequence[Row]) -> list[str]:
     lines = []
     for row in found:
         machine = row["machine"]
+        gpu = f", {machine['gpu']}" if "gpu" in machine else ""
         line = (
-            f"{machine['processor']}, {machine['isa']}, {machine['cores']} cores; commit {row['commit']}, "
+            f"{machine['processor']}, {machine['isa']}, {machine['cores']} cores{gpu}; commit {row['commit']}, "
             f"{row['when'][:10]}: `{row['command']}`"
         )
         if line not in lines:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engines import no_gpu
 from distilfast import machine
 
 Row = dict[str, Any]
@@ -23,10 +24,10 @@ _PACKAGES = (
 )
 
 
-def provenance() -> Row:
+def provenance(device: str = "cpu") -> Row:
     """Machine, versions, commit and command of this process; the same for all rows of one run."""
     return {
-        "machine": machine_facts(),
+        "machine": machine_facts() | (gpu_facts() if device == "cuda" else {}),
         "versions": {"python": machine.info()["python"], **_versions()},
         "commit": commit(),
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
@@ -39,11 +40,21 @@ def machine_facts() -> Row:
     facts = machine.info()
     return {
         "processor": facts["processor"],
-        "flags": [flag for flag in _flags() if flag.startswith(("avx", "amx", "fma"))],
+        "flags": [flag for flag in processor_flags() if flag.startswith(("avx", "amx", "fma"))],
         "isa": facts.get("isa"),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
+
+
+def gpu_facts() -> Row:
+    """The GPU that torch runs on, its memory and its CUDA version; nothing where torch finds none."""
+    if no_gpu():
+        return {}
+    import torch
+
+    facts = torch.cuda.get_device_properties()
+    return {"gpu": facts.name, "gpu_memory_gib": round(facts.total_memory / 2**30, 1), "cuda": torch.version.cuda}
 
 
 def commit() -> str:
@@ -85,7 +96,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _flags() -> list[str]:
+def processor_flags() -> list[str]:
+    """What /proc/cpuinfo says of the first core; nothing where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,30 +1,31 @@
 """Latency, memory and start-up beside other engines: parity first, then time.
 
-    python -m benchmarks.run --quick            about three minutes
-    python -m benchmarks.run                    everything, about an hour
+    python -m benchmarks.run --quick            a few minutes
+    python -m benchmarks.run                    everything
+    python -m benchmarks.run --device cuda      the same on a GPU, with CUDA events, and with a cold L2 as well
     python -m benchmarks.run --only latency --contestants "distilfast fp32,onnxruntime fp32"
 
 Contestants run in processes of their own, with the same weights, ids and threads, and take turns in short rounds, so
 that a busy moment hits all of them. Without --model a full-size DistilBERT with seeded weights is written first.
-Rows go to benchmarks/results/, and `python -m benchmarks.report` makes tables and plots of them.
+Each row is appended to a file of benchmarks/results/ as soon as it is measured; several runs with the same --out make
+one report. `python -m benchmarks.report` makes tables and plots.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import measure, rows, tables
-from benchmarks.engines import Contestant, contestants
+from benchmarks.engines import DEVICES, Contestant, contestants
 from benchmarks.worker import Failure, Worker
 from distilfast import machine
 from distilfast.synthetic import write_checkpoint
@@ -38,43 +39,94 @@ SLOW_TO_PREPARE = ("torch_compile",)
 class Run:
     """What every measurement is given."""
 
-    workers: list[Worker]
     directory: Path
-    threads: int
     scratch: Path
+    threads: int
+    device: str
     quick: bool
     progress: Progress
+    plan: measure.Plan
+    workers: list[Worker] = field(default_factory=list)
+
+    @contextmanager
+    def another(self, worker: Worker) -> Iterator[Worker]:
+        """A fresh process of the same contestant, loaded; raises Failure."""
+        fresh = Worker(worker.contestant, self.directory, self.threads, self.scratch)
+        try:
+            fresh.load()
+            yield fresh
+        finally:
+            fresh.close()
 
 
 def main() -> None:
-    """Prepare the contestants, measure, print, and append the rows."""
+    """Prepare the contestants, measure, append each row, print the tables."""
     arguments = _arguments()
     console = Console(markup=False, highlight=False)
-    with tempfile.TemporaryDirectory() as scratch, Progress(console=console, transient=True) as progress:
-        directory = _checkpoint(arguments.model, Path(scratch))
-        wanted = _contestants(arguments.contestants, arguments.quick)
-        with _workers(wanted, directory, arguments.threads, Path(scratch), progress) as (workers, absent):
-            run = Run(workers, directory, arguments.threads, Path(scratch), arguments.quick, progress)
-            found = absent + _measure_all(
-                run, arguments.only or (QUICK_MEASUREMENTS if arguments.quick else measure.ALL)
-            )
-    origin = rows.provenance()
-    found = [{**row, "model": directory.name if arguments.model else "synthetic", **origin} for row in found]
+    model = arguments.model.name if arguments.model else "synthetic"
+    origin = {"model": model, **rows.provenance(arguments.device)}
     out = arguments.out or rows.RESULTS / f"{date.today()}-{origin['commit']}.jsonl"
-    rows.append(out, found)
+    found = []
+    for row in _measured(arguments, console):
+        found.append({**row, **origin})
+        rows.append(out, found[-1:])
     tables.show(found, console)
     console.print(f"rows: {out}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few shapes, fp32 and int8: about three minutes")
+    parser.add_argument("--quick", action="store_true", help="few shapes, fp32 and int8: a few minutes")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--model", type=Path, help="a local DistilBERT or BERT checkpoint")
     parser.add_argument("--threads", type=int, default=machine.info()["threads"])
     parser.add_argument("--contestants", help='comma-separated, such as "distilfast fp32,onnxruntime int8"')
     parser.add_argument("--only", choices=list(measure.ALL), nargs="+", help="these measurements")
+    parser.add_argument("--cap", type=float, help="seconds of each contestant's cold starts, and of its many shapes")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     return parser.parse_args()
+
+
+def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.Row]:
+    """Every row, as soon as it is there."""
+    wanted = _contestants(arguments)
+    only = arguments.only or (QUICK_MEASUREMENTS if arguments.quick else measure.ALL)
+    with tempfile.TemporaryDirectory() as scratch, _progress(console) as progress:
+        run = Run(
+            directory=_checkpoint(arguments.model, Path(scratch)),
+            scratch=Path(scratch),
+            threads=arguments.threads,
+            device=arguments.device,
+            quick=arguments.quick,
+            progress=progress,
+            plan=_plan(arguments),
+        )
+        try:
+            yield from _prepared(run, wanted)
+            yield from _right(run)
+            for name in only:
+                yield from measure.ALL[name](run)
+        finally:
+            for worker in run.workers:
+                worker.close()
+
+
+def _plan(arguments: argparse.Namespace) -> measure.Plan:
+    plan = measure.QUICK if arguments.quick else measure.FULL
+    return plan if arguments.cap is None else replace(plan, cap=arguments.cap)
+
+
+def _progress(console: Console) -> Progress:
+    """Bars that tell how long the rest will take; a step may take a minute, so the speed is that of the last ten."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, speed_estimate_period=600)
 
 
 def _checkpoint(model: Path | None, scratch: Path) -> Path:
@@ -88,62 +140,59 @@ def _checkpoint(model: Path | None, scratch: Path) -> Path:
     )
 
 
-def _contestants(names: str | None, quick: bool) -> list[Contestant]:
-    everybody = contestants()
-    if names is None:
-        return [
-            c for c in everybody if not quick or (c.precision in QUICK_PRECISIONS and c.name not in SLOW_TO_PREPARE)
-        ]
+def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
+    everybody = contestants(arguments.device)
+    if arguments.contestants is None:
+        return [c for c in everybody if not arguments.quick or _is_quick(c)]
     known = {str(contestant): contestant for contestant in everybody}
-    asked = [name.strip() for name in names.split(",")]
+    asked = [name.strip() for name in arguments.contestants.split(",")]
     if unknown := [name for name in asked if name not in known]:
         raise SystemExit(f"error: {', '.join(unknown)} unknown; there are {', '.join(known)}.")
     return [known[name] for name in asked]
 
 
-@contextmanager
-def _workers(
-    wanted: list[Contestant], directory: Path, threads: int, scratch: Path, progress: Progress
-) -> Iterator[tuple[list[Worker], list[rows.Row]]]:
-    """Those that could be loaded, and a row for each that could not. One at a time: they share what they prepare."""
-    workers: list[Worker] = []
-    absent: list[rows.Row] = []
-    task = progress.add_task("prepare", total=len(wanted))
-    try:
-        for contestant in wanted:
-            progress.update(task, description=f"prepare {contestant}")
-            reason = contestant.module.unavailable(contestant.precision)
-            if reason is None:
-                worker = Worker(contestant, directory, threads, scratch)
-                workers.append(worker)
-                try:
-                    worker.answer()
-                except Failure as failure:
-                    workers.remove(worker)
-                    worker.close()
-                    reason = str(failure)
-            if reason is not None:
-                absent.append(measure.row("absent", contestant, reason=reason))
-            progress.advance(task)
-        yield workers, absent
-    finally:
-        progress.remove_task(task)
-        for worker in workers:
-            worker.close()
+def _is_quick(contestant: Contestant) -> bool:
+    return contestant.precision in QUICK_PRECISIONS and contestant.library not in SLOW_TO_PREPARE
 
 
-def _measure_all(run: Run, only: Iterable[str]) -> list[rows.Row]:
-    """Parity always; whoever fails it is not timed."""
-    found = measure.parity(run)
-    wrong = {(row["contestant"], row["precision"]) for row in found if row["verdict"] == "wrong"}
+def _prepared(run: Run, wanted: list[Contestant]) -> Iterator[rows.Row]:
+    """Fills ``run.workers`` with those that load, one after the other, since they share what they prepare.
+
+    Yields a row for each that does not.
+    """
+    task = run.progress.add_task("prepare", total=len(wanted))
+    for contestant in wanted:
+        run.progress.update(task, description=f"prepare {contestant}")
+        reason = contestant.module.unavailable(contestant)
+        if reason is None:
+            worker = Worker(contestant, run.directory, run.threads, run.scratch)
+            run.workers.append(worker)
+            try:
+                worker.load()
+            except Failure as failure:
+                _dismiss(run, worker)
+                reason = str(failure)
+        if reason is not None:
+            yield measure.absent(contestant, reason)
+        run.progress.advance(task)
+    run.progress.remove_task(task)
+
+
+def _dismiss(run: Run, worker: Worker) -> None:
+    run.workers.remove(worker)
+    worker.close()
+
+
+def _right(run: Run) -> Iterator[rows.Row]:
+    """Parity, always; whoever is not right is not timed."""
+    right = set()
+    for row in measure.parity(run):
+        if row.get("verdict") == "right":
+            right.add((row["contestant"], row["precision"]))
+        yield row
     for worker in list(run.workers):
-        if (worker.contestant.name, worker.contestant.precision) in wrong:
-            run.workers.remove(worker)
-            worker.close()
-    for name in only:
-        measurement: Callable[[Any], list[rows.Row]] = measure.ALL[name]
-        found += measurement(run)
-    return found
+        if (worker.contestant.name, worker.contestant.precision) not in right:
+            _dismiss(run, worker)
 
 
 if __name__ == "__main__":

@@ -40,15 +40,16 @@ def tails(rows: Sequence[Row]) -> Cells:
     return _pivot(rows, "case", lambda row: f"{row['p50_ms']:.1f} / {row['p99_ms']:.1f}", "p50 / p99 ms")
 
 
-def ratios(rows: Sequence[Row], precision: str = "fp32") -> Cells:
-    """Median over that of distilfast in ``precision``, with its 95 % interval, by case."""
+def ratios(rows: Sequence[Row]) -> Cells:
+    """Median over that of distilfast in fp32, with its 95 % interval, by case; on a GPU its first backend in fp32."""
+    ours = next((name for row in rows for name in row["ratio_to_distilfast"] if name.endswith("fp32")), "fp32")
 
     def cell(row: Row) -> str:
-        found = row["ratio_to_distilfast"].get(precision)
+        found = row["ratio_to_distilfast"].get(ours)
         return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" if found else "–"
 
-    others = [row for row in rows if row["contestant"] != "distilfast"]
-    return _pivot(others, "case", cell, f"times distilfast {precision} [95 %]")
+    others = [row for row in rows if row["contestant"].split()[0] != "distilfast"]
+    return _pivot(others, "case", cell, f"times distilfast {ours} [95 %]")
 
 
 def parity(rows: Sequence[Row]) -> Cells:
@@ -63,13 +64,21 @@ def cold_start(rows: Sequence[Row]) -> Cells:
 
 
 def memory(rows: Sequence[Row]) -> Cells:
-    """Peak, and how far the resident size went on growing after the first hundredth of the shapes."""
+    """Peak, and how far the resident size went on growing after the first hundred shapes."""
     lines = []
     for row in rows:
         first, *_, last = row["resident_mib"]
-        lines.append([_who(row), f"{row['peak_mib']:.0f}", f"{first:.0f}", f"{last:.0f}", f"{last / first - 1:+.1%}"])
-    count = rows[0]["shapes"] if rows else 0
-    return [["resident MiB", "peak", "early", f"after {count} shapes", "growth"], *lines]
+        lines.append(
+            [
+                _who(row),
+                f"{row['peak_mib']:.0f}",
+                f"{first:.0f}",
+                f"{last:.0f}",
+                f"{last / first - 1:+.1%}",
+                f"{row['shapes']}",
+            ]
+        )
+    return [["resident MiB", "peak", "after 100 shapes", "at the end", "growth", "shapes"], *lines]
 
 
 def load(rows: Sequence[Row]) -> Cells:
@@ -78,16 +87,18 @@ def load(rows: Sequence[Row]) -> Cells:
 
 
 def roofs(rows: Sequence[Row]) -> Cells:
-    """Peaks and reading speeds of the machine."""
+    """Peaks of the machine, and how fast it reads or copies."""
     lines = []
     for row in rows:
         if "reason" in row:
             lines.append([row["reason"], "–"])
             continue
         lines += [[f"{unit} peak, G op/s", f"{value:.0f}"] for unit, value in row["giga_operations"].items()]
-        sizes = sorted(row["read_gb_by_mib"].items(), key=lambda item: int(item[0]))
+        sizes = sorted(row.get("read_gb_by_mib", {}).items(), key=lambda item: int(item[0]))
         lines += [[f"reading {size} MiB, GB/s", f"{value:.0f}"] for size, value in sizes]
-    return [[f"roofs, {rows[0]['threads'] if rows else 0} threads", ""], *lines]
+        lines += [["copying, read and written, GB/s", f"{row['copy_gb']:.0f}"]] if "copy_gb" in row else []
+    threads = f", {rows[0]['threads']} threads" if rows and "threads" in rows[0] else ""
+    return [[f"roofs{threads}", ""], *lines]
 
 
 def absent(rows: Sequence[Row]) -> Cells:
@@ -113,6 +124,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("parity", "Right answers first", parity),
     ("latency", "Latency of the encoder", latencies),
     ("latency", "Against distilfast (above 1: slower than distilfast)", ratios),
+    ("latency_cold_l2", "Latency of the encoder with a cold L2", latencies),
+    ("latency_cold_l2", "Against distilfast with a cold L2", ratios),
     ("text", "From strings, the tokeniser included", tails),
     ("cold_start", "Cold start", cold_start),
     ("memory", "Memory", memory),
@@ -124,9 +137,21 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
 
 
 def chosen(rows: Sequence[Row]) -> list[tuple[str, Callable[[Sequence[Row]], Cells], list[Row]]]:
-    """(title, table, its rows) of everything that there are rows for."""
-    found = [(title, table, [row for row in rows if row["what"] == what]) for what, title, table in SECTIONS]
+    """(title, table, its rows) of everything that there are rows for; the GPU's are apart."""
+    found = [
+        (title + heading, table, [row for row in some if row["what"] == what])
+        for heading, some in by_device(rows).items()
+        for what, title, table in SECTIONS
+    ]
     return [(title, table, some) for title, table, some in found if some]
+
+
+def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each device under what is added to a heading, nothing for the CPU."""
+    headings = {"cpu": "", "cuda": " (GPU)"}
+    return {
+        heading: [row for row in rows if row.get("device", "cpu") == device] for device, heading in headings.items()
+    }
 
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, Cells]]:

@@ -1,21 +1,60 @@
-"""The clock, and what a list of its readings says."""
+"""The clocks, and what a list of their readings says."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+Call = Callable[[], object]
+Clock = Callable[[Call], float]
+"""Makes one call and gives its seconds."""
 
-def samples(call: Callable[[], object], seconds: float, least: int = 2) -> list[float]:
-    """Seconds of single calls, one after the other, until ``seconds`` have passed and ``least`` calls were made."""
+
+def wall(call: Call) -> float:
+    """By the process's own clock, for a call that is done when it returns."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+class CudaClock:
+    """From an idle GPU to its last kernel, by events on the current stream: launches count, waiting for them does not.
+
+    ``cold`` first writes zeros over a buffer several times as large as the L2 cache, so that the call finds nothing of
+    its weights there; otherwise the L2 is as the call before left it. ``torch`` is the module.
+    """
+
+    def __init__(self, torch: Any, cold: bool) -> None:
+        """Make the events once, and the buffer."""
+        self._cuda = torch.cuda
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        l2_bytes = torch.cuda.get_device_properties().L2_cache_size
+        self._buffer = torch.empty(4 * l2_bytes, dtype=torch.uint8, device="cuda") if cold else None
+
+    def __call__(self, call: Call) -> float:
+        """Seconds of one call."""
+        if self._buffer is not None:
+            self._buffer.zero_()
+        self._cuda.synchronize()
+        self._begin.record()
+        call()
+        self._end.record()
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1e3  # it tells milliseconds
+
+
+def samples(call: Call, seconds: float, every: int = 1, clock: Clock = wall) -> list[float]:
+    """Seconds of single calls, one after the other, until ``seconds`` have passed.
+
+    Their number is a multiple of ``every``: where calls take turns with so many inputs, each has its share.
+    """
     readings: list[float] = []
     end = time.perf_counter() + seconds
-    while len(readings) < least or time.perf_counter() < end:
-        begin = time.perf_counter()
-        call()
-        readings.append(time.perf_counter() - begin)
+    while not readings or len(readings) % every or time.perf_counter() < end:
+        readings.append(clock(call))
     return readings
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from functools import partial
+from itertools import cycle
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,6 +22,12 @@ from benchmarks.engines import Contestant, Forward
 from benchmarks.workloads import pad
 from distilfast.tokenizer import Tokenizer
 
+PATIENCE = 600.0
+"""Seconds for one question, to load, to compile for a shape or to measure; whoever takes longer is ended."""
+
+Batch = tuple[Any, Any]
+"""(ids, mask)."""
+
 
 class Failure(Exception):
     """What a contestant raised, in one sentence."""
@@ -29,10 +37,11 @@ class Worker:
     """The process and the pipe to it."""
 
     def __init__(self, contestant: Contestant, directory: Path, threads: int, scratch: Path) -> None:
-        """Start the process; the contestant is loaded when the first ``answer`` comes, which is None."""
+        """Start the process; ``load`` waits until it is ready."""
         self.contestant = contestant
+        self.detail = ""
         self._pipe, theirs = Pipe()
-        words = [contestant.name, contestant.precision, directory, threads, scratch, theirs.fileno()]
+        words = [*astuple(contestant), directory, threads, scratch, theirs.fileno()]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *map(str, words)],
             pass_fds=[theirs.fileno()],
@@ -42,24 +51,29 @@ class Worker:
         )
         theirs.close()
 
-    def ask(self, question: str, *arguments: Any) -> None:
-        """Send one of the questions below; ``answer`` waits for what comes back."""
-        self._pipe.send((question, arguments))
+    def load(self) -> None:
+        """Wait until the contestant is loaded; raises Failure."""
+        self.detail = self._answer()["detail"]
 
-    def answer(self) -> Any:
-        """The answer to the oldest open question; raises Failure."""
+    def __call__(self, question: str, *arguments: Any) -> Any:
+        """Ask one of the questions below, and wait for the answer; raises Failure."""
         try:
+            self._pipe.send((question, arguments))
+        except (OSError, ValueError):
+            raise Failure("The process has ended.") from None
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            if not self._pipe.poll(PATIENCE):
+                self.close()
+                raise Failure(f"There was no answer within {PATIENCE:.0f} s.")
             answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             raise Failure(f"The process ended with status {self._process.wait()}.") from None
         if isinstance(answer, str):
             raise Failure(answer)
         return answer
-
-    def __call__(self, question: str, *arguments: Any) -> Any:
-        """Ask, and wait for the answer."""
-        self.ask(question, *arguments)
-        return self.answer()
 
     def close(self) -> None:
         """End the process."""
@@ -68,25 +82,123 @@ class Worker:
         self._process.wait()
 
 
-def main(name: str, precision: str, directory: str, threads: str, scratch: str, pipe_number: str) -> None:
+class Session:
+    """A loaded contestant: what it is asked."""
+
+    def __init__(self, forward: Forward, contestant: Contestant, directory: Path) -> None:
+        """Clocks and transfers are those of the contestant's device."""
+        self._forward = forward
+        self._on_gpu = contestant.device == "cuda"
+        self._tokenizer = Tokenizer.from_directory(directory)
+
+    def outputs(self, batches: list[Batch]) -> list[np.ndarray]:
+        """The last hidden states."""
+        return [self._answer(batch) for batch in batches]
+
+    def samples(self, batches: list[Batch], seconds: float, warm: bool, cold_l2: bool = False) -> list[float]:
+        """Seconds of forwards alone, one batch after the other; where not ``warm``, each shape is first run twice.
+
+        The arrays are on the contestant's device before, and its answer stays there.
+        """
+        placed = [self._placed(batch) for batch in batches]
+        for batch in [] if warm else placed * 2:
+            self._forward(*batch)
+        turn = cycle(placed)
+        return timing.samples(lambda: self._forward(*next(turn)), seconds, len(placed), self._clock(cold_l2))
+
+    def text_samples(self, texts: list[list[str]], seconds: float, warm: bool) -> list[float]:
+        """Seconds from a list of strings to its last hidden states; every contestant has the same tokeniser."""
+
+        def run(group: list[str]) -> None:
+            encodings = self._tokenizer.encode_batch(group, truncation=True, max_length=512)
+            self._answer(pad([encoding.ids for encoding in encodings]))
+
+        for group in [] if warm else texts:
+            run(group)
+        turn = cycle(texts)
+        return timing.samples(lambda: run(next(turn)), seconds, len(texts))
+
+    def memory_of_shapes(self, shapes: list[tuple[int, int]], every: int, seconds: float) -> list[float]:
+        """Resident MiB after each ``every`` of the shapes, as many as ``seconds`` allow, two readings at least."""
+        for batch in (1, 2):  # what is compiled on first use is compiled now
+            self._answer(_ones(batch, 8))
+        resident = []
+        end = time.perf_counter() + seconds
+        for i, shape in enumerate(shapes, 1):
+            self._answer(_ones(*shape))
+            if i % every == 0:
+                resident.append(_status_mib("VmRSS"))
+                if len(resident) >= 2 and time.perf_counter() > end:
+                    break
+        return resident
+
+    def peak_memory(self) -> float:
+        """Peak resident MiB of the process so far."""
+        return _status_mib("VmHWM")
+
+    def load(self, batches: list[Batch], rate: float, seconds: float) -> list[float]:
+        """Latencies, waiting included, of requests that arrive at random, ``rate`` a second, whatever the server does.
+
+        One request at a time, first come first served. What is still waiting at the end counts with the wait it had.
+        """
+        rng = np.random.default_rng(int(rate * 1000))
+        arrivals = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * seconds))))
+        latencies = []
+        begin = time.perf_counter()
+        for i, arrival in enumerate(arrivals):
+            if (early := begin + arrival - time.perf_counter()) > 0:
+                time.sleep(early)
+            elif time.perf_counter() - begin > 2 * seconds:  # overloaded: the queue only grows
+                latencies += [time.perf_counter() - begin - late for late in arrivals[i:]]
+                break
+            self._answer(batches[i % len(batches)])
+            latencies.append(time.perf_counter() - begin - arrival)
+        return latencies
+
+    def _answer(self, batch: Batch) -> np.ndarray:
+        """From arrays of this process to an array of this process."""
+        hidden = self._forward(*self._placed(batch))
+        return hidden.float().cpu().numpy() if self._on_gpu else np.asarray(hidden)
+
+    def _placed(self, batch: Batch) -> Batch:
+        if not self._on_gpu:
+            return batch
+        import torch
+
+        ids, mask = batch
+        return torch.from_numpy(ids).cuda(), None if mask.all() else torch.from_numpy(mask).cuda()
+
+    def _clock(self, cold_l2: bool) -> timing.Clock:
+        if not self._on_gpu:
+            return timing.wall
+        import torch
+
+        return timing.CudaClock(torch, cold_l2)
+
+
+def main(*words: str) -> None:
     """The process: load, then answer questions until the pipe is closed."""
     warnings.simplefilter("ignore")
-    pipe = Connection(int(pipe_number))
-    questions: dict[str, Callable[..., Any]] = {}
+    *who, directory, threads, scratch, pipe_number = words
+    contestant, pipe = Contestant(*who), Connection(int(pipe_number))
+    sessions: list[Session] = []
 
-    def load() -> None:
-        module = Contestant(name, precision).module
-        forward = module.load(Path(directory), precision, int(threads), Path(scratch))
-        questions.update({question: partial(answer, forward) for question, answer in _QUESTIONS.items()})
-        questions["text_samples"] = partial(_text_samples, forward, Path(directory))
+    def load() -> dict[str, str]:
+        forward, detail = contestant.module.load(contestant, Path(directory), int(threads), Path(scratch))
+        sessions.append(Session(forward, contestant, Path(directory)))
+        return {"detail": detail}
 
     _reply(pipe, load)
+    for question, arguments in _questions(pipe):
+        _reply(pipe, partial(getattr(sessions[0], question), *arguments))
+
+
+def _questions(pipe: Connection) -> Iterator[tuple[str, tuple[Any, ...]]]:
     while True:
         try:
-            question, arguments = pipe.recv()
+            yield pipe.recv()
         except (EOFError, ConnectionError):
             return
-        _reply(pipe, partial(questions[question], *arguments))
 
 
 def _reply(pipe: Connection, call: Callable[[], Any]) -> None:
@@ -98,84 +210,14 @@ def _reply(pipe: Connection, call: Callable[[], Any]) -> None:
     pipe.send(answer)
 
 
-Batches = list[tuple[np.ndarray, np.ndarray]]
-
-
-def _outputs(forward: Forward, batches: Batches) -> list[np.ndarray]:
-    """The last hidden states."""
-    return [np.asarray(forward(*batch)) for batch in batches]
-
-
-def _samples(forward: Forward, batches: Batches, seconds: float, warm: bool) -> list[float]:
-    """Seconds of forwards, one batch after the other; where not ``warm``, each shape is first run twice."""
-    if not warm:
-        for batch in batches * 2:
-            forward(*batch)
-    turn = iter(range(10**9))
-    return timing.samples(lambda: forward(*batches[next(turn) % len(batches)]), seconds)
-
-
-def _text_samples(forward: Forward, directory: Path, texts: list[list[str]], seconds: float) -> list[float]:
-    """Seconds from a list of strings to its last hidden states; every contestant has the same tokeniser."""
-    tokenizer = Tokenizer.from_directory(directory)
-
-    def run(group: list[str]) -> None:
-        forward(*pad([e.ids for e in tokenizer.encode_batch(group, truncation=True, max_length=512)]))
-
-    for group in texts:
-        run(group)
-    turn = iter(range(10**9))
-    return timing.samples(lambda: run(texts[next(turn) % len(texts)]), seconds)
-
-
-def _memory_of_shapes(forward: Forward, shapes: list[tuple[int, int]], every: int) -> list[float]:
-    """Resident MiB after each ``every`` of the shapes."""
-    resident = []
-    for i, (batch, tokens) in enumerate(shapes, 1):
-        ids = np.full((batch, tokens), i % 100, np.int64)
-        forward(ids, np.ones_like(ids))
-        if i % every == 0:
-            resident.append(_status_mib("VmRSS"))
-    return resident
-
-
-def _peak_memory(forward: Forward) -> float:
-    """Peak resident MiB of the process so far."""
-    return _status_mib("VmHWM")
-
-
-def _load(forward: Forward, batches: Batches, rate: float, seconds: float) -> list[float]:
-    """Latencies, waiting included, of requests that arrive at random, ``rate`` a second, whatever the server does.
-
-    One request at a time, first come first served. What is still waiting at the end counts with the wait it had.
-    """
-    rng = np.random.default_rng(int(rate * 1000))
-    arrivals = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * seconds))))
-    latencies = []
-    begin = time.perf_counter()
-    for i, arrival in enumerate(arrivals):
-        if (early := begin + arrival - time.perf_counter()) > 0:
-            time.sleep(early)
-        elif time.perf_counter() - begin > 2 * seconds:  # overloaded: the queue only grows
-            latencies += [time.perf_counter() - begin - late for late in arrivals[i:]]
-            break
-        forward(*batches[i % len(batches)])
-        latencies.append(time.perf_counter() - begin - arrival)
-    return latencies
+def _ones(batch: int, tokens: int) -> Batch:
+    ids = np.full((batch, tokens), 100, np.int64)
+    return ids, np.ones_like(ids)
 
 
 def _status_mib(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
-_QUESTIONS = {
-    "outputs": _outputs,
-    "samples": _samples,
-    "memory_of_shapes": _memory_of_shapes,
-    "peak_memory": _peak_memory,
-    "load": _load,
-}
 
 
 if __name__ == "__main__":

@@ -18,22 +18,27 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @dataclass(frozen=True)
 class Case:
-    """``batch`` sequences of ``tokens`` tokens of no meaning, none of it padding."""
+    """``batch`` sequences of ``tokens`` tokens of no meaning; where ``ragged``, of 1 to so many, and padded."""
 
     batch: int
     tokens: int
+    ragged: bool = False
 
     @property
     def name(self) -> str:
         """For tables: "8x128"."""
-        return f"{self.batch}x{self.tokens}"
+        return f"{self.batch}x{self.tokens}" + " ragged" * self.ragged
 
     def batches(self, directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         """One (ids, mask), seeded by the case."""
         vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
         rng = np.random.default_rng([self.batch, self.tokens])
         ids = rng.integers(0, vocabulary, (self.batch, self.tokens))
-        return [(ids, np.ones_like(ids))]
+        if not self.ragged:
+            return [(ids, np.ones_like(ids))]
+        mask = (np.arange(self.tokens) < rng.integers(1, self.tokens + 1, (self.batch, 1))).astype(np.int64)
+        mask[0] = 1  # one is of full length, or the padding would be shorter
+        return [(ids * mask, mask)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,12 @@ class Ragged:
 
 QUICK = (Case(1, 16), Case(1, 128), Case(8, 128))
 GRID = (*(Case(1, n) for n in (8, 16, 32, 64, 128, 256, 512)), *(Case(8, n) for n in (32, 128, 512)), Case(32, 128))
-RAGGED = (Ragged("clinc150"), Ragged("xquad", batch=32, count=1))
+RAGGED = (Ragged("clinc150"), Ragged("xquad", batch=8, count=1))
+
+
+def grid(device: str) -> tuple[Case, ...]:
+    """Equal lengths; a GPU is given large batches too."""
+    return (*GRID, Case(256, 128), Case(256, 128, ragged=True)) if device == "cuda" else GRID
 
 
 def padded_check(directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -102,7 +102,10 @@ def parity(
     model: Model,
     against: Annotated[str, typer.Option(help="What is true, in float64: reference or transformers.")] = "reference",
     text: Annotated[
-        Path | None, typer.Option(help="A file of texts, one a line, a tab in a pair; the default is a few of our own.")
+        Path | None,
+        typer.Option(
+            help="A file of texts, one a line, a tab in a pair, or SQuAD's JSON; the default is a few of our own."
+        ),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="A file of labels, one a line, or the number of the column of --text with them.")

@@ -1,9 +1,9 @@
-"""The contestants, one module each, named as their library.
+"""The contestants, one module for each library, named as it.
 
-A module has ``PRECISIONS``, ``unavailable(precision) -> str | None`` (why it cannot run here, in one sentence) and
-``load(directory, precision, threads, scratch) -> Forward``, which prepares the checkpoint with no manual step; what
-took long to prepare stays in ``scratch`` and is used again. A precision is named as the library computes it, and
-``load`` raises RuntimeError where it would run in another one.
+A module has ``ENTRIES``, pairs (variant, precision), and two functions: ``unavailable(contestant) -> str | None``, why
+it cannot run here, in one sentence; and ``load(contestant, directory, threads, scratch) -> Loaded``, which prepares the
+checkpoint with no manual step. What took long to prepare stays in ``scratch`` and is used again. A precision is named
+as the library computes it, and ``load`` raises RuntimeError where it would run in another one.
 """
 
 from __future__ import annotations
@@ -13,37 +13,54 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any, NamedTuple
 
-import numpy as np
+Forward = Callable[[Any, Any], Any]
+"""(ids int64 [B, L], mask int64 [B, L], 1 where a token counts) -> last hidden state [B, L, D].
 
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(ids int64 [B, L], mask int64 [B, L], 1 where a token counts) -> last hidden state [B, L, D]."""
+numpy on the CPU. On the GPU torch tensors, where the answer stays, and None for a mask without padding.
+"""
 
+DEVICES = ("cpu", "cuda")
 MODULES = ("distilfast", "transformers", "torch_compile", "onnxruntime", "openvino", "ctranslate2")
+
+
+class Loaded(NamedTuple):
+    """A contestant that is ready, and ``detail``: what runs, in its own words ("avx512 fp32, 2 threads")."""
+
+    forward: Forward
+    detail: str
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One library in one precision."""
+    """One library in one precision on one device; ``variant`` tells two ways of using it apart ("sdpa", "eager")."""
 
-    name: str
+    library: str
     precision: str
+    variant: str = ""
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}"
 
     @property
+    def name(self) -> str:
+        """For rows: "transformers sdpa"."""
+        return f"{self.library} {self.variant}".strip()
+
+    @property
     def module(self) -> ModuleType:
         """Where it is loaded."""
-        return import_module(f"benchmarks.engines.{self.name}")
+        return import_module(f"benchmarks.engines.{self.library}")
 
 
-def contestants() -> list[Contestant]:
-    """Everybody, ourselves first."""
+def contestants(device: str = "cpu") -> list[Contestant]:
+    """Everybody, ourselves first; who cannot run on ``device`` says so when asked."""
     return [
-        Contestant(name, precision)
-        for name in MODULES
-        for precision in import_module(f"benchmarks.engines.{name}").PRECISIONS
+        Contestant(library, precision, variant, device)
+        for library in MODULES
+        for variant, precision in import_module(f"benchmarks.engines.{library}").ENTRIES
     ]
 
 
@@ -51,3 +68,17 @@ def missing(*packages: str) -> str | None:
     """The sentence for packages that are not installed, or None."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed." if absent else None
+
+
+def only_on_cpu(contestant: Contestant) -> str | None:
+    """The sentence for a library that is compared on the CPU alone, or None."""
+    return None if contestant.device == "cpu" else f"{contestant.name} is compared on the CPU only."
+
+
+def no_gpu() -> str | None:
+    """The sentence for a machine on which torch finds no GPU, or None."""
+    if reason := missing("torch"):
+        return reason
+    import torch
+
+    return None if torch.cuda.is_available() else "torch finds no CUDA device."

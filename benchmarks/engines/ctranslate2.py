@@ -6,29 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.engines import Forward, missing
+from benchmarks.engines import Contestant, Loaded, missing, only_on_cpu
 
-PRECISIONS = ("fp32", "int8")
 _TYPES = {"fp32": "float32", "int8": "int8_float32"}
+ENTRIES = tuple(("", precision) for precision in _TYPES)
 
 
-def unavailable(precision: str) -> str | None:
+def unavailable(contestant: Contestant) -> str | None:
     """Why it cannot run here, or None."""
-    return missing("torch", "transformers", "ctranslate2")
+    return only_on_cpu(contestant) or missing("torch", "transformers", "ctranslate2")
 
 
-def load(directory: Path, precision: str, threads: int, scratch: Path) -> Forward:
+def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -> Loaded:
     """See ``benchmarks.engines``."""
     import ctranslate2
 
     converted = scratch / "ctranslate2"
     if not converted.exists():
         ctranslate2.converters.TransformersConverter(str(directory)).convert(str(converted))
-    encoder = ctranslate2.Encoder(str(converted), compute_type=_TYPES[precision], intra_threads=threads)
+    encoder = ctranslate2.Encoder(str(converted), compute_type=_TYPES[contestant.precision], intra_threads=threads)
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         tokens = ctranslate2.StorageView.from_array(ids.astype(np.int32))
         lengths = ctranslate2.StorageView.from_array(mask.sum(axis=1, dtype=np.int32))
         return np.array(encoder.forward_batch(tokens, lengths).last_hidden_state)
 
-    return run
+    return Loaded(run, f"{encoder.compute_type}, {threads} threads")

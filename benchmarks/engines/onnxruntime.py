@@ -8,28 +8,34 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.engines import Forward, missing
+import numpy as np
+
+from benchmarks.engines import Contestant, Loaded, missing, only_on_cpu
 from benchmarks.engines.onnx_graph import INPUTS, exported
 
-PRECISIONS = ("fp32", "int8")
+ENTRIES = (("", "fp32"), ("", "int8"))
 
 
-def unavailable(precision: str) -> str | None:
+def unavailable(contestant: Contestant) -> str | None:
     """Why it cannot run here, or None."""
-    return missing("torch", "transformers", "onnx", "onnxruntime")
+    return only_on_cpu(contestant) or missing("torch", "transformers", "onnx", "onnxruntime")
 
 
-def load(directory: Path, precision: str, threads: int, scratch: Path) -> Forward:
+def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -> Loaded:
     """See ``benchmarks.engines``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     path = _optimised(directory, scratch)
-    if precision == "int8":
+    if contestant.precision == "int8":
         path = _quantised(path, scratch)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+
+    return Loaded(run, f"transformer optimiser, {threads} threads")
 
 
 def _optimised(directory: Path, scratch: Path) -> Path:

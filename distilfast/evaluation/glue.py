@@ -233,7 +233,7 @@ def _label(cell: str, task: Task) -> float | None:
 
 
 def _from_hub(name: str, task: Task, part: Part) -> Examples:
-    """A split through ``datasets``, which need not be installed."""
+    """A split through ``datasets``, which need not be installed; a label of −1 says that there is none."""
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
@@ -248,4 +248,7 @@ def _from_hub(name: str, task: Task, part: Part) -> Examples:
         raise InputError(f"{HUB} {name} cannot be had through datasets: {reason}.") from error
     columns = [split[column] for column in (*(task.hub_texts or task.texts), "label")]
     rows = [(_text(list(texts)), float(label)) for *texts, label in zip(*columns, strict=True)]
-    return Examples([text for text, _ in rows], [label for _, label in rows])
+    usable = [(text, label) for text, label in rows if label >= 0]
+    if not usable:
+        raise InputError(f"{HUB} {name} has no labels in its split {part.split}.")
+    return Examples([text for text, _ in usable], [label for _, label in usable], len(rows) - len(usable))

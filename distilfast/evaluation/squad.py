@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,12 @@ class Question:
     answers: tuple[str, ...]
     answerable: bool
 
+    @classmethod
+    def of(cls, text: str, context: str, answers: Sequence[str]) -> Question:
+        """Answers of which nothing is left when normalised do not count, as in the official script."""
+        right = tuple(answer for answer in answers if metrics.squad_normalized(answer)) or ("",)
+        return cls(text, context, right, answerable=any(answers))
+
 
 @dataclass(frozen=True)
 class Window:
@@ -51,6 +56,28 @@ class Window:
     begin: int
     first: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question, its windows, and ``offsets``: the characters of each token of the context."""
+
+    question: Question
+    windows: tuple[Window, ...]
+    offsets: Sequence[tuple[int, int]]
+
+    def best_text(self, logits: Sequence[np.ndarray], may_be_none: bool) -> str:
+        """The text of the best span of all windows, whose logits are [L, 2] each; "" for no answer."""
+        best, text = -np.inf, ""
+        for window, rows in zip(self.windows, logits, strict=True):
+            span = best_span(rows[:, 0], rows[:, 1], range(window.begin, window.begin + window.tokens))
+            if span is not None and span[0] > best:
+                best = span[0]
+                first, last = (place - window.begin + window.first for place in span[1:])
+                text = self.question.context[self.offsets[first][0] : self.offsets[last][1]]
+        if may_be_none and min(float(rows[0].sum()) for rows in logits) > best:
+            return ""
+        return text
 
 
 def evaluate(engine: Engine, path: Path, limit: int | None, progress: Progress) -> Scores:
@@ -73,7 +100,11 @@ def read(path: Path) -> list[Question]:
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        questions = [_question(entry, paragraph["context"]) for paragraph in paragraphs for entry in paragraph["qas"]]
+        questions = [
+            Question.of(entry["question"], paragraph["context"], [str(answer["text"]) for answer in entry["answers"]])
+            for paragraph in paragraphs
+            for entry in paragraph["qas"]
+        ]
     except OSError as error:
         raise InputError(f"{path} is not readable text: {error}.") from None
     except (ValueError, KeyError, TypeError):
@@ -83,30 +114,26 @@ def read(path: Path) -> list[Question]:
     return questions
 
 
-def _question(entry: dict[str, Any], context: str) -> Question:
-    """Answers of which nothing is left when normalised do not count, as in the official script."""
-    texts = [str(answer["text"]) for answer in entry["answers"]]
-    right = tuple(text for text in texts if metrics.squad_normalized(text)) or ("",)
-    return Question(entry["question"], context, right, answerable=bool(texts))
-
-
 def answer(
     engine: Engine, questions: Sequence[Question], progress: Progress, *, may_be_none: bool = False
 ) -> tuple[list[str], int]:
     """The answer to each question, "" for none, and how many windows it took."""
-    asked = engine.tokenizer.encode_batch([question.text for question in questions], add_special_tokens=False)
-    contexts = _encoded_once(engine.tokenizer, [question.context for question in questions])
-    cut = [
-        list(windows(engine.tokenizer, each.ids, contexts[question.context].ids, min(LENGTH, longest(engine))))
-        for each, question in zip(asked, questions, strict=True)
-    ]
-    outputs = iter(head_outputs(engine, [window.ids for each in cut for window in each], progress))
-    answers = []
-    for question, mine in zip(questions, cut, strict=True):
-        logits = [next(outputs) for _ in mine]
-        offsets = contexts[question.context].offsets
-        answers.append(_best_text(question.context, offsets, mine, logits, may_be_none))
-    return answers, sum(map(len, cut))
+    cut = readings(engine.tokenizer, questions, min(LENGTH, longest(engine)))
+    outputs = iter(head_outputs(engine, [window.ids for each in cut for window in each.windows], progress))
+    answers = [each.best_text([next(outputs) for _ in each.windows], may_be_none) for each in cut]
+    return answers, sum(len(each.windows) for each in cut)
+
+
+def readings(tokenizer: Tokenizer, questions: Sequence[Question], length: int) -> list[Reading]:
+    """The windows of each question, of at most ``length`` tokens."""
+    asked = tokenizer.encode_batch([question.text for question in questions], add_special_tokens=False)
+    contexts = _encoded_once(tokenizer, [question.context for question in questions])
+    found = []
+    for each, question in zip(asked, questions, strict=True):
+        context = contexts[question.context]
+        cut = tuple(windows(tokenizer, each.ids, context.ids, length))
+        found.append(Reading(question, cut, context.offsets))
+    return found
 
 
 def _encoded_once(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Encoding]:
@@ -153,23 +180,3 @@ def _highest(logits: np.ndarray, inside: range, best: int) -> np.ndarray:
     """The places of the ``best`` highest of all logits, highest first, that are inside."""
     places = np.argsort(logits)[::-1][:best]
     return places[(places >= inside.start) & (places < inside.stop)]
-
-
-def _best_text(
-    context: str,
-    offsets: Sequence[tuple[int, int]],
-    windows: Sequence[Window],
-    logits: Sequence[np.ndarray],
-    may_be_none: bool,
-) -> str:
-    """The text of the best span of all windows; ``offsets``: the characters of each token of the context."""
-    best, text = -np.inf, ""
-    for window, rows in zip(windows, logits, strict=True):
-        span = best_span(rows[:, 0], rows[:, 1], range(window.begin, window.begin + window.tokens))
-        if span is not None and span[0] > best:
-            best = span[0]
-            first, last = (place - window.begin + window.first for place in span[1:])
-            text = context[offsets[first][0] : offsets[last][1]]
-    if may_be_none and min(float(rows[0].sum()) for rows in logits) > best:
-        return ""
-    return text

@@ -12,7 +12,8 @@ from rich.console import Console
 from distilfast import parity, tables
 from distilfast.errors import InputError
 from distilfast.parity import chart, page
-from distilfast.parity.texts import read_labels, read_texts
+from distilfast.parity.metrics import Label
+from distilfast.parity.texts import holds_answers, read_labels, read_texts
 from distilfast.tokenizer import Text
 
 TRACED = 256
@@ -69,7 +70,10 @@ def _check(options: Options) -> None:
         raise InputError("--invariance compares the engine with itself; leave out --against, --labels, --plot, --html.")
     if options.labels and not options.text:
         raise InputError("--labels belong to texts; name their file with --text.")
-    if options.baseline and not options.labels:
+    answers = options.text is not None and holds_answers(options.text)
+    if options.labels and answers:
+        raise InputError(f"{options.text} holds its own answers; leave out --labels.")
+    if options.baseline and not (options.labels or answers):
         raise InputError("--baseline is the other side of a task metric; it needs --labels.")
     if options.limit < 1:
         raise InputError(f"--limit is {options.limit}; a positive integer is needed.")
@@ -85,7 +89,7 @@ def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
     return Outcome(found.passed, found.to_dict(), lambda out: out.print(tables.judgement(found.passed, found.sentence)))
 
 
-def _gate(options: Options, texts: Sequence[Text], labels: Sequence[str]) -> parity.Quality:
+def _gate(options: Options, texts: Sequence[Text], labels: Sequence[Label]) -> parity.Quality:
     """An fp32 engine is held against what its intermediates are, unless another side is named."""
     same = options.against if options.engine.get("precision") == "fp32" else None
     return parity.gate(options.model, texts, labels, baseline=options.baseline or same, **options.engine)

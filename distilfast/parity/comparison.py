@@ -15,6 +15,7 @@ from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import BackendError, InputError
+from distilfast.evaluation.run import Ids
 from distilfast.parity.budgets import Budget, budget_for
 from distilfast.parity.heads import Agreement, Answers
 from distilfast.parity.measure import Row, Tally, shaped
@@ -194,7 +195,7 @@ class _Comparison:
         self.tokens += batch.num_tokens
 
 
-def batches(encodings: Sequence[Encoding], config: ModelConfig) -> Iterator[tuple[int, PackedBatch]]:
+def batches(encodings: Sequence[Encoding | Ids], config: ModelConfig) -> Iterator[tuple[int, PackedBatch]]:
     """Groups of at most BATCH_TOKENS tokens, or of one text: (its first text's number, the packed batch)."""
     begin = 0
     while begin < len(encodings):
@@ -206,7 +207,7 @@ def batches(encodings: Sequence[Encoding], config: ModelConfig) -> Iterator[tupl
         begin = end
 
 
-def packed(encodings: Sequence[Encoding], config: ModelConfig) -> PackedBatch:
+def packed(encodings: Sequence[Encoding | Ids], config: ModelConfig) -> PackedBatch:
     """One batch, with token types where the model has them."""
     types = [encoding.type_ids for encoding in encodings] if config.token_types else None
     return PackedBatch.from_sequences([encoding.ids for encoding in encodings], types)

@@ -6,27 +6,41 @@
 | feature-extraction | accuracy of the nearest other text (mean-pooled, cosine) | one, any |
 | token-classification | accuracy of the labels of its words, read at each word's first token | one for each word |
 | fill-mask | accuracy of the likeliest token | one token for each mask |
+| question-answering | F1 and exact match, as ``evaluation/squad.py`` | the answer to (question, context), or several |
+| multiple-choice | accuracy of the best choice | 1 for the right pair (question, choice), 0 for its neighbours |
 
-Labels of words and masks have spaces between them.
+Labels of words and masks have spaces between them. The pairs of one multiple-choice question follow each other and
+have the same first text. An answer that is empty means that the context holds none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
+from distilfast.evaluation import metrics, squad
+from distilfast.evaluation.run import Ids, longest
 from distilfast.parity.heads import pooled, rank_correlation
 from distilfast.tokenizer import Encoding, Text
 
+Label = str | tuple[str, ...]
+"""The label of a text; several answers, of which each is right, are a tuple."""
+
 
 class Metric:
-    """Accuracy; ``gold`` [n] holds the right answer to each of n questions."""
+    """Accuracy; ``gold`` [n] holds the right answer to each of n questions.
+
+    ``sequences``: what is run, where it is not the texts as they are; ``exact_match``: whether the share of right
+    answers is a metric of its own beside the points.
+    """
 
     name = "accuracy"
+    exact_match = False
+    sequences: Sequence[Ids] | None = None
 
     def __init__(self, gold: Sequence[object]) -> None:
         """Subclasses read the answers of a batch."""
@@ -109,8 +123,76 @@ class AtTokens(Metric):
         return output[rows].argmax(axis=1)
 
 
-def metric_for(engine: Engine, texts: Sequence[Text], encodings: Sequence[Encoding], labels: Sequence[str]) -> Metric:
-    """The metric of the engine's task; raises InputError for a task without one and for labels that do not fit."""
+class BestSpan(Metric):
+    """The best span of each question's windows."""
+
+    name = "F1"
+    exact_match = True
+
+    def __init__(self, readings: Sequence[squad.Reading]) -> None:
+        """Windows are run, since a context may be longer than the model."""
+        super().__init__([each.question.text for each in readings])
+        self._readings = readings
+        self.sequences = [window.ids for each in readings for window in each.windows]
+
+    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+        """[T, 2], the logits of start and end."""
+        assert output is not None
+        return output
+
+    def finish(self, said: np.ndarray) -> np.ndarray:
+        """Texts."""
+        assert self.sequences is not None
+        ends = np.cumsum([len(each.ids) for each in self.sequences])
+        logits = iter(np.split(said, ends[:-1]))
+        may_be_none = any(not each.question.answerable for each in self._readings)
+        found = [each.best_text([next(logits) for _ in each.windows], may_be_none) for each in self._readings]
+        return np.array(found, dtype=object)
+
+    def right(self, answers: np.ndarray) -> np.ndarray:
+        """Exact matches, normalised as SQuAD does."""
+        return np.array(self._scores(metrics.squad_exact, answers)) == 1.0
+
+    def points(self, answers: np.ndarray) -> float:
+        """The mean F1 of words."""
+        return 100.0 * float(np.mean(self._scores(metrics.squad_f1, answers)))
+
+    def _scores(self, score: Callable[[str, Sequence[str]], float], answers: np.ndarray) -> list[float]:
+        pairs = zip(answers, self._readings, strict=True)
+        return [score(answer, each.question.answers) for answer, each in pairs]
+
+
+class BestChoice(Metric):
+    """The choice with the highest score of each question; gold: the number of the right one."""
+
+    def __init__(self, gold: Sequence[object], firsts: Sequence[int]) -> None:
+        """``firsts``: of each question, which text is its first choice."""
+        super().__init__(gold)
+        self._firsts = firsts
+
+    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+        """[B], scores."""
+        assert output is not None
+        return output[:, 0]
+
+    def finish(self, said: np.ndarray) -> np.ndarray:
+        """Numbers of choices."""
+        return np.array([scores.argmax() for scores in np.split(said, self._firsts[1:])])
+
+
+def metric_for(engine: Engine, texts: Sequence[Text], encodings: Sequence[Encoding], labels: Sequence[Label]) -> Metric:
+    """The metric of the engine's task; raises InputError for labels that do not fit."""
+    if engine.task == "question-answering":
+        return _best_span(engine, texts, labels)
+    words = [label for label in labels if isinstance(label, str)]
+    if len(words) != len(labels):
+        raise InputError(f"The labels are answers to questions, and the task is {engine.task}.")
+    return _metric_for_words(engine, texts, encodings, words)
+
+
+def _metric_for_words(
+    engine: Engine, texts: Sequence[Text], encodings: Sequence[Encoding], labels: Sequence[str]
+) -> Metric:
     if engine.task == "feature-extraction":
         if len(labels) < 2:
             raise InputError("feature-extraction is judged by the nearest other text; at least two are needed.")
@@ -123,7 +205,30 @@ def metric_for(engine: Engine, texts: Sequence[Text], encodings: Sequence[Encodi
         return _at_words(engine, texts, encodings, labels)
     if engine.task == "fill-mask":
         return _at_masks(engine, encodings, labels)
-    raise InputError(f"There is no metric for {engine.task}.")
+    return _best_choice(texts, labels)
+
+
+def _best_span(engine: Engine, texts: Sequence[Text], labels: Sequence[Label]) -> BestSpan:
+    questions = []
+    for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, tuple):
+            raise InputError(f"Text {i} is one text; question-answering needs a question and its context.")
+        questions.append(squad.Question.of(*text, [label] if isinstance(label, str) else label))
+    return BestSpan(squad.readings(engine.tokenizer, questions, min(squad.LENGTH, longest(engine))))
+
+
+def _best_choice(texts: Sequence[Text], labels: Sequence[str]) -> BestChoice:
+    questions: dict[int, list[str]] = {}  # the first choice's number -> the labels of its choices
+    first = 0
+    for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, tuple):
+            raise InputError(f"Text {i} is one text; multiple-choice needs a question and a choice.")
+        first = first if i and text[0] == texts[first][0] else i
+        questions.setdefault(first, []).append(label)
+    for first, marks in questions.items():
+        if sorted(marks) != ["0"] * (len(marks) - 1) + ["1"]:
+            raise InputError(f"The choices of text {first} are labelled {' '.join(marks)}; one 1 and else 0 is needed.")
+    return BestChoice([marks.index("1") for marks in questions.values()], list(questions))
 
 
 def _at_words(engine: Engine, texts: Sequence[Text], encodings: Sequence[Encoding], labels: Sequence[str]) -> AtTokens:

@@ -133,6 +133,7 @@ def _quality(quality: Quality) -> dict[str, str]:
         quality.engine: f"{quality.engine_points:.2f}",
         quality.baseline: f"{quality.baseline_points:.2f}",
         "cost": f"{quality.cost:.2f} points, budget {quality.budget:.2f}",
+        **({} if quality.exact_match is None else {"exact match": "{:.2f}, and {:.2f}".format(*quality.exact_match)}),
         "answers": f"{quality.count}, {quality.changed} changed, {quality.lost} lost, {quality.won} won",
     }
 

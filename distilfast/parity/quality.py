@@ -13,9 +13,10 @@ from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import InputError
+from distilfast.evaluation.run import Ids
 from distilfast.parity.budgets import QUALITY_POINTS
 from distilfast.parity.comparison import batches, finite
-from distilfast.parity.metrics import Metric, metric_for
+from distilfast.parity.metrics import Label, Metric, metric_for
 from distilfast.parity.sides import TransformersModel, load_transformers
 from distilfast.tokenizer import Encoding, Text
 from distilfast.weights import Weights, load_weights, resolve
@@ -29,6 +30,7 @@ class Quality:
     """Points of 100 of the engine and of the other side, over ``count`` labels.
 
     Of the answers ``changed`` differ, ``lost`` were right there and are wrong here, ``won`` the other way round.
+    ``exact_match``: points of both sides, in that order, where the metric is F1; it must keep the budget as well.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Quality:
     lost: int
     won: int
     budget: float = QUALITY_POINTS
+    exact_match: tuple[float, float] | None = None
 
     @property
     def cost(self) -> float:
@@ -51,16 +54,18 @@ class Quality:
     @property
     def passed(self) -> bool:
         """Does it cost no more than the budget? A NaN does."""
-        return self.cost <= self.budget
+        ours, theirs = self.exact_match or (0.0, 0.0)
+        return self.cost <= self.budget and theirs - ours <= self.budget
 
     @property
     def sentence(self) -> str:
         """Told in one sentence."""
         costs = f"wins {-self.cost:.2f}" if self.cost < 0 else f"costs {self.cost:.2f}"
+        exact = "" if self.exact_match is None else "exact match {:.2f}, and {:.2f}; ".format(*self.exact_match)
         return (
             f"{self.engine} {costs} points of {self.metric} on your data: {self.engine_points:.2f}, and "
-            f"{self.baseline_points:.2f} with {self.baseline} ({self.count} labels, {self.changed} answers changed, "
-            f"{self.lost} lost, {self.won} won); budget {self.budget:.2f}"
+            f"{self.baseline_points:.2f} with {self.baseline} ({exact}{self.count} labels, {self.changed} answers "
+            f"changed, {self.lost} lost, {self.won} won); budget {self.budget:.2f}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class Quality:
 def gate(
     model: str | Path,
     texts: Sequence[Text],
-    labels: Sequence[str],
+    labels: Sequence[Label],
     *,
     baseline: str | None = None,
     backend: str = "auto",
@@ -87,7 +92,7 @@ def gate(
 
     ``baseline``: "reference" (float64), "transformers" (float32), or a precision of the same backend; None is "fp32",
     and for an fp32 engine "reference". Raises the errors of ``Engine.from_pretrained``, and InputError for labels that
-    do not fit and for a task that has no metric.
+    do not fit.
     """
     if not texts or len(texts) != len(labels):
         raise InputError(f"There are {len(labels)} labels for {len(texts)} texts.")
@@ -100,7 +105,7 @@ def gate(
     metric = metric_for(engine, texts, encodings, labels)
     other = _baseline(baseline, weights, engine, backend, threads)
     sides = (_hidden_and_head(engine), other)
-    ours, theirs = (metric.finish(_said(forward, metric, encodings, config)) for forward in sides)
+    ours, theirs = (metric.finish(_said(forward, metric, metric.sequences or encodings, config)) for forward in sides)
     right, was_right = metric.right(ours), metric.right(theirs)
     return Quality(
         task=engine.task,
@@ -113,6 +118,7 @@ def gate(
         changed=int((ours != theirs).sum()) if len(right) else 0,
         lost=int((was_right & ~right).sum()),
         won=int((right & ~was_right).sum()),
+        exact_match=(100.0 * float(right.mean()), 100.0 * float(was_right.mean())) if metric.exact_match else None,
     )
 
 
@@ -146,10 +152,10 @@ def _traced(model: TransformersModel, engine: Engine) -> Forward:
     return forward
 
 
-def _said(forward: Forward, metric: Metric, encodings: Sequence[Encoding], config: ModelConfig) -> np.ndarray:
+def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoding | Ids], config: ModelConfig) -> np.ndarray:
     return np.concatenate(
         [
             metric.read(range(first, first + batch.num_sequences), batch, *forward(batch))
-            for first, batch in batches(encodings, config)
+            for first, batch in batches(sequences, config)
         ]
     )

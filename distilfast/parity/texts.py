@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distilfast.errors import InputError
+from distilfast.evaluation import squad
+from distilfast.parity.metrics import Label
 from distilfast.tokenizer import Text
 
 TEXTS = (
@@ -56,13 +58,17 @@ def enough(texts: Sequence[Text] | None) -> Texts:
     return Texts((*texts, *TEXTS[: max(0, len(TEXTS) - len(texts))]), len(texts))
 
 
-def read_texts(path: Path, label_column: int | None = None) -> tuple[list[Text], list[str] | None]:
+def read_texts(path: Path, label_column: int | None = None) -> tuple[list[Text], list[Label] | None]:
     """The texts of a file, one on each line, a tab between the two of a pair, and the labels where it has some.
 
-    ``label_column`` counts from 1. Raises InputError naming the line that does not fit.
+    ``label_column`` counts from 1. A file in SQuAD's JSON holds pairs (question, context) and their answers. Raises
+    InputError naming the line that does not fit.
     """
+    if holds_answers(path):
+        questions = squad.read(path)
+        return [(each.text, each.context) for each in questions], [each.answers for each in questions]
     texts: list[Text] = []
-    labels: list[str] = []
+    labels: list[Label] = []
     for number, line in enumerate(_lines(path), 1):
         columns = line.split("\t")
         if label_column is not None:
@@ -75,9 +81,14 @@ def read_texts(path: Path, label_column: int | None = None) -> tuple[list[Text],
     return texts, labels if label_column is not None else None
 
 
-def read_labels(path: Path, count: int) -> list[str]:
+def holds_answers(path: Path) -> bool:
+    """Is it SQuAD's JSON, which needs no labels beside it?"""
+    return path.suffix.lower() == ".json"
+
+
+def read_labels(path: Path, count: int) -> list[Label]:
     """One label on each line; raises InputError where there are not ``count``."""
-    labels = [line.strip() for line in _lines(path)]
+    labels: list[Label] = [line.strip() for line in _lines(path)]
     if len(labels) != count:
         raise InputError(f"{path} has {len(labels)} labels for {count} texts.")
     return labels

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 
-from benchmarks import measure, report, rows, tables, timing, workloads
-from benchmarks.engines import Contestant, contestants
-from benchmarks.worker import Failure, Worker
+from benchmarks import measure, report, roofs, rows, run, tables, timing, workloads
+from benchmarks import worker as worker_module
+from benchmarks.engines import Contestant, contestants, no_gpu
+from benchmarks.worker import Failure, Session, Worker
 
 ORIGIN = {
     "machine": {"processor": "P", "isa": "avx2", "cores": 2},
@@ -41,9 +44,101 @@ def test_percentiles():
     assert found == pytest.approx({"p50_ms": 50.5, "p90_ms": 90.1, "p99_ms": 99.01})
 
 
-def test_samples_are_taken_until_both_limits_are_met():
+def test_every_input_has_its_share_of_the_samples():
     calls: list[int] = []
-    assert len(timing.samples(lambda: calls.append(1), seconds=0.0, least=5)) == len(calls) == 5
+    assert len(timing.samples(lambda: calls.append(1), seconds=0.0, every=5)) == len(calls) == 5
+    assert len(timing.samples(lambda: None, seconds=0.01, every=3)) % 3 == 0
+
+
+class FakeGpu:
+    """``torch`` as far as the clock goes: it notes what is asked in which order, and a kernel takes 2 ms."""
+
+    uint8 = "uint8"
+    L2 = 1000
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.now_ms = 0.0
+        self.pending = 0
+        self.cuda = self
+        self.buffers: list[int] = []
+
+    def kernel(self, name: str) -> None:
+        """Enqueued, and not done before somebody waits."""
+        self.log.append(name)
+        self.pending += 1
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+        self.now_ms += 2.0 * self.pending
+        self.pending = 0
+
+    def get_device_properties(self) -> SimpleNamespace:
+        return SimpleNamespace(L2_cache_size=self.L2)
+
+    def empty(self, size: int, dtype: str, device: str) -> SimpleNamespace:
+        assert (dtype, device) == ("uint8", "cuda")
+        self.buffers.append(size)
+        return SimpleNamespace(zero_=lambda: self.kernel("flush"))
+
+    def Event(self, enable_timing: bool) -> FakeEvent:
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+        self.at_ms: float | None = None
+
+    def record(self) -> None:
+        """Reached when all that is enqueued before it is done."""
+        self.gpu.log.append("record")
+        self.at_ms = self.gpu.now_ms + 2.0 * self.gpu.pending
+
+    def synchronize(self) -> None:
+        self.gpu.synchronize()
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.gpu.pending == 0, "read before it was reached"
+        return end.at_ms - self.at_ms
+
+
+def test_the_gpu_clock_tells_seconds_of_the_call_alone():
+    gpu = FakeGpu()
+    clock = timing.CudaClock(gpu, cold=False)
+    assert clock(lambda: [gpu.kernel("a"), gpu.kernel("b")]) == pytest.approx(0.004)
+    assert gpu.log == ["synchronize", "record", "a", "b", "record", "synchronize"]
+    assert gpu.buffers == []
+
+
+def test_a_cold_l2_is_flushed_before_each_call_and_outside_of_its_time():
+    gpu = FakeGpu()
+    clock = timing.CudaClock(gpu, cold=True)
+    assert [clock(lambda: gpu.kernel("call")) for _ in range(2)] == pytest.approx([0.002, 0.002])
+    assert gpu.log == ["flush", "synchronize", "record", "call", "record", "synchronize"] * 2
+    assert len(gpu.buffers) == 1 and gpu.buffers[0] > gpu.L2
+
+
+def test_a_session_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monkeypatch):
+    """And leaves a mask without padding out, as numpy it comes back."""
+    torch = pytest.importorskip("torch")
+    seen, gpu = [], FakeGpu()
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(torch, "cuda", gpu)
+    monkeypatch.setattr(torch, "empty", lambda size, **_: gpu.empty(size, gpu.uint8, "cuda"))
+
+    def forward(ids, mask):
+        seen.append((type(ids).__module__, mask is None))
+        gpu.kernel("forward")
+        return torch.ones(*ids.shape, 2, dtype=torch.bfloat16)
+
+    session = Session(forward, Contestant("transformers", "bf16", "sdpa", "cuda"), tiny)
+    equal, ragged = workloads.Case(2, 5).batches(tiny), workloads.Case(2, 5, ragged=True).batches(tiny)
+    assert session.outputs(equal)[0].dtype == np.float32
+    assert session.samples(equal + ragged, 0.0, warm=True, cold_l2=True) == pytest.approx([0.002, 0.002])
+    assert gpu.log.count("flush") == 2
+    assert seen == [("torch", True), ("torch", True), ("torch", False)]
 
 
 def test_the_ratios_interval_holds_the_truth():
@@ -78,6 +173,48 @@ def test_provenance_is_complete():
     origin = rows.provenance()
     assert all(origin[name] for name in rows.PROVENANCE)
     assert json.loads(json.dumps(origin)) == origin
+
+
+def test_a_report_is_made_of_all_runs_of_a_file():
+    """The newest file with a kind of measurement tells it; what was measured again in it counts once."""
+    first = [latency_row("distilfast", "1x16", 1.0), latency_row("other", "1x16", 2.0)]
+    later = {"when": "2026-01-02T00:00:00+00:00"}
+    second = [latency_row("other", "1x16", 3.0) | later, {**latency_row("distilfast", "", 0), "what": "text"} | later]
+    old = [latency_row("old", "1x16", 9.0) | {"when": "2025-01-01T00:00:00+00:00"}]
+    on_gpu = [latency_row("distilfast triton", "1x16", 0.2) | {"device": "cuda", "when": "2025-06-01T00:00:00+00:00"}]
+    found = report.latest([old, first + second, on_gpu])
+    assert {(row["contestant"], row["p50_ms"], row["what"]) for row in found} == {
+        ("distilfast", 1.0, "latency"),
+        ("other", 3.0, "latency"),
+        ("distilfast", 0, "text"),
+        ("distilfast triton", 0.2, "latency"),
+    }
+    titles = [title for title, _ in tables.sections(found)]
+    assert "Latency of the encoder" in titles and "Latency of the encoder (GPU)" in titles
+
+
+def test_rows_are_there_although_a_later_measurement_fails(tiny, tmp_path, monkeypatch):
+    def fail(_run):
+        raise KeyboardInterrupt
+        yield
+
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setitem(measure.ALL, "memory", fail)
+    words = ["--model", tiny, "--contestants", "distilfast fp32", "--only", "cold_start", "memory", "--quick"]
+    monkeypatch.setattr("sys.argv", ["run.py", *map(str, words), "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert [row["what"] for row in rows.read([out])] == ["parity", "cold_start"]
+    assert all(row["detail"].endswith("fp32, 2 threads") or row["detail"] for row in rows.read([out]))
+
+
+def test_ragged_cases_have_one_sequence_of_full_length(tiny):
+    [(ids, mask)] = workloads.Case(16, 9, ragged=True).batches(tiny)
+    lengths = mask.sum(axis=1)
+    assert lengths[0] == 9 and lengths.min() >= 1 and len(set(lengths)) > 3
+    assert (ids[mask == 0] == 0).all()
+    assert {"256x128", "256x128 ragged"} <= {case.name for case in workloads.grid("cuda")}
+    assert "256x128" not in {case.name for case in workloads.grid("cpu")}
 
 
 def test_pad():
@@ -116,11 +253,46 @@ def test_the_page_escapes_what_it_shows():
 
 def test_every_contestant_names_its_precision():
     everybody = contestants()
-    assert {"distilfast fp32", "onnxruntime fp32", "openvino bf16", "ctranslate2 int8"} <= set(map(str, everybody))
+    names = {
+        "distilfast fp32",
+        "transformers eager bf16",
+        "transformers sdpa fp32",
+        "openvino bf16",
+        "ctranslate2 int8",
+    }
+    assert names <= set(map(str, everybody))
     for contestant in everybody:
-        reason = contestant.module.unavailable(contestant.precision)
+        reason = contestant.module.unavailable(contestant)
         assert reason is None or reason.endswith(".")
         assert contestant.precision in measure.WRONG
+
+
+def test_who_needs_a_gpu_says_so():
+    reasons = {str(each): each.module.unavailable(each) for each in contestants("cpu")}
+    assert reasons["distilfast triton fp32"] == "The backend triton is not for --device cpu."
+    assert reasons["transformers sdpa fp16"].startswith("fp16 needs a GPU")
+    reasons = {str(each): each.module.unavailable(each) for each in contestants("cuda")}
+    assert reasons["onnxruntime fp32"] == "onnxruntime is compared on the CPU only."
+    assert reasons["distilfast fp32"] == "The backend cpu is not for --device cuda."
+    if no_gpu():
+        assert all(reasons.values())
+
+
+@pytest.mark.parametrize(("flags", "unit"), [(["avx512_bf16", "amx_bf16"], "amx_bf16"), (["avx512f"], None)])
+def test_openvino_has_bf16_only_where_there_are_units_for_it(monkeypatch, flags, unit):
+    from benchmarks.engines import openvino
+
+    monkeypatch.setattr(openvino, "processor_flags", lambda: flags)
+    assert openvino._bf16_unit() == unit
+    reason = openvino.unavailable(Contestant("openvino", "bf16")) or ""
+    assert ("no units for bf16" in reason) is (unit is None)
+
+
+def test_a_gpu_that_is_not_there_has_no_roof():
+    reason = no_gpu()
+    if reason is None:
+        pytest.skip("there is a GPU")
+    assert roofs.measure_gpu() == {"reason": reason}
 
 
 @pytest.fixture
@@ -131,7 +303,7 @@ def tiny(tiny_checkpoint) -> Path:
 @pytest.fixture
 def worker(tiny, tmp_path):
     worker = Worker(Contestant("distilfast", "fp32"), tiny, 1, tmp_path)
-    worker.answer()
+    worker.load()
     yield worker
     worker.close()
 
@@ -140,8 +312,10 @@ def test_a_worker_answers_and_takes_samples(worker, tiny):
     batches = workloads.Case(2, 5).batches(tiny)
     [output] = worker("outputs", batches)
     assert output.shape == (2, 5, 32)
-    assert len(worker("samples", batches, 0.0, False)) == 2
-    assert len(worker("memory_of_shapes", [(1, 3), (2, 4)], 1)) == 2
+    assert len(worker("samples", batches * 2, 0.0, False)) == 2
+    assert len(worker("text_samples", [["one"], ["a text", "two"]], 0.0, False)) == 2
+    assert len(worker("memory_of_shapes", [(1, 3)] * 9, 1, 0.0)) == 2
+    assert len(worker("memory_of_shapes", [(1, 3)] * 9, 3, 60.0)) == 3
     assert min(worker("load", batches, 200.0, 0.1)) > 0
 
 
@@ -154,12 +328,44 @@ def test_a_failure_is_one_line_and_the_worker_lives_on(worker, tiny):
 def test_a_checkpoint_that_cannot_be_loaded_is_a_failure(tmp_path):
     worker = Worker(Contestant("distilfast", "fp32"), tmp_path, 1, tmp_path)
     with pytest.raises(Failure, match="^ConfigError: .*config.json does not exist"):
-        worker.answer()
+        worker.load()
     worker.close()
 
 
 def test_a_wrong_answer_is_called_wrong(worker, tiny, monkeypatch):
-    run = type("Run", (), {"workers": [worker], "directory": tiny})()
+    run = SimpleNamespace(workers=[worker], directory=tiny, progress=Progress(disable=True))
     assert [row["verdict"] for row in measure.parity(run)] == ["right"]
     monkeypatch.setitem(measure.WRONG, "fp32", 1e-12)
     assert [row["verdict"] for row in measure.parity(run)] == ["wrong"]
+
+
+def test_a_worker_that_does_not_answer_in_time_is_ended(worker, tiny, monkeypatch):
+    monkeypatch.setattr(worker_module, "PATIENCE", 0.05)
+    with pytest.raises(Failure, match="There was no answer within 0 s"):
+        worker("load", workloads.Case(1, 4).batches(tiny), 1.0, 5.0)
+    with pytest.raises(Failure, match="The process has ended"):
+        worker("peak_memory")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plot_is_made_of_rows(tmp_path, device):
+    pytest.importorskip("matplotlib")
+    name = "distilfast triton" if device == "cuda" else "distilfast"
+    found = [latency_row(name, case, 2.0) for case in ("1x16", "1x128")]
+    found += [
+        {
+            **latency_row("other", case, 3.0),
+            "ratio_to_distilfast": {
+                f"{name} fp32".removeprefix("distilfast "): {"median": 1.5, "low": 1.4, "high": 1.6}
+            },
+        }
+        for case in ("1x16", "1x128")
+    ]
+    for row in found:
+        row |= {"device": device, "linear_flops": 1e9, "linear_bytes": 1e8}
+    speeds = {"copy_gb": 4000.0} if device == "cuda" else {"read_gb_by_mib": {"340": 30.0}}
+    found.append({"what": "roof", "device": device, "giga_operations": {"fp32": 300.0}, **speeds, **ORIGIN})
+    suffix = "_gpu" if device == "cuda" else ""
+    assert set(report.write_plots(found, tmp_path)) == {
+        f"{name}{suffix}" for name in ("latency_by_length", "ratio_map", "roofline")
+    }

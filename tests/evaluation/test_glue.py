@@ -29,6 +29,12 @@ METRICS = {
     "rte": {"accuracy"},
 }
 ONE_TEXT = ("cola", "sst2")
+HUB_COLUMNS = {
+    "mnli": ("premise", "hypothesis"),
+    "qqp": ("question1", "question2"),
+    "qnli": ("question", "sentence"),
+    **dict.fromkeys(ONE_TEXT, ("sentence",)),
+}
 
 
 def expected(task: str) -> tuple[list[Any], list[float]]:
@@ -170,8 +176,7 @@ def test_through_datasets_as_from_files(
 ) -> None:
     """The hub's copy has other column names, and labels as numbers."""
     asked = []
-    columns = {"mnli": ("premise", "hypothesis"), "qqp": ("question1", "question2"), "qnli": ("question", "sentence")}
-    names = ("sentence",) if task in ONE_TEXT else columns.get(task, ("sentence1", "sentence2"))
+    names = HUB_COLUMNS.get(task, ("sentence1", "sentence2"))
     texts, labels = expected(task)
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
     split = dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True)) | {"label": labels}
@@ -186,6 +191,51 @@ def test_through_datasets_as_from_files(
     assert evaluate(directory, task).metrics == evaluate(directory, task, glue_data).metrics
     parts = ("validation_matched", "validation_mismatched") if task == "mnli" else ("validation",)
     assert asked == [("nyu-mll/glue", task, part) for part in parts]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """``hub(task, columns)``: what ``datasets`` itself finds under the hub's name, a local folder laid out as there."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+    def write(task: str, columns: dict[str, list[Any]]) -> None:
+        splits = [part.split for part in glue.TASKS[task].parts]
+        files = "".join(f"  - split: {split}\n    path: {task}/{split}-*\n" for split in splits)
+        folder = tmp_path / glue.HUB
+        (folder / task).mkdir(parents=True)
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {task}\n  data_files:\n{files}---\n")
+        names = glue.TASKS[task].labels
+        kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("float32")
+        texts = {name: datasets.Value("string") for name in columns if name not in ("label", "idx")}
+        features = datasets.Features({**texts, "label": kind, "idx": datasets.Value("int32")})
+        for split in splits:
+            table = datasets.Dataset.from_dict(columns, features=features)
+            table.to_parquet(str(folder / task / f"{split}-00000-of-00001.parquet"))
+
+    return write
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_through_the_real_datasets(hub: Callable[..., None], task: str) -> None:
+    """Parquet with ClassLabel features and an ``idx``, as ``nyu-mll/glue`` has; −1 is no label."""
+    texts, labels = expected(task)
+    pairs = [(text,) if isinstance(text, str) else text for text in texts]
+    names = HUB_COLUMNS.get(task, ("sentence1", "sentence2"))
+    columns: dict[str, list[Any]] = dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True))
+    hub(task, columns | {"label": [*labels[:-1], -1], "idx": list(range(len(labels)))})
+    for examples in glue.read(task, None).values():
+        assert examples.texts == texts[:-1]
+        assert examples.labels == pytest.approx(labels[:-1])
+        assert examples.skipped == 1
+
+
+def test_a_split_without_labels(hub: Callable[..., None]) -> None:
+    """As the test splits of GLUE are."""
+    hub("sst2", {"sentence": ["a", "b"], "label": [-1, -1], "idx": [0, 1]})
+    with pytest.raises(InputError, match="sst2 has no labels in its split validation"):
+        glue.read("sst2", None)
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, glue_checkpoint: Make) -> None:

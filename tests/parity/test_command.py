@@ -97,6 +97,18 @@ def test_a_quality_that_is_lost_is_status_1(checkpoint: Path, labelled: Path, mo
     assert told["quality"]["count"] == 9
 
 
+def test_answers_of_a_file_in_squads_format(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    path = tmp_path / "squad.json"
+    entry = {"question": "Who?", "answers": [{"text": "Ada"}]}
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "It was Ada.", "qas": [entry]}]}]}))
+    checkpoint = tiny_checkpoint("distilbert", "question-answering")
+    done = invoke(checkpoint, "--text", path, "--baseline", "transformers")
+    assert done.exit_code == 0, done.output
+    assert "PASS: fp32 costs 0.00 points of F1 on your data" in done.output.replace("\n", " ")
+    done = invoke(checkpoint, "--text", path, "--labels", 2)
+    assert done.exit_code == 2 and "holds its own answers; leave out --labels" in done.output.replace("\n", " ")
+
+
 def test_invariance_is_a_mode(checkpoint: Path) -> None:
     done = invoke(checkpoint, "--invariance", "--json")
     assert done.exit_code == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from distilfast import Engine, PackedBatch, pipeline, reference
 from distilfast.backends import cpu
 from distilfast.errors import InputError
+from distilfast.evaluation import evaluate
+from distilfast.evaluation.metrics import squad_normalized
 from distilfast.parity import gate
 from distilfast.parity.budgets import QUALITY_POINTS, Arithmetic, to_int8
 from distilfast.parity.texts import TEXTS, read_labels, read_texts
@@ -146,13 +150,111 @@ def test_words_are_judged_at_their_first_token(tiny_checkpoint: Make) -> None:
         gate(directory, texts, [labels[0], labels[1] + " O"])
 
 
+QUESTIONS = [
+    ("Who?", "In 1905 Einstein published four papers, each of which changed physics, and went home."),
+    ("When was it?", "It rained. " * 12),  # far more than the 64 tokens of the tiny model
+    ("Where?", "Snow fell on the 2nd of May."),
+    ("Why?", "No."),
+]
+
+
+@pytest.fixture(scope="session")
+def answering(tiny_checkpoint: Make) -> Path:
+    return tiny_checkpoint("bert", "question-answering", seed=2)
+
+
+@pytest.fixture
+def answers(answering: Path, tmp_path: Path) -> list[str]:
+    """What ``distilfast evaluate`` reads out of the same contexts."""
+    path = tmp_path / "questions.json"
+    path.write_text(squad_json([(question, context, [context]) for question, context in QUESTIONS]), encoding="utf-8")
+    return list(evaluate(answering, "squad", path).predictions)
+
+
+def squad_json(rows: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+    paragraphs = [
+        {"context": context, "qas": [{"question": question, "answers": [{"text": text} for text in texts]}]}
+        for question, context, texts in rows
+    ]
+    return json.dumps({"data": [{"paragraphs": paragraphs}]})
+
+
+@pytest.mark.parametrize("baseline", [None, "transformers"])
+def test_answers_are_judged_by_their_words(answering: Path, answers: list[str], baseline: str | None) -> None:
+    """Half of the words of one answer are wrong: F1 2/3 there, and no exact match."""
+    if baseline == "transformers":
+        pytest.importorskip("transformers")
+    assert all(answers)
+    found = gate(answering, QUESTIONS, answers, baseline=baseline)
+    assert (found.metric, found.count, found.engine_points, found.exact_match) == ("F1", 4, 100.0, (100.0, 100.0))
+    words = "".join(" zebra" for _ in squad_normalized(answers[0]).split())
+    found = gate(answering, QUESTIONS, [answers[0] + words, *answers[1:]], baseline=baseline)
+    assert found.engine_points == found.baseline_points == pytest.approx(100 * (3 + 2 / 3) / 4)
+    assert found.exact_match == (75.0, 75.0)
+    assert "exact match 75.00, and 75.00; 4 labels" in found.sentence
+    assert found.passed and found.to_dict()["exact_match"] == [75.0, 75.0]
+
+
+def test_one_of_several_answers_is_enough(answering: Path, answers: list[str], tmp_path: Path) -> None:
+    """From a file in SQuAD's format, as the command reads it; an unanswerable question lets all others be refused."""
+    path = tmp_path / "data.json"
+    rows = [(*each, ["zebra", answer]) for each, answer in zip(QUESTIONS, answers, strict=True)]
+    path.write_text(squad_json(rows), encoding="utf-8")
+    texts, labels = read_texts(path)
+    assert texts == QUESTIONS and labels == [("zebra", answer) for answer in answers]
+    assert gate(answering, texts, labels).engine_points == 100.0
+    path.write_text(squad_json([*rows[:3], (*QUESTIONS[3], [])]), encoding="utf-8")
+    found, wanted = gate(answering, *read_texts(path)), evaluate(answering, "squad", path).metrics
+    assert found.engine_points == pytest.approx(wanted["f1"])
+    assert found.exact_match is not None and found.exact_match[0] == pytest.approx(wanted["exact_match"])
+
+
+def test_answers_that_are_lost_fail(register: Callable[..., str], answering: Path, answers: list[str]) -> None:
+    """Logits that say nothing; and an exact match that is lost fails where F1 keeps the budget."""
+
+    def flat(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), 2), np.float32)
+
+    register(steps={"head.0": flat})
+    found = gate(answering, QUESTIONS, answers, backend="planted", precision="int8", baseline="reference")
+    assert found.lost > 0 and not found.passed
+    kept = replace(found, engine_points=found.baseline_points)
+    assert kept.cost == 0 and not kept.passed
+    assert replace(kept, exact_match=(100.0, 100.4)).passed
+
+
+def test_choices_are_judged_by_the_best_one(tiny_checkpoint: Make) -> None:
+    """Against the engine's own call, one question after the other; the labels of one of three are wrong."""
+    directory = tiny_checkpoint("distilbert", "multiple-choice")
+    engine = Engine.from_pretrained(directory)
+    questions = {"He sat": ["down.", "the moon.", "on a chair."], "It rains": ["cats", "on Monday."], "One": ["only"]}
+    texts = [(question, choice) for question, choices in questions.items() for choice in choices]
+    labels: list[str] = []
+    for question, choices in questions.items():
+        encodings = engine.tokenizer.encode_batch([(question, choice) for choice in choices])
+        scores = engine.forward(PackedBatch.from_sequences([encoding.ids for encoding in encodings]))[1][:, 0]
+        labels += ["1" if i == scores.argmax() else "0" for i in range(len(choices))]
+    found = gate(directory, texts, labels)
+    assert (found.metric, found.count, found.engine_points, found.exact_match) == ("accuracy", 3, 100.0, None)
+    turned = [*labels[:3], *labels[3:5][::-1], labels[5]]
+    assert gate(directory, texts, turned).engine_points == pytest.approx(100 * 2 / 3)
+
+
 def test_labels_that_do_not_fit(classifier: Path, tiny_checkpoint: Make) -> None:
     with pytest.raises(InputError, match="'happy' of text 0 is none of the model's 3 labels"):
         gate(classifier, ["a"], ["happy"])
     with pytest.raises(InputError, match="2 labels for 1 texts"):
         gate(classifier, ["a"], ["0", "1"])
-    with pytest.raises(InputError, match="no metric for question-answering"):
+    with pytest.raises(InputError, match="labels are answers to questions, and the task is text-classification"):
+        gate(classifier, ["a"], [("0", "1")])
+    with pytest.raises(InputError, match="Text 0 is one text; question-answering needs a question and its context"):
         gate(tiny_checkpoint("bert", "question-answering"), ["a"], ["0"])
+    choices = tiny_checkpoint("bert", "multiple-choice")
+    with pytest.raises(InputError, match="Text 1 is one text; multiple-choice needs a question and a choice"):
+        gate(choices, [("a", "b"), "c"], ["1", "1"])
+    for marks in (["1", "1"], ["0", "0"], ["1", "x"]):
+        with pytest.raises(InputError, match=f"The choices of text 0 are labelled {marks[0]} {marks[1]}; one 1 and"):
+            gate(choices, [("a", "b"), ("a", "c")], marks)
     regression = tiny_checkpoint("distilbert", "text-classification", num_labels=1)
     with pytest.raises(InputError, match="'high' of text 0 is no number"):
         gate(regression, ["a"], ["high"])
