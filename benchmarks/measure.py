@@ -49,6 +49,8 @@ class Plan:
 
 
 FULL = Plan((4, 20), sample=0.1, case=30.0, starts=7, cap=12.0, rates=(10, 25, 50, 100, 200), arrivals=4.0)
+# Readings by events on a GPU are steady, and a millisecond or less each.
+GPU = Plan((4, 6), sample=0.05, case=10.0, starts=2, cap=12.0, rates=(100, 400, 1600), arrivals=2.0)
 QUICK = Plan((3, 5), sample=0.2, case=8.0, starts=1, cap=5.0, rates=(10, 40), arrivals=2.0)
 
 
@@ -99,6 +101,12 @@ def _latency(run: Run, what: str, cold_l2: bool) -> Iterator[Row]:
     cases: list[Any] = list(workloads.QUICK if run.quick else workloads.grid(run.device))
     if workloads.unavailable() is None:
         cases += workloads.RAGGED[:1] if run.quick else workloads.RAGGED
+    if run.cases is not None:
+        if unknown := sorted(run.cases - {case.name for case in cases}):
+            raise SystemExit(
+                f"error: no case {', '.join(unknown)}; there are {', '.join(case.name for case in cases)}."
+            )
+        cases = [case for case in cases if case.name in run.cases]
     config = ModelConfig.from_file(run.directory / "config.json")
     equal = [case for case in cases if isinstance(case, workloads.Case) and not case.ragged]
     tokens = {case.name: case.batch * case.tokens for case in equal}

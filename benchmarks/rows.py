@@ -20,7 +20,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 PROVENANCE = ("machine", "versions", "commit", "command", "when")
 _PACKAGES = (
-    "distilfast numpy tokenizers torch transformers onnxruntime openvino nncf ctranslate2".split()  # noqa: SIM905
+    "distilfast numpy tokenizers torch triton transformers onnxruntime openvino nncf ctranslate2".split()  # noqa: SIM905
 )
 
 
@@ -58,11 +58,16 @@ def gpu_facts() -> Row:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" behind it where the tree has changes of its own."""
+    """The checkout's commit, with "+" behind it where the tree has changes of its own.
+
+    A copy of the tree without its history is told by GIT_COMMIT in the environment.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
 
+    if told := os.environ.get("GIT_COMMIT"):
+        return told
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 

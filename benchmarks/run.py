@@ -46,6 +46,7 @@ class Run:
     quick: bool
     progress: Progress
     plan: measure.Plan
+    cases: frozenset[str] | None = None
     workers: list[Worker] = field(default_factory=list)
 
     @contextmanager
@@ -82,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=machine.info()["threads"])
     parser.add_argument("--contestants", help='comma-separated, such as "distilfast fp32,onnxruntime int8"')
     parser.add_argument("--only", choices=list(measure.ALL), nargs="+", help="these measurements")
+    parser.add_argument("--cases", help='comma-separated, such as "1x16,clinc150 x32"; latency only')
     parser.add_argument("--cap", type=float, help="seconds of each contestant's cold starts, and of its many shapes")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     return parser.parse_args()
@@ -100,6 +102,7 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
             quick=arguments.quick,
             progress=progress,
             plan=_plan(arguments),
+            cases=frozenset(name.strip() for name in arguments.cases.split(",")) if arguments.cases else None,
         )
         try:
             yield from _prepared(run, wanted)
@@ -112,7 +115,7 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
 
 
 def _plan(arguments: argparse.Namespace) -> measure.Plan:
-    plan = measure.QUICK if arguments.quick else measure.FULL
+    plan = measure.QUICK if arguments.quick else measure.GPU if arguments.device == "cuda" else measure.FULL
     return plan if arguments.cap is None else replace(plan, cap=arguments.cap)
 
 

@@ -52,7 +52,7 @@ def unavailable() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch sees no GPU."
-    if _family(torch.device("cuda", torch.cuda.current_device())) is None:
+    if family(torch.device("cuda", torch.cuda.current_device())) is None:
         return f"{torch.cuda.get_device_name()} is too old or unknown; NVIDIA from Ampere on and AMD CDNA 3 are needed."
     return None
 
@@ -62,7 +62,7 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def _family(device: torch.device) -> str | None:
+def family(device: torch.device) -> str | None:
     """The family of tiles for a device; None for a GPU that the kernels do not know."""
     import torch
 
@@ -124,9 +124,9 @@ class TritonBackend:
             raise BackendError(f"{self._gpu} has too little memory for the weights.") from None
         self._outputs = len(tensors[f"head.{len(head.linears) - 1}.bias"]) if head.linears else 0
         self._weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        family = _family(self._device)
-        assert family is not None
-        self._encoder = Encoder(tensors, weights.config, head, dtype, family)
+        gpu = family(self._device)
+        assert gpu is not None
+        self._encoder = Encoder(tensors, weights.config, head, dtype, gpu)
 
     def forward(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None) -> Results:
         """See ``Backend.forward``; results are float32.

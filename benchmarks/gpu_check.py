@@ -1,0 +1,125 @@
+"""Everything that a GPU can tell, in one command of under eight minutes that needs nothing from outside.
+
+``make gpu-check`` runs it: the kernels' and the backend's tests on the device in every type, the proof in full size
+layer by layer, the roofs, the latency grid beside transformers and torch.compile. Each step has a time limit, and none
+begins that could not end in time. Rows go to ``--out``; the exit status is 1 where a step failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from benchmarks import rows
+from distilfast import parity
+from distilfast.backends import triton as backend
+from distilfast.errors import DistilfastError
+from distilfast.synthetic import write_checkpoint
+
+SECONDS = 470
+TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py")
+OURS = ",".join(f"distilfast triton {precision}" for precision in backend.PRECISIONS)
+PEERS = "transformers sdpa fp16,transformers sdpa bf16,transformers sdpa fp32"
+# torch.compile tunes each shape anew, half a minute each: those that the goals name.
+COMPILED_CASES = "1x16,1x128,32x128,256x128,256x128 ragged"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of python's, and the seconds it may take."""
+
+    name: str
+    words: tuple[str, ...]
+    limit: float
+
+
+def steps(out: Path, model: Path) -> list[Step]:
+    """In the order of what matters most, after correctness."""
+    bench = ("-m", "benchmarks.run", "--device", "cuda", "--model", str(model), "--out", str(out))
+    spread = ("-n", "6") if importlib.util.find_spec("xdist") else ()
+    return [
+        Step("tests on the device", ("-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *TESTS), 170),
+        Step(
+            "latency, beside transformers",
+            (*bench, "--only", "roof", "latency", "latency_cold_l2", "--contestants", f"{OURS},{PEERS}"),
+            150,
+        ),
+        Step(
+            "latency, beside torch.compile",
+            (
+                *(*bench, "--only", "latency", "--cases", COMPILED_CASES),
+                *("--contestants", "distilfast triton bf16,torch_compile bf16"),
+            ),
+            200,
+        ),
+    ]
+
+
+def main() -> None:
+    """Run the steps, tell how each went, and end with the number that failed as a sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=rows.RESULTS / f"{date.today()}-gpu.jsonl", help="result rows")
+    arguments = parser.parse_args()
+    if reason := backend.unavailable() or ("the kernels are interpreted." if backend.is_interpreted() else None):
+        parser.exit(1, f"error: nothing was checked: {reason}\n")
+    end = time.monotonic() + SECONDS
+    failed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = write_checkpoint(Path(scratch) / "synthetic", task="feature-extraction")
+        first, *others = steps(arguments.out, model)
+        for name, passed in (
+            (first.name, _run(first, end)),
+            ("parity in full size", _parity(model, arguments.out)),
+            *((step.name, _run(step, end)) for step in others),
+        ):
+            if not passed:
+                failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else f"all steps passed; rows: {arguments.out}")
+    sys.exit(bool(failed))
+
+
+def _run(step: Step, end: float) -> bool:
+    left = min(step.limit, end - time.monotonic())
+    begin = time.monotonic()
+    print(f"· {step.name} (at most {left:.0f} s)", flush=True)
+    if left < 10:
+        print(f"  left out: {max(left, 0):.0f} s are left")
+        return False
+    try:
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        status = subprocess.run([sys.executable, *step.words], env=environment, timeout=left).returncode
+    except subprocess.TimeoutExpired:
+        print(f"  stopped after {left:.0f} s")
+        return False
+    verdict = "passed" if status == 0 else f"failed with status {status}"
+    print(f"  {verdict} in {time.monotonic() - begin:.0f} s", flush=True)
+    return status == 0
+
+
+def _parity(model: Path, out: Path) -> bool:
+    """Every intermediate of a full-size model in each precision, held against float64."""
+    passed = True
+    for precision in backend.PRECISIONS:
+        try:
+            report = parity.compare(model, backend="triton", precision=precision)
+        except DistilfastError as error:
+            print(f"· parity {precision}: {error}", flush=True)
+            passed = False
+            continue
+        print(f"· parity {precision}: {'PASS' if report.passed else 'FAIL'}: {report.sentence}", flush=True)
+        passed = passed and report.passed
+        told = {"what": "layers", "device": "cuda", **report.to_dict(), "model": "synthetic"}
+        rows.append(out, [{**told, **rows.provenance("cuda")}])
+    return passed
+
+
+if __name__ == "__main__":
+    main()
