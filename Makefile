@@ -19,7 +19,7 @@ CMAKE := $(BIN)/cmake
 CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp')
-PYTHON_SOURCES := $(shell find distilfast -name '*.py' -o -name '*.pyi')
+PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp')
 
 .PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
@@ -41,6 +41,8 @@ check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors
 	@$(CMAKE) --build build/check -- --quiet
 	@echo "· native tests"
 	@build/check/native_tests
+	@echo "· the GPU kernels, compiled ahead of time"
+	@$(BIN)/python -m distilfast.kernels.ahead --worst
 	@echo "· pytest"
 	@$(BIN)/python -m pytest $(ARGS)
 

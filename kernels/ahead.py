@@ -75,6 +75,17 @@ def compile_all(
                         yield _compiled(one, source, options, target, precision, tokens)
 
 
+def worst(found: Iterable[Compiled]) -> list[Compiled]:
+    """Of each kernel, target and type the one that spills most, then the one with the most registers."""
+    kept: dict[tuple[str, str, str], Compiled] = {}
+    for one in found:
+        key = one.kernel, one.target, one.precision
+        cost = one.spilled_bytes, one.registers
+        if key not in kept or cost > (kept[key].spilled_bytes, kept[key].registers):
+            kept[key] = one
+    return list(kept.values())
+
+
 def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> list[Launch]:
     """What a forward of ``tokens`` launches: all rows of the last layer, then again with only the rows of the head."""
     head = head_for(config, TASK)
@@ -154,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--target", choices=list(TARGETS), nargs="+", default=list(TARGETS))
     parser.add_argument("--precision", choices=list(DTYPES), nargs="+", default=list(DTYPES))
+    parser.add_argument("--worst", action="store_true", help="one line for each kernel, target and type: its largest")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     found = compile_all(base_config(TASK), arguments.target, arguments.precision)
@@ -165,10 +177,14 @@ def main() -> None:
     titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix")
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
+        rows = []
         for one in found:
             status.update(f"compiling {one.kernel} for {one.target} {one.precision}")
-            table.add_row(*(str(value) for value in asdict(one).values()))
+            rows.append(one)
+    for one in worst(rows) if arguments.worst else rows:
+        table.add_row(*(str(value) for value in asdict(one).values()))
     console.print(table)
+    console.print(f"{len(rows)} kernels, {sum(one.spilled_bytes > 0 for one in rows)} of them spill")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m distilfast.kernels.tune --precision bf16 --tokens 16 128 4096 --seconds 20
 
-Each operation is timed on the shapes of a full-size DistilBERT with a cold L2, as a layer finds its weights; the linears
-before add_layer_norm together with it, since it adds their partial sums. What the table has is timed first; a candidate
-that spills, does not fit or fails is passed over. One JSON object a line goes to ``--out``.
+Each operation is timed on the shapes of a full-size DistilBERT with a cold L2, as a layer finds its weights; the
+linears before add_layer_norm together with it, since it adds their partial sums. What the table has is timed first; a
+candidate that does not fit or fails is passed over. One JSON object a line goes to ``--out``.
 """
 
 from __future__ import annotations
@@ -79,24 +79,17 @@ class Workbench:
         return lambda tile: linear(x, weight, bias, activation, out, self._count, tile)
 
     def _linear_parts(self, in_size: int) -> Run:
-        width = self._config.hidden_size
-        x, weight, bias = (
-            self._random(self._tokens, in_size),
-            self._random(width, in_size),
-            torch.zeros(width, device="cuda"),
-        )
-        stream, narrow, one = (
-            torch.zeros(self._tokens, width, device="cuda"),
-            self._random(self._tokens, width),
-            torch.ones(width, device="cuda"),
-        )
+        width, rows = self._config.hidden_size, self._tokens
+        x, weight, narrow = self._random(rows, in_size), self._random(width, in_size), self._random(rows, width)
+        stream = torch.zeros(rows, width, device="cuda")
+        one, zero = torch.ones(width, device="cuda"), torch.zeros(width, device="cuda")
 
         def run(tile: Tile) -> None:
             tile = tile.sharing(in_size)
             dtype = torch.float32 if tile.parts > 1 else self._dtype
-            parts = torch.empty(tile.parts, self._tokens, width, dtype=dtype, device="cuda")
-            linear(x, weight, bias, "none", parts, self._count, tile)
-            add_layer_norm(parts, stream, one, bias, 1e-12, stream, narrow, self._count)
+            parts = torch.empty(tile.parts, rows, width, dtype=dtype, device="cuda")
+            linear(x, weight, zero, "none", parts, self._count, tile)
+            add_layer_norm(parts, stream, one, zero, 1e-12, stream, narrow, self._count)
 
         return run
 

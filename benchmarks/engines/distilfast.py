@@ -1,7 +1,7 @@
 """Ourselves, through the public engine: the CPU backend, and on a GPU the backends "triton" and "cuda" as variants.
 
-On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there, runs,
-and where there is padding spreads the rows out again, for the others answer so.
+On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there,
+runs, and where there is padding spreads the rows out again, for the others answer so.
 """
 
 from __future__ import annotations

@@ -163,6 +163,7 @@ class TritonBackend:
         """The GPU, the bytes held for weights and activations, and how many shapes are ready."""
         return {
             "gpu": self._gpu,
+            "measured": "not yet measured on a GPU",
             "packed_bytes": self._weight_bytes,
             "scratch_bytes": self._storage.nbytes,
             "shapes": len(self._programs),
