@@ -48,13 +48,13 @@ def test_a_whole_pipeline_from_file_to_answer(tiny_checkpoint: Make, task: str) 
     assert not FOREIGN & modules
 
 
-def test_an_engine_of_each_backend(tiny_checkpoint: Make) -> None:
+def test_an_engine_of_each_backend_without_a_gpu(tiny_checkpoint: Make) -> None:
+    """``distilfast.info()`` is another matter: whether there is a GPU, only torch can tell where it is installed."""
     directory = str(tiny_checkpoint("bert", "question-answering"))
     code = (
         "import distilfast\n"
         f"distilfast.Engine.from_pretrained({directory!r})([[2, 5, 3]], output_hidden_states=True)\n"
         f"distilfast.Engine.from_pretrained({directory!r}, backend='reference', precision='fp64')([[2, 5, 3]])\n"
-        "distilfast.info()"
     )
     assert not FOREIGN & imported(code)
 
