@@ -1,4 +1,4 @@
-"""The encoder on the CPU in fp32, compiled from csrc/. Arrays are C-contiguous; nothing is converted or checked twice.
+"""The encoder on the CPU, compiled from csrc/. Arrays are C-contiguous; nothing is converted or checked twice.
 
 T tokens, B sequences, R rows read by the head, D hidden size, H heads. Errors are ValueError with one sentence.
 """
@@ -24,6 +24,7 @@ class Encoder:
         head: list[tuple[int, str, bool]],
         tensors: dict[str, Floats],
         isa: str,
+        precision: str,
         threads: int,
     ) -> None:
         """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names."""
@@ -42,6 +43,10 @@ class Encoder:
 
     @property
     def isa(self) -> str: ...
+    @property
+    def arithmetic(self) -> str:
+        """How the ISA computes linears in this precision."""
+
     @property
     def threads(self) -> int: ...
     @property

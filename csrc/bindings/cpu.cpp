@@ -26,6 +26,13 @@ Activation activation_named(const std::string& name) {
   return found->second;
 }
 
+Precision precision_named(const std::string& name) {
+  static const std::map<std::string, Precision> names = {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}};
+  const auto found = names.find(name);
+  if (found == names.end()) throw std::invalid_argument("Precision '" + name + "' is not known.");
+  return found->second;
+}
+
 void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(sentence);
 }
@@ -37,7 +44,7 @@ class BoundEncoder {
  public:
   BoundEncoder(Index width, Index heads, Index layers, Index ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<Index, std::string, bool>>& head, std::map<std::string, Floats> tensors,
-               const std::string& isa, int threads)
+               const std::string& isa, const std::string& precision, int threads)
       : width_(width) {
     require(threads >= 1, "threads must be at least 1.");
     std::vector<HeadLinear> linears;
@@ -52,7 +59,7 @@ class BoundEncoder {
       return found == pointers.end() ? nullptr : found->second;
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), threads);
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), precision_named(precision), threads);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -136,23 +143,27 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  BoundLinear(const Floats& weight, const Floats& bias, const std::string& isa, int threads)
-      : kernels_(kernels_for(isa)), threads_(threads) {
+  BoundLinear(const Floats& weight, const Floats& bias, const std::string& isa, const std::string& precision,
+              int threads)
+      : threads_(threads) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     Team team(threads);
-    dense_ = std::make_unique<Dense>(kernels_, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
+    const LinearKernels& kernels = kernels_for(isa).linear(precision_named(precision));
+    dense_ = std::make_unique<Dense>(kernels, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
   }
 
   Floats operator()(const Floats& x, const std::string& activation) const {
     require(x.ndim() == 2 && x.shape(1) == dense_->packed().k, "x [T, K] does not have the weight's K columns.");
     Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
     Team team(threads_);
-    linear_stage(kernels_, *dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), team);
+    const Index scratch = dense_->kernels().scratch(most_linear_rows, dense_->packed().k);
+    const Buffer memory(static_cast<std::size_t>(scratch * threads_));
+    linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(),
+                 {memory.data(), scratch}, team);
     return out;
   }
 
  private:
-  const Kernels& kernels_;
   int threads_;
   std::unique_ptr<Dense> dense_;
 };
@@ -174,7 +185,7 @@ py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
   const float* q = qkv.data();
   const Attention op{q, q + width, q + 2 * width, 3 * width, 3 * width, d, scale, out.mutable_data(), width};
-  attention_stage(kernels, op, heads, {cu_seqlens.data(), cu_seqlens.data(), count}, scratch.data(), stride,
+  attention_stage(kernels, op, heads, {cu_seqlens.data(), cu_seqlens.data(), count}, {scratch.data(), stride},
                   weights.mutable_data(), team);
   return py::make_tuple(out, weights);
 }
@@ -202,17 +213,20 @@ py::list isa_list() {
 PYBIND11_MODULE(_cpu, module) {
   using namespace distilfast;
   using py::arg;
-  module.doc() = "The encoder on the CPU in fp32; see distilfast.backends.cpu.";
+  module.doc() = "The encoder on the CPU; see distilfast.backends.cpu.";
 
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<Index, Index, Index, Index, float, const std::string&,
                     const std::vector<std::tuple<Index, std::string, bool>>&, std::map<std::string, Floats>,
-                    const std::string&, int>(),
+                    const std::string&, const std::string&, int>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
-           arg("head"), arg("tensors"), arg("isa"), arg("threads"))
+           arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def_property_readonly("isa", [](const BoundEncoder& self) { return self.encoder().kernels().isa; })
+      .def_property_readonly(
+          "arithmetic",
+          [](const BoundEncoder& self) { return self.encoder().model().layers.front().qkv.kernels().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
       .def_property_readonly("packed_bytes",
                              [](const BoundEncoder& self) { return self.encoder().model().packed_bytes(); })
@@ -225,8 +239,8 @@ PYBIND11_MODULE(_cpu, module) {
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("isa"), arg("threads") = 1);
   py::class_<BoundLinear>(module, "Linear")
-      .def(py::init<const Floats&, const Floats&, const std::string&, int>(), arg("weight"), arg("bias"), py::kw_only(),
-           arg("isa"), arg("threads") = 1)
+      .def(py::init<const Floats&, const Floats&, const std::string&, const std::string&, int>(), arg("weight"),
+           arg("bias"), py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("threads") = 1);

@@ -9,6 +9,7 @@ extern const Kernels kernels_ref;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const LinearKernels linear_avx512_bf16;
 #endif
 
 namespace {
@@ -19,9 +20,22 @@ std::vector<Isa> find_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return {{"avx512", avx512, &kernels_avx512}, {"avx2", avx2, &kernels_avx2}, {"ref", true, &kernels_ref}};
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  static const Kernels with_bf16 = [] {
+    Kernels kernels = kernels_avx512;
+    kernels.isa = "avx512_bf16";
+    kernels.linear_bf16 = linear_avx512_bf16;
+    return kernels;
+  }();
+  return {{"avx512_bf16", bf16, &with_bf16},
+          {"avx512", avx512, &kernels_avx512},
+          {"avx2", avx2, &kernels_avx2},
+          {"ref", true, &kernels_ref}};
 #else
-  return {{"avx512", false, nullptr}, {"avx2", false, nullptr}, {"ref", true, &kernels_ref}};
+  return {{"avx512_bf16", false, nullptr},
+          {"avx512", false, nullptr},
+          {"avx2", false, nullptr},
+          {"ref", true, &kernels_ref}};
 #endif
 }
 

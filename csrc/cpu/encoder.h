@@ -38,7 +38,7 @@ class Encoder {
  public:
   // See Model for `find`.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-          const Kernels& kernels, int threads);
+          const Kernels& kernels, Precision precision, int threads);
   ~Encoder();
 
   // Safe to call from several threads at once. With `trace` all rows are computed.

@@ -5,12 +5,18 @@
 #include "cpu/add_layer_norm/vec.h"
 #include "cpu/attention/vec.h"
 #include "cpu/embed/vec.h"
-#include "cpu/linear/vec.h"
+#include "cpu/linear/bf16.h"
 
 namespace distilfast {
 
 extern const Kernels kernels_avx2 = {
-    "avx2", panel, attention_scratch, pack_linear, embed, linear, attention, add_layer_norm,
+    "avx2",
+    linear_kernels<Fp32Linear>("fp32 fma"),
+    linear_kernels<Bf16Widened>("bf16 operands, widened to fp32 fma"),
+    attention_scratch,
+    embed,
+    attention,
+    add_layer_norm,
 };
 
 }  // namespace distilfast

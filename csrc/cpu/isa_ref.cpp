@@ -8,7 +8,13 @@
 namespace distilfast {
 
 extern const Kernels kernels_ref = {
-    "ref", panel, attention_scratch, pack_linear, embed, linear, attention, add_layer_norm,
+    "ref",
+    linear_kernels<AsItIs>("fp32 operands, summed in fp64"),
+    linear_kernels<ToBf16>("bf16 operands, summed in fp64"),
+    attention_scratch,
+    embed,
+    attention,
+    add_layer_norm,
 };
 
 }  // namespace distilfast

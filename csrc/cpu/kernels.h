@@ -22,6 +22,9 @@ struct Range {
 
 enum class Activation { none, gelu, relu, tanh };
 
+// What the operands of `linear` are rounded to; sums and everything else are fp32 in each.
+enum class Precision { fp32, bf16 };
+
 struct LayerNormWeights {
   const float* weight;  // [D]
   const float* bias;    // [D]
@@ -40,10 +43,10 @@ struct Embed {
   float* out;  // [T, D]
 };
 
-// W and b in the order in which the ISA's `linear` reads them, made by its `pack_linear`.
+// W and b in the order in which a `linear` reads them, made by its `pack`.
 struct PackedLinear {
-  const float* weight;
-  const float* bias;  // [panels * panel], zeros behind N
+  const float* weight;  // fp32, or what `pack` has put into the same 4 bytes
+  const float* bias;    // [panels * panel], zeros behind N
   Index n, k;
 };
 
@@ -82,15 +85,27 @@ struct AddLayerNorm {
   float* out;  // [T, D]; may be x
 };
 
+// `linear` in one precision. Sizes are in floats; `most_rows` is the largest part that `run` will be given.
+struct LinearKernels {
+  const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
+  Index panel;             // columns of W that are computed at a time
+  Index (*packed_size)(Index n, Index k);
+  Index (*scratch)(Index most_rows, Index k);
+  void (*pack)(const float* weight, Index n, Index k, Range panels, float* packed);
+  void (*run)(const Linear&, Range rows, Range panels, float* scratch);
+};
+
 struct Kernels {
   const char* isa;
-  Index panel;                                              // columns of W that `linear` computes at a time
+  LinearKernels linear_fp32, linear_bf16;
   Index (*attention_scratch)(Index head_size, Index keys);  // floats
-  void (*pack_linear)(const float* weight, Index n, Index k, Range panels, float* packed);
   void (*embed)(const Embed&, Range rows);
-  void (*linear)(const Linear&, Range rows, Range panels);
   void (*attention)(const Attention&, const AttentionPart&, float* scratch);
   void (*add_layer_norm)(const AddLayerNorm&, Range rows);
+
+  const LinearKernels& linear(Precision precision) const {
+    return precision == Precision::fp32 ? linear_fp32 : linear_bf16;
+  }
 };
 
 }  // namespace distilfast

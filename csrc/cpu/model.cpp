@@ -10,7 +10,7 @@ namespace {
 // Loads tensors by canonical name; knows what every kind of layer consists of.
 class Loader {
  public:
-  Loader(const FindTensor& find, const Kernels& kernels, Team& team, float eps)
+  Loader(const FindTensor& find, const LinearKernels& kernels, Team& team, float eps)
       : find_(find), kernels_(kernels), team_(team), eps_(eps) {}
 
   const float* tensor(const std::string& name) const {
@@ -31,28 +31,29 @@ class Loader {
 
  private:
   const FindTensor& find_;
-  const Kernels& kernels_;
+  const LinearKernels& kernels_;
   Team& team_;
   float eps_;
 };
 
 }  // namespace
 
-Dense::Dense(const Kernels& kernels, const float* weight, const float* bias, Index n, Index k, Team& team)
-    : n_(n),
+Dense::Dense(const LinearKernels& kernels, const float* weight, const float* bias, Index n, Index k, Team& team)
+    : kernels_(kernels),
+      n_(n),
       k_(k),
       panels_((n + kernels.panel - 1) / kernels.panel),
-      weight_(static_cast<std::size_t>(panels_ * kernels.panel * k)),
+      weight_(static_cast<std::size_t>(kernels.packed_size(n, k))),
       bias_(static_cast<std::size_t>(panels_ * kernels.panel)) {
   std::copy(bias, bias + n, bias_.begin());
-  team.run(panels_, [&](Index panel, int) { kernels.pack_linear(weight, n, k, {panel, panel + 1}, weight_.data()); });
+  team.run(panels_, [&](Index panel, int) { kernels.pack(weight, n, k, {panel, panel + 1}, weight_.data()); });
 }
 
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
-             const Kernels& kernels, Team& team)
+             const LinearKernels& kernels, Team& team)
     : shape(shape),
       word(find("embed.word")),
       position(find("embed.position")),
@@ -67,6 +68,16 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
     if (linear.norm) head.back().norm.push_back(loader.norm(name + ".norm", linear.columns));
     width = linear.columns;
   }
+}
+
+Index Model::linear_scratch(Index rows) const {
+  Index most = 0;
+  const auto count = [&](const Dense& dense) {
+    most = std::max(most, dense.kernels().scratch(rows, dense.packed().k));
+  };
+  for (const Layer& layer : layers) count(layer.qkv), count(layer.ffn_in), count(layer.ffn_out);
+  for (const HeadLayer& layer : head) count(layer.dense);
+  return most;
 }
 
 std::size_t Model::packed_bytes() const {

@@ -28,14 +28,16 @@ using FindTensor = std::function<const float*(const std::string& name)>;
 
 class Dense {
  public:
-  Dense(const Kernels& kernels, const float* weight, const float* bias, Index n, Index k, Team& team);
+  Dense(const LinearKernels& kernels, const float* weight, const float* bias, Index n, Index k, Team& team);
 
+  const LinearKernels& kernels() const { return kernels_; }
   Index columns() const { return n_; }
   Index panels() const { return panels_; }
   PackedLinear packed() const { return {weight_.data(), bias_.data(), n_, k_}; }
   std::size_t bytes() const { return (weight_.size() + bias_.size()) * sizeof(float); }
 
  private:
+  const LinearKernels& kernels_;
   Index n_, k_, panels_;
   Buffer weight_;
   std::vector<float> bias_;
@@ -67,8 +69,10 @@ struct HeadLayer {
 
 struct Model {
   // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.
-  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, const Kernels& kernels,
-        Team& team);
+  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+        const LinearKernels& kernels, Team& team);
+
+  Index linear_scratch(Index rows) const;  // floats of a thread: the most that a linear needs
 
   std::size_t packed_bytes() const;
 

@@ -10,8 +10,6 @@ namespace {
 // More tasks than threads, so that a thread whose core is taken away leaves its share to the others.
 constexpr Index tasks_per_thread = 4;
 
-// A part's rows of x and out stay in L2 beside the streamed panels.
-constexpr Index most_rows = 256;
 // So many panels share a part's x while it is in L2.
 constexpr Index most_panels = 8;
 
@@ -32,26 +30,27 @@ void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team
   in_row_slices(rows, team, [&](Range part) { kernels.embed(op, part); });
 }
 
-void linear_stage(const Kernels& kernels, const Dense& dense, Range panels, const float* x, Index rows,
-                  Activation activation, float* out, Index out_stride, Team& team) {
+void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
+                  Index out_stride, Scratch scratch, Team& team) {
   const Linear op{x, dense.packed().k, dense.packed(), activation, out, out_stride};
-  const Index all = panels.end - panels.begin, row_parts = divide_up(rows, most_rows);
+  const Index all = panels.end - panels.begin, row_parts = divide_up(rows, most_linear_rows);
   const Index wanted = divide_up(tasks_per_thread * team.threads(), std::max<Index>(row_parts, 1));
   const Index panel_parts = std::min(all, std::max(divide_up(all, most_panels), team.threads() > 1 ? wanted : 1));
   // Consecutive tasks share rows, not panels: what they share is then in the caches of all threads.
-  team.run(row_parts * panel_parts, [&](Index i, int) {
+  team.run(row_parts * panel_parts, [&](Index i, int worker) {
     const Range part = slice(all, panel_parts, i % panel_parts);
-    kernels.linear(op, slice(rows, row_parts, i / panel_parts), {panels.begin + part.begin, panels.begin + part.end});
+    dense.kernels().run(op, slice(rows, row_parts, i / panel_parts),
+                        {panels.begin + part.begin, panels.begin + part.end}, scratch.data + worker * scratch.stride);
   });
 }
 
-void linear_stage(const Kernels& kernels, const Dense& dense, const float* x, Index rows, Activation activation,
-                  float* out, Team& team) {
-  linear_stage(kernels, dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), team);
+void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Scratch scratch,
+                  Team& team) {
+  linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), scratch, team);
 }
 
 void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,
-                     float* scratch, Index scratch_stride, float* probabilities, Team& team) {
+                     Scratch scratch, float* probabilities, Team& team) {
   // A part packs the keys and values of its head anew, so queries are only split where heads do not go round.
   const Index units = heads * sequences.count;
   const Index splits = team.threads() == 1 ? 1 : std::max<Index>(1, divide_up(2 * team.threads(), units));
@@ -74,7 +73,7 @@ void attention_stage(const Kernels& kernels, const Attention& op, Index heads, c
     float* to =
         probabilities ? probabilities + begins[b] + (head * rows + part.begin) * (keys.end - keys.begin) : nullptr;
     kernels.attention(op, {head, {all.begin + part.begin, all.begin + part.end}, keys, to},
-                      scratch + worker * scratch_stride);
+                      scratch.data + worker * scratch.stride);
   });
 }
 

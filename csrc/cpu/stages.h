@@ -17,16 +17,26 @@ struct Sequences {
 
 void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team);
 
-// Panels of the columns of `dense`, all by default.
-void linear_stage(const Kernels& kernels, const Dense& dense, Range panels, const float* x, Index rows,
-                  Activation activation, float* out, Index out_stride, Team& team);
-void linear_stage(const Kernels& kernels, const Dense& dense, const float* x, Index rows, Activation activation,
-                  float* out, Team& team);
+// A part of a linear has at most so many rows: its rows of x and out stay in L2 beside the streamed panels.
+constexpr Index most_linear_rows = 256;
 
-// `scratch` has kernels.attention_scratch(head size, longest sequence) floats, rounded up to Arena::padded, for each
-// thread of the team; `probabilities` is null or has room for [H, queries, keys] of every sequence, end to end.
+// What every thread of a team has for itself: `stride` floats each.
+struct Scratch {
+  float* data;
+  Index stride;
+};
+
+// Panels of the columns of `dense`, all by default. A thread's scratch is what dense.kernels() want for
+// most_linear_rows rows.
+void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
+                  Index out_stride, Scratch scratch, Team& team);
+void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Scratch scratch,
+                  Team& team);
+
+// A thread's scratch is kernels.attention_scratch(head size, longest sequence); `probabilities` is null or has room for
+// [H, queries, keys] of every sequence, end to end.
 void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,
-                     float* scratch, Index scratch_stride, float* probabilities, Team& team);
+                     Scratch scratch, float* probabilities, Team& team);
 
 // out = LN(x + residual); residual may be null.
 void add_layer_norm_stage(const Kernels& kernels, const Norm& norm, const float* x, const float* residual, Index rows,

@@ -11,7 +11,7 @@ from distilfast.errors import BackendError
 from distilfast.heads import Head
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16")
 
 
 def unavailable() -> str | None:
@@ -63,12 +63,15 @@ class CpuBackend:
     @property
     def detail(self) -> str:
         """ISA, precision and threads."""
-        return f"{self._isa} fp32, {self._threads} thread{'s' if self._threads > 1 else ''}"
+        return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
         """Pack the weights for the chosen ISA; raises BackendError for a precision that is not there."""
         if precision not in PRECISIONS:
-            raise BackendError(f"precision {precision!r} is not available on backend cpu; it has fp32.")
+            raise BackendError(
+                f"precision {precision!r} is not available on backend cpu; it has {', '.join(PRECISIONS)}."
+            )
+        self._precision = precision
         from distilfast import _cpu
 
         config = weights.config
@@ -85,6 +88,7 @@ class CpuBackend:
             ],
             tensors=weights.tensors,
             isa=self._isa,
+            precision=precision,
             threads=self._threads,
         )
 
@@ -97,10 +101,11 @@ class CpuBackend:
         )
 
     def info(self) -> dict[str, object]:
-        """ISA and why it was chosen, threads, and the bytes held."""
+        """ISA and why it was chosen, how it computes the linears, threads, and the bytes held."""
         return {
             "isa": self._encoder.isa,
             "isa_why": self._why,
+            "arithmetic": self._encoder.arithmetic,
             "threads": self._encoder.threads,
             "packed_bytes": self._encoder.packed_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,

@@ -7,39 +7,68 @@ import numpy as np
 import pytest
 
 from distilfast import _cpu, reference
+from distilfast.backends import cpu
+from distilfast.parity.budgets import to_bf16
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 257)
 # (N, K): panels are 48, 24 and 16 columns wide, blocks of K are 256 long.
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
 
 
-def linear(x, weight, bias, activation, *, isa, threads=1):
-    return _cpu.Linear(weight, bias, isa=isa, threads=threads)(x, activation)
+NARROW = {"fp32": naive.to_fp32, "bf16": to_bf16}
 
 
-def check(x, weight, bias, activation, isa, threads=1):
-    got = linear(x, weight, bias, activation, isa=isa, threads=threads)
+@pytest.fixture(params=cpu.PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    """Each type of operand."""
+    return str(request.param)
+
+
+def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1):
+    return _cpu.Linear(weight, bias, isa=isa, precision=precision, threads=threads)(x, activation)
+
+
+def check(x, weight, bias, activation, isa, precision, threads=1):
+    """Operands are rounded first: what is left is what the sums add, and that is fp32's in every precision."""
+    x, weight = NARROW[precision](x), NARROW[precision](weight)
+    got = linear(x, weight, bias, activation, isa=isa, precision=precision, threads=threads)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)), activation)
     assert naive.error(got, truth) <= naive.allowed(naive.linear(x, weight, bias, activation), truth)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes(isa, normal, size):
+def test_sizes(isa, precision, normal, size):
     n, k = size
     weight, bias = normal(n, k), normal(n)
     for rows in ROWS:
-        check(normal(rows, k), weight, bias, "none", isa)
+        check(normal(rows, k), weight, bias, "none", isa, precision)
 
 
 @pytest.mark.parametrize("size", [(2304, 768), (768, 3072), (384, 1536)])
-def test_the_models_own_sizes(isa, normal, size):
+def test_the_models_own_sizes(isa, precision, normal, size):
     n, k = size
-    check(normal(17, k), normal(n, k, scale=0.04), normal(n), "none", isa, threads=2)
+    check(normal(17, k), normal(n, k, scale=0.04), normal(n), "none", isa, precision, threads=2)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
-def test_activations(isa, normal, activation):
-    check(normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, isa)
+def test_activations(isa, precision, normal, activation):
+    check(normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, isa, precision)
+
+
+def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
+    """K = 1, so that each result is one product: of the nearest bf16 numbers, ties to even, and no others."""
+    x = np.concatenate(
+        [normal(200), np.float32([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -(1 + 2**-8), 3e38, 1e-30])]
+    )
+    x = np.ascontiguousarray(np.stack([x, np.zeros_like(x)], axis=1), np.float32)
+    one, zero = np.ones((1, 2), np.float32), np.zeros(1, np.float32)
+    got = linear(x, one, zero, "none", isa=isa, precision="bf16")[:, 0]
+    assert np.array_equal(got, to_bf16(x[:, 0]))
+    weight = np.ascontiguousarray(x[:, 0][:, None])
+    got = linear(
+        np.ones((1, 1), np.float32), weight, np.zeros(len(weight), np.float32), "none", isa=isa, precision="bf16"
+    )
+    assert np.array_equal(got[0], to_bf16(x[:, 0]))
 
 
 def test_gelu_everywhere(isa):
@@ -53,20 +82,21 @@ def test_gelu_everywhere(isa):
     assert got[np.abs(x) > 14].tolist() == [0, 0, np.float32(1e30)]
 
 
-def test_a_nan_stays_a_nan(isa, normal):
+def test_a_nan_stays_a_nan(isa, precision, normal):
     x = normal(9, 64)
     x[4, 7] = np.nan
-    got = linear(x, normal(50, 64), normal(50), "gelu", isa=isa)
+    got = linear(x, normal(50, 64), normal(50), "gelu", isa=isa, precision=precision)
     assert np.isnan(got[4]).all()
     assert np.isfinite(np.delete(got, 4, axis=0)).all()
 
 
 @pytest.mark.parametrize("size", [(49, 513), (768, 768)])
-def test_bits_do_not_depend_on_rows_or_threads(isa, normal, size):
+def test_bits_do_not_depend_on_rows_or_threads(isa, precision, normal, size):
     n, k = size
     x, weight, bias = normal(300, k), normal(n, k), normal(n)
-    whole = linear(x, weight, bias, "gelu", isa=isa)
+    how = {"isa": isa, "precision": precision}
+    whole = linear(x, weight, bias, "gelu", **how)
     for threads in (2, 3, 7):
-        assert np.array_equal(whole, linear(x, weight, bias, "gelu", isa=isa, threads=threads))
+        assert np.array_equal(whole, linear(x, weight, bias, "gelu", **how, threads=threads))
     for begin, end in ((0, 1), (1, 3), (5, 22), (250, 300), (17, 290)):
-        assert np.array_equal(whole[begin:end], linear(x[begin:end], weight, bias, "gelu", isa=isa))
+        assert np.array_equal(whole[begin:end], linear(x[begin:end], weight, bias, "gelu", **how))

@@ -41,7 +41,7 @@ struct Fixture {
         shape,
         std::vector<HeadLinear>{
             {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}},
-        [this](const std::string& name) { return tensors(name); }, kernels, threads);
+        [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32, threads);
   }
 };
 
@@ -163,7 +163,7 @@ TEST(a_missing_tensor_is_named) {
   try {
     const Encoder encoder(
         shape, {}, [&](const std::string& name) { return name == "layer.1.ffn_in.bias" ? nullptr : tensors(name); },
-        kernels_for("ref"), 1);
+        kernels_for("ref"), Precision::fp32, 1);
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }

@@ -25,11 +25,11 @@ void against_ref(Run run) {
   for (const Kernels* kernels : supported_kernels()) CHECK(close(run(*kernels, team), wanted));
 }
 
-std::vector<float> linear_with(const Kernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
+std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
   const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3);
   const Dense dense(kernels, w.data(), b.data(), n, k, team);
-  std::vector<float> out(rows * n);
-  linear_stage(kernels, dense, x.data(), rows, act, out.data(), team);
+  std::vector<float> out(rows * n), scratch(kernels.scratch(rows, k));
+  linear_stage(dense, x.data(), rows, act, out.data(), {scratch.data(), 0}, team);
   return out;
 }
 
@@ -39,7 +39,10 @@ TEST(linear_matches_ref) {
   for (const Index rows : row_counts)
     for (const auto& [n, k] : std::vector<std::pair<Index, Index>>{{1, 1}, {47, 31}, {48, 256}, {49, 257}, {100, 600}})
       for (const Activation act : {Activation::none, Activation::gelu, Activation::relu, Activation::tanh})
-        against_ref([&](const Kernels& kernels, Team& team) { return linear_with(kernels, team, rows, n, k, act); });
+        for (const Precision precision : {Precision::fp32, Precision::bf16})
+          against_ref([&](const Kernels& kernels, Team& team) {
+            return linear_with(kernels.linear(precision), team, rows, n, k, act);
+          });
 }
 
 TEST(attention_matches_ref) {
@@ -54,8 +57,8 @@ TEST(attention_matches_ref) {
         std::vector<float> probabilities(heads * (length * length + 9));
         const Attention op{
             qkv.data(), qkv.data() + width, qkv.data() + 2 * width, 3 * width, 3 * width, d, 0.3f, out.data(), width};
-        attention_stage(kernels, op, heads, {ends.data(), ends.data(), 2}, scratch.data(), stride, probabilities.data(),
-                        team);
+        attention_stage(kernels, op, heads, {ends.data(), ends.data(), 2}, {scratch.data(), stride},
+                        probabilities.data(), team);
         out.insert(out.end(), probabilities.begin(), probabilities.end());
         return out;
       });

@@ -2,7 +2,9 @@
 // a few rows and a panel of columns, with the sums in registers.
 //
 // Each element is one chain of fused multiply-adds, k = 0, 1, 2 …, whatever the number of rows: that is what makes the
-// answers independent of the batch. A is read row-major, one broadcast a row; B is a packed panel [depth][columns].
+// answers independent of the batch. A is read row-major, one broadcast a row; B is a packed panel [depth][columns] of
+// 4-byte slots. What a slot holds, and how it is multiplied, is the Operands' affair: one fp32 number here, two bf16
+// numbers in linear/bf16.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -10,25 +12,36 @@
 namespace distilfast {
 namespace {
 
-template <int Rows, int Vectors>
+struct Fp32 {
+  static constexpr int steps = 1;  // products of a slot, one after the other
+  static Vec column(const float* slot, int) { return Vec::load(slot); }
+  static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
+  static Vec multiply_add(Vec row, Vec column, Vec sum) { return fma(row, column, sum); }
+};
+
+template <int Rows, int Vectors, class Operands = Fp32>
 struct Tile {
   static constexpr int columns = Vectors * Vec::width;
   Vec sum[Rows][Vectors];
 
+  // `depth` in slots.
   inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec::zero();
     for (Index k = 0; k < depth; ++k, b += columns) {
-      Vec row[Vectors];
+#pragma GCC unroll 2
+      for (int step = 0; step < Operands::steps; ++step) {
+        Vec column[Vectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) row[j] = Vec::load(b + j * Vec::width);
+        for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, step);
 #pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const Vec x = Vec::all(a[i * a_stride + k]);
+        for (int i = 0; i < Rows; ++i) {
+          const Vec x = Operands::row(a + i * a_stride, k, step);
 #pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = fma(x, row[j], sum[i][j]);
+          for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::multiply_add(x, column[j], sum[i][j]);
+        }
       }
     }
   }

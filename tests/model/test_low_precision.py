@@ -1,0 +1,53 @@
+"""Precisions below fp32 on the CPU: the budgets of every intermediate, and the promise that company changes no bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distilfast import Engine, parity
+from distilfast.backends import cpu
+
+Make = Callable[..., Path]
+WIDE = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "vocab_size": 256, "max_position_embeddings": 512}
+"""Widths that end inside a panel and inside a block of K."""
+
+
+@pytest.fixture(params=[name for name in cpu.PRECISIONS if name != "fp32"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+def test_every_intermediate_keeps_its_budget(tiny_checkpoint: Make, isa: str, precision, model_type):
+    directory = tiny_checkpoint(model_type, "fill-mask", config=WIDE if model_type == "distilbert" else {})
+    report = parity.compare(directory, backend="cpu", precision=precision)
+    assert report.passed, report.sentence
+    assert isa in report.detail
+    assert precision in report.detail
+
+
+def test_full_size_keeps_its_budget(full_checkpoint: Callable[[str], Path], isa: str, precision):
+    if isa == "ref":
+        pytest.skip("plain C++ takes minutes for a model of this size")
+    report = parity.compare(full_checkpoint("text-classification"), backend="cpu", precision=precision)
+    assert report.passed, report.sentence
+
+
+def test_trained_weights_keep_their_budget(minilm: Path, precision):
+    report = parity.compare(minilm, backend="cpu", precision=precision)
+    assert report.passed, report.sentence
+
+
+def test_batch_and_threads_change_no_bit(tiny_checkpoint: Make, isa: str, precision):
+    directory = tiny_checkpoint("distilbert", "text-classification", config=WIDE)
+    outcome = parity.check_invariance(directory, backend="cpu", precision=precision)
+    assert outcome.passed
+
+
+def test_info_says_how_it_is_computed(tiny_checkpoint: Make, isa: str, precision):
+    info = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend="cpu", precision=precision).info()
+    assert info["arithmetic"].startswith(f"{precision} ")
+    assert info["detail"].startswith(f"{isa} {precision}, ")
