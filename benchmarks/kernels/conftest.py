@@ -32,21 +32,32 @@ def normal():
     return lambda *shape: rng.standard_normal(shape, np.float32)
 
 
+@pytest.fixture(params=cpu.PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    """Each type of operand."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def peak() -> float:
-    """GFLOP/s of the machine's fused multiply-adds, all threads."""
-    return roofs.measure(THREADS).get("giga_operations", {}).get("fp32_fma", float("nan"))
+def peaks() -> dict[str, float]:
+    """GFLOP/s of the machine's fastest unit for a precision, all threads."""
+    units = roofs.measure(THREADS).get("giga_operations", {})
+    return {
+        name: max((speed for unit, speed in units.items() if unit.startswith(name)), default=float("nan"))
+        for name in cpu.PRECISIONS
+    }
 
 
 @pytest.fixture
-def timed(benchmark, peak):
+def timed(benchmark, peaks):
     """``timed(call, operations)``: runs the benchmark and notes GFLOP/s and their share of the peak beside it."""
 
-    def run(call, operations: float) -> None:
+    def run(call, operations: float, precision: str = "fp32") -> None:
         benchmark(call)
         speed = operations / benchmark.stats["median"] * 1e-9
-        benchmark.extra_info |= {"gflops": speed, "share_of_peak": speed / peak}
-        _SHARES.append((benchmark.name, benchmark.stats["median"] * 1e3, speed, speed / peak))
+        share = speed / peaks[precision]
+        benchmark.extra_info |= {"gflops": speed, "share_of_peak": share}
+        _SHARES.append((benchmark.name, benchmark.stats["median"] * 1e3, speed, share))
 
     return run
 
