@@ -1,0 +1,174 @@
+// The CUDA runtime as the encoder sees it: memory, a stream, a launch, a graph. Errors are exceptions of one sentence.
+//
+// tests/cuda_host has a second implementation of this header, which keeps device memory on the host and runs at once
+// what is enqueued here.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace distilfast::cuda {
+
+// The device cannot hold what was asked for: a caller may go on with less.
+struct OutOfMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Throws what `status` says. Errors that no later call on this process's context survives say so.
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a recoverable error must not be found again by the next call
+  const std::string why = std::string(what) + " failed: " + cudaGetErrorString(status);
+  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(why + ".");
+  const bool lost = cudaPeekAtLastError() != cudaSuccess || status == cudaErrorIllegalAddress ||
+                    status == cudaErrorLaunchFailure || status == cudaErrorMisalignedAddress ||
+                    status == cudaErrorIllegalInstruction || status == cudaErrorHardwareStackError;
+  throw std::runtime_error(why + (lost ? "; the device context is lost, and only a new process gets another." : "."));
+}
+
+// Nothing, or why no device can be used, in one sentence.
+inline std::optional<std::string> unavailable() {
+  int driver = 0, devices = 0, device = 0, major = 0, minor = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "There is no NVIDIA driver.";
+  if (driver < CUDART_VERSION / 1000 * 1000)
+    return "The NVIDIA driver supports CUDA " + std::to_string(driver / 1000) + "." +
+           std::to_string(driver % 1000 / 10) + " and CUDA " + std::to_string(CUDART_VERSION / 1000) +
+           ".0 or newer is needed.";
+  if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess || devices == 0)
+    return std::string("There is no CUDA device: ") + cudaGetErrorString(status) + ".";
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the architecture");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the architecture");
+  if (major < 8)
+    return "The device's compute capability is " + std::to_string(major) + "." + std::to_string(minor) +
+           " and 8.0 or newer is needed.";
+  return std::nullopt;
+}
+
+inline std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaGetDeviceProperties(&properties, device), "asking for the device's name");
+  return properties.name;
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+  return count;
+}
+
+class Stream {
+ public:
+  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+
+  cudaStream_t get() const { return stream_; }
+  void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  explicit DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
+    if (bytes) check(cudaMalloc(&data_, bytes), "allocating device memory");
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~DeviceBuffer() { cudaFree(data_); }
+
+  char* data() const { return static_cast<char*>(data_); }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Host memory that copies reach without a detour.
+class PinnedBuffer {
+ public:
+  explicit PinnedBuffer(std::size_t bytes) { check(cudaMallocHost(&data_, bytes), "allocating pinned host memory"); }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  ~PinnedBuffer() { cudaFreeHost(data_); }
+
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+
+inline void upload(void* device, const void* host, std::size_t bytes, Stream& stream) {
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.get()), "a copy to the device");
+}
+inline void download(void* host, const void* device, std::size_t bytes, Stream& stream) {
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream.get()), "a copy from the device");
+}
+
+struct Grid {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Enqueues kernel(op), which an error calls `name`, on grid x threads, each block with `shared_bytes` of shared memory.
+template <class Op>
+void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
+            Op op) {
+  constexpr std::size_t without_asking = 48 * 1024;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > without_asking)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          name);
+  void* arguments[] = {&op};
+  check(cudaLaunchKernel(function, dim3(grid.x, grid.y, grid.z), dim3(threads), arguments, shared_bytes, stream.get()),
+        name);
+}
+
+// What `enqueue` puts on the stream, recorded once and then started with one call.
+class Graph {
+ public:
+  Graph(Stream& stream, const std::function<void()>& enqueue) {
+    // Thread-local: other threads of the process go on using the device meanwhile.
+    check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "beginning a graph");
+    cudaGraph_t graph = nullptr;
+    try {
+      enqueue();
+    } catch (...) {
+      cudaStreamEndCapture(stream.get(), &graph);
+      cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream.get(), &graph), "ending a graph");
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "making a graph ready");
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() { cudaGraphExecDestroy(executable_); }
+
+  void run(Stream& stream) { check(cudaGraphLaunch(executable_, stream.get()), "starting a graph"); }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+}  // namespace distilfast::cuda

@@ -1,0 +1,93 @@
+"""The encoder in hand-written CUDA kernels on an NVIDIA GPU, compiled from csrc/cuda; needs a driver and nothing else."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.errors import BackendError
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def extension() -> Any:
+    """The module ``distilfast._cuda``; raises ImportError where it was not built."""
+    from distilfast import _cuda
+
+    return _cuda
+
+
+def unavailable() -> str | None:
+    """None, or why the extension cannot be used, in one sentence."""
+    try:
+        module = extension()
+    except ImportError:
+        return "The extension distilfast._cuda was not built: there was no nvcc."
+    return module.unavailable()
+
+
+class CudaBackend:
+    """Runs ``csrc/cuda``; one object may be called from several threads at once, each on a stream of its own."""
+
+    name = "cuda"
+
+    def __init__(self, threads: int | None = None, module: ModuleType | None = None) -> None:
+        """``threads`` is accepted and not used: the work is the device's. ``module``: ``_cuda``, or a stand-in."""
+        self._module: Any = module or extension()
+        self._precision = ""
+
+    @property
+    def detail(self) -> str:
+        """The device's name and the precision."""
+        return f"{self._module.device_name()} {self._precision}"
+
+    def load(self, weights: Weights, head: Head, precision: str) -> None:
+        """Bring the weights to the device; raises BackendError for what the kernels cannot run."""
+        if precision not in PRECISIONS:
+            raise BackendError(
+                f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
+            )
+        self._precision = precision
+        config = weights.config
+        try:
+            self._encoder = self._module.Encoder(
+                width=config.hidden_size,
+                heads=config.num_heads,
+                layers=config.num_layers,
+                ffn=config.ffn_size,
+                eps=config.layer_norm_eps,
+                activation=config.activation,
+                head=[
+                    (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
+                    for i, linear in enumerate(head.linears)
+                ],
+                tensors=weights.tensors,
+                precision=precision,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"backend cuda cannot load this model: {error}") from error
+
+    def forward(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See ``Backend.forward``; results are float32."""
+        try:
+            return self._encoder.forward(
+                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
+            )
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+
+    def info(self) -> dict[str, object]:
+        """The device and the bytes held on it."""
+        return {
+            "device": self._module.device_name(),
+            "weight_bytes": self._encoder.weight_bytes,
+            "scratch_bytes": self._encoder.scratch_bytes,
+        }
