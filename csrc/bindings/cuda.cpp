@@ -165,10 +165,14 @@ class Results {
   float* fp32() { return reinterpret_cast<float*>(fp32_.data()); }
   char* low() { return low_.data(); }
 
-  py::tuple fetch(Index fp32_rows, Index low_rows, Stream& stream) const {
-    Floats fp32({fp32_rows, columns_});
+  // `rows` of each of the planes that fp32 consists of, and of T where there is room for it.
+  py::tuple fetch(Index rows, Index planes, Stream& stream) const {
+    const Index low_rows = low_rows_ ? rows : 0, plane = planes ? fp32_rows_ / planes : 0;
+    Floats fp32({planes * rows, columns_});
     Bytes low({low_rows, columns_ * size_});
-    download(fp32.mutable_data(), fp32_.data(), static_cast<std::size_t>(fp32.nbytes()), stream);
+    for (Index i = 0; i < planes; ++i)
+      download(fp32.mutable_data() + i * rows * columns_, floats(fp32_) + i * plane * columns_,
+               static_cast<std::size_t>(rows * columns_) * sizeof(float), stream);
     for (Index row = 0; row < low_rows; ++row)
       download(low.mutable_data() + row * columns_ * size_, low_.data() + row * stride_,
                static_cast<std::size_t>(columns_ * size_), stream);
@@ -195,7 +199,7 @@ py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optiona
   embed({type, ints(count), ints(id), ints(at), ints(kind), floats(words), floats(places), floats(kinds),
          {floats(scale), floats(shift), static_cast<int>(weight.size()), eps}, results.fp32(), results.low()},
         static_cast<int>(tokens), stream);
-  return results.fetch(tokens, tokens, stream);
+  return results.fetch(tokens, 1, stream);
 }
 
 // A linear with its weight packed once.
@@ -213,7 +217,7 @@ class BoundLinear {
     stream.wait();
   }
 
-  // `x` [*, row_stride(K)] raw; (fp32 [splits * most_rows, N], T [rows, N] raw), the second empty with several splits.
+  // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
   py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
                        std::optional<int> most_rows, int splits) const {
     require(x.ndim() == 2 && x.shape(1) == row_stride(k_) * static_cast<Index>(element_size(precision_)),
@@ -226,7 +230,7 @@ class BoundLinear {
     linear({precision_, ints(count), ints(index), input.data(), {weight_.data(), floats(bias_), n_, k_},
             activation_named(activation), splits, results.fp32(), results.low()},
            static_cast<int>(most), stream);
-    return results.fetch(splits == 1 ? rows : splits * most, splits == 1 ? rows : 0, stream);
+    return results.fetch(rows, splits, stream);
   }
 
   int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
@@ -262,7 +266,7 @@ py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, i
             most_rows.value_or(static_cast<int>(tokens)), stream);
   Floats probabilities(all);
   download(probabilities.mutable_data(), weights.data(), weights.bytes(), stream);
-  return py::make_tuple(results.fetch(0, tokens, stream)[1], probabilities);
+  return py::make_tuple(results.fetch(tokens, 0, stream)[1], probabilities);
 }
 
 // `x` [splits, rows, D]; (fp32 [rows, D], T [rows, D] raw).
@@ -282,7 +286,7 @@ py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_b
                   floats(rest), {floats(scale), floats(shift), static_cast<int>(weight.size()), eps}, nullptr,
                   results.fp32(), results.low()},
                  static_cast<int>(rows), stream);
-  return results.fetch(rows, rows, stream);
+  return results.fetch(rows, 1, stream);
 }
 
 }  // namespace
