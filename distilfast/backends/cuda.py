@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,9 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, threads: int | None = None, module: ModuleType | None = None) -> None:
-        """``threads`` is accepted and not used: the work is the device's. ``module``: ``_cuda``, or a stand-in."""
-        self._module: Any = module or extension()
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads`` is accepted and not used: the work is the device's."""
+        self._module = extension()
         self._precision = ""
 
     @property

@@ -146,13 +146,13 @@ BUDGETS = {
     "bf16": Budget(
         "at most the error of a naive bfloat16 forward",
         factor=1.0,
-        arithmetic=Arithmetic(to_bf16, result=to_bf16),
+        arithmetic=Arithmetic(to_bf16, to_bf16, to_bf16),
         torch="bfloat16",
     ),
     "fp16": Budget(
         "at most the error of a naive float16 forward",
         factor=1.0,
-        arithmetic=Arithmetic(to_fp16, result=to_fp16),
+        arithmetic=Arithmetic(to_fp16, to_fp16, to_fp16),
         torch="float16",
     ),
     "int8": Budget(

@@ -1,0 +1,122 @@
+"""The whole encoder: every named intermediate within its budget, every way to ask for rows, buckets, callers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from elements import PRECISIONS
+
+from distilfast import Engine
+from distilfast.backends import cuda
+from distilfast.batch import PackedBatch
+from distilfast.errors import BackendError
+from distilfast.heads import TASKS
+from distilfast.parity import compare
+from distilfast.parity.texts import TEXTS
+
+SHORT = {"max_position_embeddings": 24}
+HEADS_OF_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
+
+
+@pytest.fixture(autouse=True)
+def backend(extension, monkeypatch):
+    """Backend "cuda" runs this extension."""
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+
+
+@pytest.fixture
+def engine(tiny_checkpoint):
+    def make(task="token-classification", precision="fp32", model_type="distilbert", **config):
+        directory = tiny_checkpoint(model_type, task, config=config)
+        return Engine.from_pretrained(directory, backend="cuda", precision=precision)
+
+    return make
+
+
+def batch_of(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
+    model_type = "bert" if task in ("feature-extraction", "fill-mask") else "distilbert"
+    report = compare(
+        tiny_checkpoint(model_type, task, config=SHORT), backend="cuda", precision=precision, texts=TEXTS[:8]
+    )
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_heads_of_64(tiny_checkpoint, precision):
+    directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
+    report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_that_no_one_needs_are_skipped(engine, precision):
+    """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums."""
+    runs, batch = engine("text-classification", precision), batch_of(5, 40, 1, 17)
+    alone = runs.forward(batch)[1]
+    hidden, both = runs.forward(batch, hidden=True)
+    assert hidden.shape == (63, 32)
+    assert np.allclose(alone, both, rtol=0, atol={"fp32": 1e-6, "fp16": 1e-3, "bf16": 8e-3}[precision])
+
+
+def test_a_graph_serves_every_batch_of_its_bucket(engine):
+    """Sizes are read on the device: other lengths, other rows and other ids through the graph of the first."""
+    runs, fresh = engine(), engine()
+    for seed, lengths in enumerate([(30,), (1, 2, 3), (17, 15), (1,) * 20, (32,)]):
+        batch = batch_of(*lengths, seed=seed)
+        expected = Engine.forward(fresh, batch, hidden=True)
+        got = runs.forward(batch, hidden=True)
+        assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+        fresh = engine()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bits_do_not_depend_on_batch_mates(engine, precision):
+    """Within a bucket: a text alone, and among others at any place."""
+    runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]
+    together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts])
+    whole = runs.forward(together, hidden=True)[0]
+    alone = runs.forward(texts[0], hidden=True)[0]
+    assert np.array_equal(alone, whole[:20])
+
+
+def test_chunks_of_a_large_batch(engine):
+    """More tokens than one pass takes: the answers are those of the parts."""
+    runs, lengths = engine(max_position_embeddings=64), (64,) * 66
+    batch = batch_of(*lengths)
+    whole = runs.forward(batch)[1]
+    first = PackedBatch.from_sequences([batch.input_ids[i * 64 : (i + 1) * 64].tolist() for i in range(64)])
+    assert np.array_equal(runs.forward(first)[1], whole[: 64 * 64])
+    assert len(whole) == sum(lengths)
+
+
+def test_several_callers_at_once(engine):
+    runs, batches = engine(), [batch_of(5, 20), batch_of(30), batch_of(60, 10)]
+    expected = [runs.forward(batch)[1] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: runs.forward(batches[i % 3])[1], range(12)))
+    assert all(np.array_equal(answer, expected[i % 3]) for i, answer in enumerate(answers))
+
+
+def test_a_second_forward_takes_no_more_memory(engine):
+    runs = engine()
+    runs.forward(batch_of(30))
+    held = runs.info()["scratch_bytes"]
+    for seed in range(3):
+        runs.forward(batch_of(12, 13, seed=seed))
+    assert runs.info()["scratch_bytes"] == held > 0
+
+
+def test_what_cannot_be_run_is_said(engine, tiny_checkpoint):
+    with pytest.raises(BackendError, match="precision 'int4' is not available on backend cuda"):
+        engine(precision="int4")
+    with pytest.raises(BackendError, match="The head size is not a multiple of 8"):
+        engine(n_heads=8)
