@@ -53,8 +53,9 @@ class BoundEncoder {
  public:
   BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<int, std::string, bool>>& head, std::map<std::string, Floats> tensors,
-               const std::string& precision)
+               const std::string& precision, Index chunk_tokens)
       : width_(width) {
+    require(chunk_tokens >= 1, "chunk_tokens must be at least 1.");
     std::vector<HeadLinear> linears;
     for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
     const EncoderShape shape{precision_named(precision), width, heads, layers, ffn, eps, activation_named(activation)};
@@ -65,7 +66,7 @@ class BoundEncoder {
       return found == all.end() ? std::nullopt : std::optional(found->second);
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_unique<Encoder>(shape, linears, find);
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, chunk_tokens);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -298,9 +299,9 @@ void bind(py::module_& module) {
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<int, int, int, int, float, const std::string&,
                     const std::vector<std::tuple<int, std::string, bool>>&, std::map<std::string, Floats>,
-                    const std::string&>(),
+                    const std::string&, Index>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
-           arg("head"), arg("tensors"), arg("precision"))
+           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def_property_readonly("weight_bytes", [](const BoundEncoder& self) { return self.encoder().model().bytes(); })

@@ -9,10 +9,7 @@ namespace distilfast::cuda {
 
 namespace {
 
-// Tokens after which a chunk is closed: the device is long full by then, and the buffers of all buckets together stay
-// within some hundreds of MB.
-constexpr Index chunk_tokens = 4096;
-// And no more than this many numbers for what the head leaves, which may be as wide as the vocabulary.
+// No more than so many numbers for what the head leaves, which may be as wide as the vocabulary: 256 MB.
 constexpr Index chunk_head_numbers = Index{1} << 26;
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find) {
@@ -48,8 +45,9 @@ class Workspace {
   }
 };
 
-Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find)
-    : model_(load(shape, head, find)) {}
+Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+                 Index chunk_tokens)
+    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens) {}
 
 Encoder::~Encoder() = default;
 
@@ -57,7 +55,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   std::unique_ptr<Workspace> workspace = borrow_workspace();
   const Index by_head = chunk_head_numbers / std::max(1, model_.head_columns());
   const Index all = input.cu_seqlens[input.sequences];
-  const Index limit = trace ? all : std::clamp<Index>(by_head, 1, chunk_tokens);  // a trace is one piece
+  const Index limit = trace ? all : std::clamp<Index>(by_head, 1, chunk_tokens_);  // a trace is one piece
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
     Pass& pass = workspace->pass_for(model_, chunk.tokens);
     if (trace)

@@ -38,8 +38,8 @@ class Workspace;
 
 class Encoder {
  public:
-  // See Model for `find`.
-  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find);
+  // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
+  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens);
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
@@ -53,6 +53,7 @@ class Encoder {
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
   Model model_;
+  Index chunk_tokens_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // one for each caller there ever was at once
 };

@@ -41,6 +41,8 @@ struct Tile {
   static constexpr int sum_stride = Columns + 8;
   static constexpr int sum_bytes = DepthWarps * Rows * sum_stride * static_cast<int>(sizeof(float));
   static constexpr int shared_bytes = Stages * stage_bytes > sum_bytes ? Stages * stage_bytes : sum_bytes;
+  // Blocks that the shared memory of compute capability 8.0 has room for: registers need be no scarcer than that.
+  static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
 
 // No tile needs more than the 99 KB that a block of compute capability 8.6 can have.
@@ -167,7 +169,7 @@ __device__ inline void multiply(const Task& task, int row0, int rows, int column
     sync_threads();  // everyone's copies have landed, and everyone is done with the stage that is filled next
     copy_stage(step + Tile::stages - 1);
     const char* stage = shared + step % Tile::stages * Tile::stage_bytes;
-#pragma unroll
+#pragma unroll 1  // two units at once would not fit the registers of the largest fp32 tile
     for (int unit = 0; unit < Tile::units / Tile::depth_warps; ++unit)
       multiply_unit<T, Tile>(stage, stage + Tile::x_bytes, at, unit * Tile::depth_warps + at.depth, sums);
   }
@@ -260,7 +262,7 @@ __device__ inline void finish(const Task& task, int row0, int rows, int column0,
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::threads) linear_kernel(Task task) {
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) linear_kernel(Task task) {
   const int rows = load(task.op.rows), row0 = static_cast<int>(blockIdx.y) * Tile::rows;
   if (row0 >= rows) return;
   const int column0 = static_cast<int>(blockIdx.x) * Tile::columns, split = static_cast<int>(blockIdx.z);

@@ -20,16 +20,32 @@ struct OutOfMemory : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws what `status` says. Errors that no later call on this process's context survives say so.
+// Errors behind which no call of this process reaches the device any more.
+inline bool is_lost(cudaError_t status) {
+  switch (status) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorECCUncorrectable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Throws what `status` says, if it is an error.
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // a recoverable error must not be found again by the next call
+  cudaGetLastError();  // it must not be found again by the next call
   const std::string why = std::string(what) + " failed: " + cudaGetErrorString(status);
   if (status == cudaErrorMemoryAllocation) throw OutOfMemory(why + ".");
-  const bool lost = cudaPeekAtLastError() != cudaSuccess || status == cudaErrorIllegalAddress ||
-                    status == cudaErrorLaunchFailure || status == cudaErrorMisalignedAddress ||
-                    status == cudaErrorIllegalInstruction || status == cudaErrorHardwareStackError;
-  throw std::runtime_error(why + (lost ? "; the device context is lost, and only a new process gets another." : "."));
+  throw std::runtime_error(
+      why + (is_lost(status) ? "; this process has lost the device, and only a new one can use it." : "."));
 }
 
 // Nothing, or why no device can be used, in one sentence.

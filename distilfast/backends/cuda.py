@@ -13,6 +13,8 @@ from distilfast.heads import Head
 from distilfast.weights import Weights
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+CHUNK_TOKENS = 4096
+"""Tokens that are run at a time: the device is full by then, and what it holds for them stays within some 300 MB."""
 
 
 def extension() -> Any:
@@ -68,6 +70,7 @@ class CudaBackend:
                 ],
                 tensors=weights.tensors,
                 precision=precision,
+                chunk_tokens=CHUNK_TOKENS,
             )
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend cuda cannot load this model: {error}") from error

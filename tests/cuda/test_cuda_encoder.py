@@ -88,14 +88,20 @@ def test_bits_do_not_depend_on_batch_mates(engine, precision):
     assert np.array_equal(alone, whole[:20])
 
 
-def test_chunks_of_a_large_batch(engine):
+def test_chunks_of_a_large_batch(engine, monkeypatch):
     """More tokens than one pass takes: the answers are those of the parts."""
-    runs, lengths = engine(max_position_embeddings=64), (64,) * 66
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
+    runs, lengths = engine(), (20, 12, 1, 30, 50, 2)  # two, two, one that is longer than a chunk, one
     batch = batch_of(*lengths)
-    whole = runs.forward(batch)[1]
-    first = PackedBatch.from_sequences([batch.input_ids[i * 64 : (i + 1) * 64].tolist() for i in range(64)])
-    assert np.array_equal(runs.forward(first)[1], whole[: 64 * 64])
-    assert len(whole) == sum(lengths)
+    hidden, whole = runs.forward(batch, hidden=True)
+    begin = 0
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)):
+        sequences = [batch.input_ids[a:b].tolist() for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:])][part]
+        expected = runs.forward(PackedBatch.from_sequences(sequences), hidden=True)
+        end = begin + sum(lengths[part])
+        assert np.array_equal(expected[0], hidden[begin:end])
+        assert np.array_equal(expected[1], whole[begin:end])
+        begin = end
 
 
 def test_several_callers_at_once(engine):
