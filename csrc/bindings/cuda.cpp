@@ -78,8 +78,9 @@ class BoundEncoder {
     require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
     const bool run_head = rows && !encoder_->model().head.empty();
     const Index num_rows = run_head ? rows->size() : 0;
-    const ForwardInput input{ids.data(), positions.data(), data_or_null(token_types), cu_seqlens.data(),
-                             cu_seqlens.size() - 1, data_or_null(rows), num_rows};
+    const ForwardInput input{ids.data(),        positions.data(),      data_or_null(token_types),
+                             cu_seqlens.data(), cu_seqlens.size() - 1, data_or_null(rows),
+                             num_rows};
     py::object hidden_out = py::none(), head_out = py::none();
     ForwardOutput output{nullptr, nullptr};
     if (hidden) {
@@ -129,7 +130,8 @@ class BoundEncoder {
   std::unique_ptr<Encoder> encoder_;
 };
 
-// ------------------------------------------------------------------------- the operations alone, for tests and benchmarks
+// ------------------------------------------------------------------------- the operations alone, for tests and
+// benchmarks
 
 template <class T>
 DeviceBuffer to_device(const py::array_t<T, py::array::c_style>& array, Stream& stream) {
@@ -197,8 +199,17 @@ py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optiona
              places = to_device(position, stream), kinds = to_device(token_type, stream),
              scale = to_device(weight, stream), shift = to_device(bias, stream);
   Results results(type, tokens, tokens, weight.size());
-  embed({type, ints(count), ints(id), ints(at), ints(kind), floats(words), floats(places), floats(kinds),
-         {floats(scale), floats(shift), static_cast<int>(weight.size()), eps}, results.fp32(), results.low()},
+  embed({type,
+         ints(count),
+         ints(id),
+         ints(at),
+         ints(kind),
+         floats(words),
+         floats(places),
+         floats(kinds),
+         {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
+         results.fp32(),
+         results.low()},
         static_cast<int>(tokens), stream);
   return results.fetch(tokens, 1, stream);
 }
@@ -228,8 +239,15 @@ class BoundLinear {
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
                        count = number_on_device(rows, stream);
     Results results(precision_, splits * most, splits == 1 ? rows : 0, n_);
-    linear({precision_, ints(count), ints(index), input.data(), {weight_.data(), floats(bias_), n_, k_},
-            activation_named(activation), splits, results.fp32(), results.low()},
+    linear({precision_,
+            ints(count),
+            ints(index),
+            input.data(),
+            {weight_.data(), floats(bias_), n_, k_},
+            activation_named(activation),
+            splits,
+            results.fp32(),
+            results.low()},
            static_cast<int>(most), stream);
     return results.fetch(rows, splits, stream);
   }
@@ -283,9 +301,17 @@ py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_b
              rest = to_device(residual, stream), index = to_device(gather, stream), scale = to_device(weight, stream),
              shift = to_device(bias, stream);
   Results results(type, rows, rows, weight.size());
-  add_layer_norm({type, ints(count), ints(index), floats(parts), static_cast<int>(x.shape(0)), floats(add),
-                  floats(rest), {floats(scale), floats(shift), static_cast<int>(weight.size()), eps}, nullptr,
-                  results.fp32(), results.low()},
+  add_layer_norm({type,
+                  ints(count),
+                  ints(index),
+                  floats(parts),
+                  static_cast<int>(x.shape(0)),
+                  floats(add),
+                  floats(rest),
+                  {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
+                  nullptr,
+                  results.fp32(),
+                  results.low()},
                  static_cast<int>(rows), stream);
   return results.fetch(rows, 1, stream);
 }

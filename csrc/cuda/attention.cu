@@ -32,7 +32,8 @@ struct Head {
   static constexpr int shared_bytes = 3 * tile_bytes;  // q, k, v
 };
 
-// ---------------------------------------------------------------------------------------------------------------- tiles
+// ----------------------------------------------------------------------------------------------------------------
+// tiles
 
 // Queries of one sequence: its rows are begin to end, and the tile's queries start at row `query`.
 struct Tile {
@@ -77,7 +78,8 @@ __device__ inline void copy_rows(const Attention& op, int part, int head, int ro
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------- products
+// -------------------------------------------------------------------------------------------------------------
+// products
 
 // What the matrix instruction holds of the warp's 16 rows and 64 keys or `columns` columns.
 using Scores = float[tile_keys / 8][4];
@@ -116,8 +118,7 @@ __device__ inline void score(const char* queries, const char* keys, int left, fl
 #pragma unroll
   for (int j = 0; j < tile_keys / 8; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      scores[j][i] = j * 8 + lane % 4 * 2 + i % 2 < left ? scores[j][i] * scale : -INFINITY;
+    for (int i = 0; i < 4; ++i) scores[j][i] = j * 8 + lane % 4 * 2 + i % 2 < left ? scores[j][i] * scale : -INFINITY;
 }
 
 // Two values as the two elements of a word.
@@ -182,7 +183,8 @@ struct Weigh<float, Head> {
   }
 };
 
-// -------------------------------------------------------------------------------------------------------------- softmax
+// --------------------------------------------------------------------------------------------------------------
+// softmax
 
 // Over the four lanes that share a row.
 __device__ inline float row_max(float x) {
@@ -222,7 +224,8 @@ struct Softmax {
   }
 };
 
-// -------------------------------------------------------------------------------------------------------------- results
+// --------------------------------------------------------------------------------------------------------------
+// results
 
 template <class T, class Head>
 __device__ inline void store_context(const Attention& op, const Tile& tile, int head, const Context<Head>& context,
@@ -233,7 +236,8 @@ __device__ inline void store_context(const Attention& op, const Tile& tile, int 
     const int row = tile.query + warp * 16 + half * 8 + lane / 4;
     if (row >= tile.end) continue;
     const float inverse = 1.0f / softmax.sum[half];
-    T* out = static_cast<T*>(op.out) + static_cast<Index>(row) * row_stride(op.heads * op.head_size) + head * op.head_size;
+    T* out =
+        static_cast<T*>(op.out) + static_cast<Index>(row) * row_stride(op.heads * op.head_size) + head * op.head_size;
 #pragma unroll
     for (int n = 0; n < Head::columns / 8; ++n)
 #pragma unroll
@@ -264,7 +268,8 @@ __device__ inline void store_probabilities(const Attention& op, const Tile& tile
   }
 }
 
-// --------------------------------------------------------------------------------------------------------------- kernel
+// ---------------------------------------------------------------------------------------------------------------
+// kernel
 
 template <class T, class Head>
 __device__ inline void attend(const Attention& op, const Tile& tile, int head) {

@@ -96,7 +96,8 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// ---------------------------------------------------------------------------------------------- collectives of one warp
+// ---------------------------------------------------------------------------------------------- collectives of one
+// warp
 
 // Four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8, and gets the word at byte 4 * (l % 4)
 // of row l / 4 of each. All 32 lanes.
@@ -118,8 +119,10 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&words)[4], const
 template <class T>
 __device__ inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 template <>
-__device__ inline void multiply_matrices<Half>(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+__device__ inline void multiply_matrices<Half>(float (&c)[4], const std::uint32_t (&a)[4],
+                                               const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -159,7 +162,8 @@ __device__ inline T shuffle_up(T value, int distance) {
 __device__ inline std::uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
 __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
-// ------------------------------------------------------------------------------------------------------------- barriers
+// -------------------------------------------------------------------------------------------------------------
+// barriers
 
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }

@@ -19,7 +19,8 @@ Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const
 
 // Takes sequences behind `last` until they have `limit` tokens, at least one.
 Chunk next_chunk(const ForwardInput& input, const Chunk& last, Index limit) {
-  Chunk chunk{last.first_sequence + last.sequences, 0, last.first_token + last.tokens, 0, last.first_row + last.rows, 0};
+  Chunk chunk{last.first_sequence + last.sequences, 0, last.first_token + last.tokens, 0,
+              last.first_row + last.rows,           0};
   while (chunk.first_sequence + chunk.sequences < input.sequences) {
     const Index end = input.cu_seqlens[chunk.first_sequence + chunk.sequences + 1];
     if (chunk.sequences > 0 && end - chunk.first_token > limit) break;

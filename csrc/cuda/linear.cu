@@ -24,7 +24,8 @@ constexpr int chunk_bytes = 16;
 
 constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
 
-// ---------------------------------------------------------------------------------------------------------------- tiles
+// ----------------------------------------------------------------------------------------------------------------
+// tiles
 
 // A block computes Rows x Columns of out with RowWarps x ColumnWarps x DepthWarps warps, in stages of Units of K.
 template <int Rows, int Columns, int RowWarps, int ColumnWarps, int DepthWarps, int Units, int Stages>
@@ -95,12 +96,14 @@ __device__ inline void copy_w(const Task& task, int column0, int unit0, int unit
     const int group = column0 / unit_columns + i / group_chunks, unit = unit0 + i % group_chunks / unit_chunks;
     const bool there = group < groups && unit < unit_end;
     const char* from = static_cast<const char*>(task.op.packed.weight);
-    if (there) from += (static_cast<Index>(group) * task.units + unit0) * packed_unit_bytes + i % group_chunks * chunk_bytes;
+    if (there)
+      from += (static_cast<Index>(group) * task.units + unit0) * packed_unit_bytes + i % group_chunks * chunk_bytes;
     copy_async(shared + i * chunk_bytes, from, there ? chunk_bytes : 0);
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------- products
+// -------------------------------------------------------------------------------------------------------------
+// products
 
 // The warp's place in the tile.
 template <class Tile>
@@ -138,9 +141,8 @@ __device__ inline void multiply_unit(const char* x, const char* w, const Place<T
     }
 #pragma unroll
     for (int i = 0; i < Tile::row_tiles; ++i) {
-      const Operand<T, 4> a = load_operand_a<T>([&](int row, int chunk) {
-        return x + x_offset<Tile>(at.row + 16 * i + row, (2 * unit + step) * 2 + chunk);
-      });
+      const Operand<T, 4> a = load_operand_a<T>(
+          [&](int row, int chunk) { return x + x_offset<Tile>(at.row + 16 * i + row, (2 * unit + step) * 2 + chunk); });
 #pragma unroll
       for (int j = 0; j < Tile::column_tiles; ++j) multiply_add(sums[i][j], a, b[j]);
     }
@@ -177,7 +179,8 @@ __device__ inline void multiply(const Task& task, int row0, int rows, int column
   sync_threads();  // what follows writes over the stages
 }
 
-// ------------------------------------------------------------------------------------------------------------- epilogue
+// -------------------------------------------------------------------------------------------------------------
+// epilogue
 
 // All warps' sums to shared memory, [depth_warps][rows][sum_stride].
 template <class Tile>
@@ -252,7 +255,8 @@ __device__ inline void finish(const Task& task, int row0, int rows, int column0,
 #pragma unroll
       for (int depth = 1; depth < Tile::depth_warps; ++depth)
         values[j] += load(sum + depth * Tile::rows * Tile::sum_stride);
-      if (op.splits == 1 && j < left) values[j] = apply(op.activation, values[j] + load(op.packed.bias + column0 + column + j));
+      if (op.splits == 1 && j < left)
+        values[j] = apply(op.activation, values[j] + load(op.packed.bias + column0 + column + j));
     }
     const Index at = row0 + row;
     if (op.out) store_row(op.out + split * task.plane + at * op.packed.n + column0 + column, values, left);
@@ -273,7 +277,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) linear_kernel(Tas
   finish<T, Tile>(task, row0, rows, column0, split);
 }
 
-// -------------------------------------------------------------------------------------------------------------- packing
+// --------------------------------------------------------------------------------------------------------------
+// packing
 
 struct Pack {
   const float* weight;
@@ -305,9 +310,12 @@ __global__ void pack_kernel(Pack op) {
   store(static_cast<Chunk*>(op.packed) + at, chunk);
 }
 
-// ------------------------------------------------------------------------------------------------------------- dispatch
+// -------------------------------------------------------------------------------------------------------------
+// dispatch
 
-int units_of(Precision precision, int k) { return divide_up(k * static_cast<int>(element_size(precision)), unit_bytes); }
+int units_of(Precision precision, int k) {
+  return divide_up(k * static_cast<int>(element_size(precision)), unit_bytes);
+}
 
 // Calls run.operator()<Tile>() with the tile for so many rows.
 template <class Run>

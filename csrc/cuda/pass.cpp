@@ -39,7 +39,8 @@ int bucket_for(Index count) {
   return bucket;
 }
 
-// -------------------------------------------------------------------------------------------------------------- buffers
+// --------------------------------------------------------------------------------------------------------------
+// buffers
 
 Pass::Pass(const Model& model, int most_tokens)
     : model_(model),
@@ -83,7 +84,8 @@ char* Pass::place_buffers(char* at) {
     head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
   }
   at = place_inputs(at, device_);
-  const std::size_t x = most * static_cast<std::size_t>(shape.width) * sizeof(float), x_low = most * row_bytes(shape.width);
+  const std::size_t x = most * static_cast<std::size_t>(shape.width) * sizeof(float),
+                    x_low = most * row_bytes(shape.width);
   tokens_ = {device_.tokens, most_tokens_, take<float>(at, x), take<char>(at, x_low)};
   rows_ = {device_.rows, 0, take<float>(at, x), take<char>(at, x_low)};
   qkv_ = take<char>(at, most * row_bytes(3 * shape.width));
@@ -109,7 +111,8 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
   copy_shifted(input.rows + chunk.first_row, chunk.rows, chunk.first_token, host_.gather);
 }
 
-// -------------------------------------------------------------------------------------------------------------- running
+// --------------------------------------------------------------------------------------------------------------
+// running
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
   fill_inputs(input, chunk);
@@ -152,7 +155,8 @@ void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream
   stream.wait();
 }
 
-// --------------------------------------------------------------------------------------------------------------- layers
+// ---------------------------------------------------------------------------------------------------------------
+// layers
 
 void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
   upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
@@ -175,10 +179,17 @@ void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
 
 void Pass::embed_tokens(Stream& stream, Tracer* tracer) {
   const auto table = [](const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); };
-  const Embed op{model_.shape.precision,  device_.tokens,       device_.ids,
-                 device_.positions,       device_.token_types,  table(model_.word),
-                 table(model_.position),  table(model_.token_type), model_.embed_norm->view(),
-                 tokens_.x,               tokens_.x_low};
+  const Embed op{model_.shape.precision,
+                 device_.tokens,
+                 device_.ids,
+                 device_.positions,
+                 device_.token_types,
+                 table(model_.word),
+                 table(model_.position),
+                 table(model_.token_type),
+                 model_.embed_norm->view(),
+                 tokens_.x,
+                 tokens_.x_low};
   embed(op, most_tokens_, stream);
   if (tracer) tracer->record("embed", tokens_.x, tracer->num_tokens, model_.shape.width);
 }
@@ -188,8 +199,9 @@ void Pass::attend(const Layer& layer, const std::string& at, Stream& stream, Tra
   const EncoderShape& shape = model_.shape;
   run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, stream);
   if (tracer) tracer->record(at + "qkv", qkv_, tracer->num_tokens, 3 * shape.width);
-  Attention op{shape.precision, device_.sequences, device_.cu_seqlens, qkv_, shape.heads, shape.width / shape.heads,
-               context_,        nullptr,           nullptr};
+  Attention op{shape.precision, device_.sequences,         device_.cu_seqlens, qkv_,
+               shape.heads,     shape.width / shape.heads, context_,           nullptr,
+               nullptr};
   if (tracer) {
     op.probability_begins = reinterpret_cast<const std::int64_t*>(tracer->probability_begins.data());
     op.probabilities = reinterpret_cast<float*>(tracer->probabilities.data());
@@ -243,8 +255,7 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
                                  const std::string& name, Stream& stream, Tracer* tracer) const {
   const Precision precision = model_.shape.precision;
   // Only a linear without an activation may leave its parts to be added later.
-  const int splits =
-      activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
+  const int splits = activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
   linear({precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, parts_, nullptr},
          rows.most, stream);

@@ -73,8 +73,8 @@ class Pass {
   void behind_attention(const Layer& layer, const std::string& at, const float* residual, const std::int32_t* gather,
                         const Rows& rows, Stream& stream, Tracer* tracer);
   void run_head(const Rows& rows, Source source, Stream& stream, Tracer* tracer);
-  void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
-                  char* out_low, Stream& stream) const;
+  void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out, char* out_low,
+                  Stream& stream) const;
   // LN(x Wt + b + residual) into rows.x and rows.x_low; the sum before the residual goes to the tracer as `name`.
   void linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                              const float* residual, const std::int32_t* gather, const Rows& rows,

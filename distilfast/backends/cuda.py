@@ -1,4 +1,4 @@
-"""The encoder in hand-written CUDA kernels on an NVIDIA GPU, compiled from csrc/cuda; needs a driver and nothing else."""
+"""The encoder in hand-written CUDA kernels on an NVIDIA GPU: needs the driver, and nothing else at run time."""
 
 from __future__ import annotations
 

@@ -88,7 +88,15 @@ def _compile(source: Path) -> tuple[Path, str]:
         targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES]
         compiler = nvcc()
         assert compiler is not None
-        command = [compiler, "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v", "-I", str(SOURCES.parent), *targets]
+        command = [
+            compiler,
+            "-std=c++20",
+            "--expt-relaxed-constexpr",
+            "-Xptxas=-v",
+            "-I",
+            str(SOURCES.parent),
+            *targets,
+        ]
         done = subprocess.run([*command, "-fatbin", str(source), "-o", str(fatbin)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)

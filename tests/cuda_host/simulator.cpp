@@ -44,8 +44,7 @@ void* Device::allocate(std::size_t bytes) {
   if (!memory) throw std::bad_alloc();
   std::memset(memory, 0xff, whole);  // NaN in every floating-point type
   const std::lock_guard guard(mutex);
-  regions_[memory] =
-      std::make_unique<Region>("an allocation of " + std::to_string(bytes) + " bytes", memory, bytes);
+  regions_[memory] = std::make_unique<Region>("an allocation of " + std::to_string(bytes) + " bytes", memory, bytes);
   return memory;
 }
 
@@ -89,8 +88,10 @@ bool Device::unordered(const Stamp& other) const {
 
 void Device::check_order(const Region& region, const Stamp& other, const char* what, const void* at) {
   if (!unordered(other)) return;
-  const std::string who = other.thread < 0 ? "several threads" : "thread " + std::to_string(other.thread) + " of the grid";
-  fail(std::string(what) + " " + place(region, at) + " which " + who + " accesses without a barrier between them (a race)");
+  const std::string who =
+      other.thread < 0 ? "several threads" : "thread " + std::to_string(other.thread) + " of the grid";
+  fail(std::string(what) + " " + place(region, at) + " which " + who +
+       " accesses without a barrier between them (a race)");
 }
 
 void Device::access(const void* at, std::size_t bytes, bool writes) {
@@ -101,7 +102,8 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
   const std::size_t begin = (static_cast<const char*>(at) - region->begin) / cell_bytes;
   for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
     Cell& cell = region->cells[i];
-    if (cell.writer.thread == in_flight) fail("accesses an asynchronous copy that was not waited for: " + place(*region, at));
+    if (cell.writer.thread == in_flight)
+      fail("accesses an asynchronous copy that was not waited for: " + place(*region, at));
     check_order(*region, cell.writer, writes ? "writes" : "reads", at);
     if (writes) {
       check_order(*region, cell.reader, "writes", at);
@@ -114,7 +116,8 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
   }
 }
 
-// --------------------------------------------------------------------------------------------------- asynchronous copies
+// --------------------------------------------------------------------------------------------------- asynchronous
+// copies
 
 void Device::issue_copy(void* to, const void* from, int bytes) {
   if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 can be had");
@@ -149,7 +152,8 @@ void Device::wait_copies(std::size_t pending) {
     for (const Copy& copy : copies.front()) land(copy);
 }
 
-// ------------------------------------------------------------------------------------------------------------ rendezvous
+// ------------------------------------------------------------------------------------------------------------
+// rendezvous
 
 void Device::wait(const char* what) {
   Thread& self = *current_;
@@ -214,7 +218,8 @@ void Device::sync_grid() {
   }
 }
 
-// --------------------------------------------------------------------------------------------------------------- running
+// ---------------------------------------------------------------------------------------------------------------
+// running
 
 std::string Device::name(const Thread& thread) const {
   return "thread " + std::to_string(thread.index.x) + " of block " + text(thread.block->index);

@@ -141,7 +141,7 @@ class Device {
   void wait_copies(std::size_t pending);
   [[noreturn]] void fail(const std::string& what);
 
-  std::mutex mutex;  // one kernel at a time
+  std::mutex mutex;                // one kernel at a time
   std::size_t bank_conflicts = 0;  // of load_matrices, since the last reset
 
  private:

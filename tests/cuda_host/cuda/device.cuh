@@ -101,7 +101,8 @@ inline void wait_copies() {
   cuda_host::device().wait_copies(Pending);
 }
 
-// ---------------------------------------------------------------------------------------------- collectives of one warp
+// ---------------------------------------------------------------------------------------------- collectives of one
+// warp
 
 namespace host {
 
@@ -218,9 +219,9 @@ inline T shuffle(T value, int lane, const Where& where = Where::current()) {
     T value;
     int from;
   };
-  return host::exchange(Ask{value, lane}, "shuffle", where, [](auto of, int self) {
-           return Ask{of(of(self).from % 32).value, 0};
-         }).value;
+  return host::exchange(Ask{value, lane}, "shuffle", where,
+                        [](auto of, int self) { return Ask{of(of(self).from % 32).value, 0}; })
+      .value;
 }
 template <class T>
 inline T shuffle_up(T value, int distance, const Where& where = Where::current()) {
@@ -236,7 +237,8 @@ inline std::uint32_t vote(bool value, const Where& where = Where::current()) {
 }
 inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
 
-// ------------------------------------------------------------------------------------------------------------- barriers
+// -------------------------------------------------------------------------------------------------------------
+// barriers
 
 inline void sync_warp(const Where& where = Where::current()) { cuda_host::device().sync_warp(where); }
 inline void sync_threads() { cuda_host::device().sync_threads(); }

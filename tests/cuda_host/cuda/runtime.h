@@ -1,7 +1,6 @@
 // csrc/cuda/runtime.h on the host: device memory that is watched, and work that is done as it is enqueued.
 #pragma once
 
-
 #include <cstddef>
 #include <cstring>
 #include <functional>
@@ -78,7 +77,8 @@ struct Grid {
 };
 
 template <class Op>
-void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream&, Op op) {
+void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream&,
+            Op op) {
   const cuda_host::Launch launch{name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false};
   cuda_host::device().run(launch, [kernel, &op] { kernel(op); });
 }
