@@ -19,7 +19,7 @@ def ends(lengths):
 def low_precision(qkv, cu_seqlens, heads, precision):
     """The naive computation: float32, with the probabilities and the result rounded to the precision."""
     contexts, width = [], qkv.shape[1] // 3
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:]):
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         q, k, v = qkv[begin:end].reshape(end - begin, 3, heads, -1).transpose(1, 2, 0, 3)
         scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(width // heads))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -76,7 +76,7 @@ def test_bits_do_not_depend_on_the_batch(extension, normal, precision):
         return extension.attention(raw(rows, precision), ends(lengths), 3, 32, precision=precision, most_rows=256)[0]
 
     whole = run(qkv, lengths)
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:]):
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         assert np.array_equal(run(qkv[begin:end], (end - begin,)), whole[begin:end])
 
 
