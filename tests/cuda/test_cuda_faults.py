@@ -18,6 +18,7 @@ REPORTS = {
     "copy_without_barrier": "without a barrier between them",
     "divergent_shuffle": "waits forever at shuffle_xor",
     "two_shuffles": "divergent collective",
+    "bank_conflict": "a bank conflict",
     "divergent_barrier": "waits forever at sync_threads",
 }
 

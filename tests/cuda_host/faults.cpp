@@ -113,6 +113,14 @@ void two_shuffles(Buffers op) {
   store(op.out + self(), value);
 }
 
+// Rows of 64 bytes: every second one lies in the same banks.
+void bank_conflict(Buffers op) {
+  clear();
+  std::uint32_t words[4];
+  load_matrices(words, shared_row() + self() % 8 * 16);
+  store(op.out + self(), float_of(words[0]));
+}
+
 void divergent_barrier(Buffers op) {
   if (self() < 32) sync_threads();
   store(op.out + self(), load(op.in + self()));
@@ -139,6 +147,7 @@ const std::map<std::string, Fault>& faults() {
       {"copy_without_barrier", {copy_without_barrier, 1}},
       {"divergent_shuffle", {divergent_shuffle, 1}},
       {"two_shuffles", {two_shuffles, 1}},
+      {"bank_conflict", {bank_conflict, 1}},
       {"divergent_barrier", {divergent_barrier, 1}},
   };
   return all;

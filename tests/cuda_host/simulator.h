@@ -6,6 +6,7 @@
 //   * an access outside every allocation and outside the block's shared memory, or misaligned;
 //   * a read of memory that nobody wrote, or of an asynchronous copy that was not waited for;
 //   * two accesses to the same place, one of them a write, by threads that no barrier orders;
+//   * a matrix load whose rows lie in the same banks;
 //   * a warp's collective that not all lanes reach at the same place, and any other deadlock.
 //
 // Memory is watched in cells of two bytes, the smallest element of any kernel. A cell remembers its last writer and its
@@ -141,8 +142,7 @@ class Device {
   void wait_copies(std::size_t pending);
   [[noreturn]] void fail(const std::string& what);
 
-  std::mutex mutex;                // one kernel at a time
-  std::size_t bank_conflicts = 0;  // of load_matrices, since the last reset
+  std::mutex mutex;  // one kernel at a time
 
  private:
   // When, between which barriers: of the grid, of which block, of which of its warps.
