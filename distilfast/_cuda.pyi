@@ -34,10 +34,12 @@ class Encoder:
         tensors: dict[str, Floats],
         precision: str,
         chunk_tokens: int,
+        persistent: bool,
     ) -> None:
         """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
 
         ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
+        ``persistent``: up to 64 tokens are run by one launch instead of a graph of many.
         """
 
     def forward(

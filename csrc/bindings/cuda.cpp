@@ -53,7 +53,7 @@ class BoundEncoder {
  public:
   BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<int, std::string, bool>>& head, std::map<std::string, Floats> tensors,
-               const std::string& precision, Index chunk_tokens)
+               const std::string& precision, Index chunk_tokens, bool persistent)
       : width_(width) {
     require(chunk_tokens >= 1, "chunk_tokens must be at least 1.");
     std::vector<HeadLinear> linears;
@@ -66,7 +66,7 @@ class BoundEncoder {
       return found == all.end() ? std::nullopt : std::optional(found->second);
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_unique<Encoder>(shape, linears, find, chunk_tokens);
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, chunk_tokens, persistent);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -130,7 +130,7 @@ class BoundEncoder {
   std::unique_ptr<Encoder> encoder_;
 };
 
-// ------------------------------------------------------------------------- the operations alone, for tests and
+// ---- the operations alone, for tests and
 // benchmarks
 
 template <class T>
@@ -246,6 +246,7 @@ class BoundLinear {
             {weight_.data(), floats(bias_), n_, k_},
             activation_named(activation),
             splits,
+            most * n_,
             results.fp32(),
             results.low()},
            static_cast<int>(most), stream);
@@ -306,6 +307,7 @@ py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_b
                   ints(index),
                   floats(parts),
                   static_cast<int>(x.shape(0)),
+                  rows * x.shape(2),
                   floats(add),
                   floats(rest),
                   {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
@@ -325,9 +327,9 @@ void bind(py::module_& module) {
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<int, int, int, int, float, const std::string&,
                     const std::vector<std::tuple<int, std::string, bool>>&, std::map<std::string, Floats>,
-                    const std::string&, Index>(),
+                    const std::string&, Index, bool>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
-           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"))
+           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def_property_readonly("weight_bytes", [](const BoundEncoder& self) { return self.encoder().model().bytes(); })

@@ -1,45 +1,20 @@
-// add_layer_norm: out = (y - mean(y)) / sqrt(var(y) + eps) * weight + bias with y = x + residual, [T, D] -> [T, D].
-//
-// x may come in the parts that a split linear left: they are added in their order, then the linear's bias, and so the
-// sum over K needs neither atomics nor a kernel of its own. Precision: fp32 throughout; `out` carries the residual
-// stream on and `out_low` is what the next linear reads. Reference: distilfast/reference.py, add_layer_norm. One block
-// makes one row.
-#include "cuda/layer_norm.cuh"
+// The launch of add_layer_norm.cuh.
+#include "cuda/add_layer_norm.cuh"
 
 namespace distilfast::cuda {
 namespace {
 
-// What the kernel takes beside the operation itself.
-struct Task {
-  AddLayerNorm op;
-  Index plane;  // floats between the parts of x
-};
-
 template <class T>
-__global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(Task task) {
-  const AddLayerNorm& op = task.op;
-  const Index row = blockIdx.x, width = op.norm.width;
-  if (row >= load(op.rows)) return;
-  const Index from = op.gather ? load(op.gather + row) : row;
-  const auto sum = [&](int c) {
-    const float* x = op.x + row * width + c;
-    float y = load(x);
-    for (int part = 1; part < op.splits; ++part) y += load(x + part * task.plane);
-    if (op.bias) y += load(op.bias + c);
-    if (op.sum) store(op.sum + row * width + c, y);
-    return op.residual ? y + load(op.residual + from * width + c) : y;
-  };
-  T* out_low = op.out_low ? static_cast<T*>(op.out_low) + row * row_stride(op.norm.width) : nullptr;
-  layer_norm_row(op.norm, sum, op.out + row * width, out_low);
+__global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNorm op) {
+  add_layer_norm_row<T>(op, blockIdx.x);
 }
 
 }  // namespace
 
 void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream) {
-  const Task task{op, static_cast<Index>(most_rows) * op.norm.width};
   with_element(op.precision, [&]<class T>() {
     launch("add_layer_norm", add_layer_norm_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
-           layer_norm_shared_bytes(op.norm.width), stream, task);
+           layer_norm_shared_bytes(op.norm.width), stream, op);
   });
 }
 

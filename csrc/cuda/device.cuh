@@ -10,6 +10,7 @@
 // l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -30,7 +31,7 @@ struct alignas(8) Float2 {
   float x, y;
 };
 
-// ------------------------------------------------------------------------------------------------------------- numbers
+// ---- numbers
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(Half x) { return __half2float(x); }
@@ -61,7 +62,7 @@ __device__ inline std::uint32_t round_to_tf32(float x) {
   return rounded;
 }
 
-// -------------------------------------------------------------------------------------------------------------- memory
+// ---- memory
 
 template <class T>
 __device__ inline T load(const T* from) {
@@ -71,6 +72,9 @@ template <class T>
 __device__ inline void store(T* to, T value) {
   *to = value;
 }
+
+// Asks for the line with this address in the L2 cache, and does not wait.
+__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 // The block's shared memory, as large as the launch asked for.
 __device__ inline char* shared_memory() {
@@ -96,7 +100,7 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// ---------------------------------------------------------------------------------------------- collectives of one
+// ---- collectives of one
 // warp
 
 // Four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8, and gets the word at byte 4 * (l % 4)
@@ -162,10 +166,11 @@ __device__ inline T shuffle_up(T value, int distance) {
 __device__ inline std::uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
 __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
-// -------------------------------------------------------------------------------------------------------------
-// barriers
+// ---- barriers
 
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }
+// All blocks of a cooperative launch; what they wrote before is seen by all behind it.
+__device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
 }  // namespace distilfast::cuda

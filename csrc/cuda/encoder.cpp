@@ -40,15 +40,15 @@ class Workspace {
   Stream stream;
   std::map<int, Pass> passes;
 
-  Pass& pass_for(const Model& model, Index tokens) {
+  Pass& pass_for(const Model& model, Index tokens, bool persistent) {
     const int bucket = bucket_for(tokens);
-    return passes.try_emplace(bucket, model, bucket).first->second;
+    return passes.try_emplace(bucket, model, bucket, persistent).first->second;
   }
 };
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 Index chunk_tokens)
-    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens) {}
+                 Index chunk_tokens, bool persistent)
+    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens), persistent_(persistent) {}
 
 Encoder::~Encoder() = default;
 
@@ -58,7 +58,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : std::clamp<Index>(by_head, 1, chunk_tokens_);  // a trace is one piece
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
-    Pass& pass = workspace->pass_for(model_, chunk.tokens);
+    Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
     if (trace)
       pass.run_traced(input, chunk, output, trace, workspace->stream);
     else

@@ -39,7 +39,9 @@ class Workspace;
 class Encoder {
  public:
   // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
-  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens);
+  // `persistent`: small buckets are run by one launch instead of a graph of many.
+  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens,
+          bool persistent);
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
@@ -54,6 +56,7 @@ class Encoder {
 
   Model model_;
   Index chunk_tokens_;
+  bool persistent_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // one for each caller there ever was at once
 };

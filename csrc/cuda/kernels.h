@@ -69,7 +69,8 @@ struct Linear {
   PackedLinear packed;
   Activation activation;
   int splits;
-  float* out;     // [splits, most_rows, N], or null
+  Index plane;    // floats between the splits' planes of out
+  float* out;     // [splits, *, N], or null
   void* out_low;  // T [*, row_stride(N)], or null; only with one split
 };
 void linear(const Linear& op, int most_rows, Stream& stream);
@@ -95,8 +96,9 @@ struct AddLayerNorm {
   Precision precision;
   const std::int32_t* rows;    // how many rows out has
   const std::int32_t* gather;  // [rows]: which row of residual each belongs to; or null: its own
-  const float* x;              // [splits, most_rows, D]
+  const float* x;              // [splits, *, D]
   int splits;
+  Index plane;            // floats between the planes of x
   const float* bias;      // [D], what a split linear left to add; or null
   const float* residual;  // [*, D], or null: LN(x)
   LayerNormWeights norm;

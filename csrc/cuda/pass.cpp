@@ -39,18 +39,25 @@ int bucket_for(Index count) {
   return bucket;
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// buffers
+// ---- buffers
 
-Pass::Pass(const Model& model, int most_tokens)
+Pass::Pass(const Model& model, int most_tokens, bool persistent)
     : model_(model),
       most_tokens_(most_tokens),
+      persistent_(persistent && can_persist()),
       input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
       host_memory_(input_bytes_),
       arena_(static_cast<std::size_t>(place_buffers(nullptr) - static_cast<char*>(nullptr))) {
   place_inputs(host_memory_.data(), host_);
   std::fill_n(host_memory_.data(), input_bytes_, 0);
   place_buffers(arena_.data());
+}
+
+bool Pass::can_persist() const {
+  const EncoderShape& shape = model_.shape;
+  const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
+  return most_tokens_ <= most_persistent_rows && shape.width / shape.heads <= most_persistent_head &&
+         stages <= most_stages;
 }
 
 std::size_t Pass::row_bytes(int columns) const {
@@ -111,8 +118,7 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
   copy_shifted(input.rows + chunk.first_row, chunk.rows, chunk.first_token, host_.gather);
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// running
+// ---- running
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
   fill_inputs(input, chunk);
@@ -155,29 +161,36 @@ void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream
   stream.wait();
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// layers
+// ---- layers
 
 void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
   upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
+  Program program;
+  program.count = 0;
+  Queue queue(stream, persistent_ && !tracer ? &program : nullptr);
+  add_operations(wish, queue, tracer);
+  if (program.count > 0) run_persistent(model_.shape.precision, program, stream);
+}
+
+void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
   rows_.most = wish.most_rows;
-  embed_tokens(stream, tracer);
+  embed_tokens(queue, tracer);
   const bool skip = !wish.hidden;  // the last layer computes only rows that the head reads
   for (std::size_t i = 0; i < model_.layers.size(); ++i) {
     const Layer& layer = model_.layers[i];
     const std::string at = "layer." + std::to_string(i) + ".";
-    attend(layer, at, stream, tracer);
+    attend(layer, at, queue, tracer);
     if (skip && i + 1 == model_.layers.size())
-      behind_attention(layer, at, tokens_.x, device_.gather, rows_, stream, tracer);
+      behind_attention(layer, at, tokens_.x, device_.gather, rows_, queue, tracer);
     else
-      behind_attention(layer, at, tokens_.x, nullptr, tokens_, stream, tracer);
+      behind_attention(layer, at, tokens_.x, nullptr, tokens_, queue, tracer);
   }
   if (!wish.head) return;
   const bool gathered = skip && !model_.layers.empty();
-  run_head(rows_, gathered ? Source{rows_.x_low, nullptr} : Source{tokens_.x_low, device_.gather}, stream, tracer);
+  run_head(rows_, gathered ? Source{rows_.x_low, nullptr} : Source{tokens_.x_low, device_.gather}, queue, tracer);
 }
 
-void Pass::embed_tokens(Stream& stream, Tracer* tracer) {
+void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
   const auto table = [](const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); };
   const Embed op{model_.shape.precision,
                  device_.tokens,
@@ -190,14 +203,14 @@ void Pass::embed_tokens(Stream& stream, Tracer* tracer) {
                  model_.embed_norm->view(),
                  tokens_.x,
                  tokens_.x_low};
-  embed(op, most_tokens_, stream);
+  queue.add(op, most_tokens_);
   if (tracer) tracer->record("embed", tokens_.x, tracer->num_tokens, model_.shape.width);
 }
 
 // tokens_ -> context_.
-void Pass::attend(const Layer& layer, const std::string& at, Stream& stream, Tracer* tracer) {
+void Pass::attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
-  run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, stream);
+  run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, queue);
   if (tracer) tracer->record(at + "qkv", qkv_, tracer->num_tokens, 3 * shape.width);
   Attention op{shape.precision, device_.sequences,         device_.cu_seqlens, qkv_,
                shape.heads,     shape.width / shape.heads, context_,           nullptr,
@@ -206,7 +219,7 @@ void Pass::attend(const Layer& layer, const std::string& at, Stream& stream, Tra
     op.probability_begins = reinterpret_cast<const std::int64_t*>(tracer->probability_begins.data());
     op.probabilities = reinterpret_cast<float*>(tracer->probabilities.data());
   }
-  attention(op, most_tokens_, stream);
+  queue.add(op, most_tokens_);
   if (!tracer) return;
   tracer->record(at + "probabilities", op.probabilities, 1, tracer->num_probabilities);
   tracer->record(at + "context", context_, tracer->num_tokens, shape.width);
@@ -214,20 +227,20 @@ void Pass::attend(const Layer& layer, const std::string& at, Stream& stream, Tra
 
 // context_ and the layer's input -> rows, the layer's output.
 void Pass::behind_attention(const Layer& layer, const std::string& at, const float* residual,
-                            const std::int32_t* gather, const Rows& rows, Stream& stream, Tracer* tracer) {
+                            const std::int32_t* gather, const Rows& rows, Queue& queue, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
   linear_add_layer_norm(layer.attention_out, layer.attention_norm, {context_, gather}, Activation::none, residual,
-                        gather, rows, at + "attention_out", stream, tracer);
+                        gather, rows, at + "attention_out", queue, tracer);
   if (tracer) tracer->record(at + "attention_norm", rows.x, tracer->num_tokens, shape.width);
-  run_linear(layer.ffn_in, {rows.x_low, nullptr}, rows, shape.activation, nullptr, wide_, stream);
+  run_linear(layer.ffn_in, {rows.x_low, nullptr}, rows, shape.activation, nullptr, wide_, queue);
   if (tracer) tracer->record(at + "ffn_in", wide_, tracer->num_tokens, shape.ffn);
   linear_add_layer_norm(layer.ffn_out, layer.output_norm, {wide_, nullptr}, Activation::none, rows.x, nullptr, rows,
-                        at + "ffn_out", stream, tracer);
+                        at + "ffn_out", queue, tracer);
   if (tracer) tracer->record(at + "output", rows.x, tracer->num_tokens, shape.width);
 }
 
 // source -> head_out_.
-void Pass::run_head(const Rows& rows, Source source, Stream& stream, Tracer* tracer) {
+void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer) {
   for (std::size_t i = 0; i < model_.head.size(); ++i) {
     const HeadLayer& layer = model_.head[i];
     const bool last = i + 1 == model_.head.size();
@@ -235,9 +248,9 @@ void Pass::run_head(const Rows& rows, Source source, Stream& stream, Tracer* tra
     char* low = last ? nullptr : head_low_[i % 2];
     if (layer.norm)
       linear_add_layer_norm(layer.dense, *layer.norm, source, layer.activation, nullptr, nullptr,
-                            {rows.count, rows.most, head_out_, low}, "", stream, nullptr);
+                            {rows.count, rows.most, head_out_, low}, "", queue, nullptr);
     else
-      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, low, stream);
+      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, low, queue);
     if (tracer && (last || layer.norm)) tracer->record(name, head_out_, tracer->num_rows, layer.dense.n);
     if (tracer && !last && !layer.norm) tracer->record(name, low, tracer->num_rows, layer.dense.n);
     source = {low, nullptr};
@@ -245,23 +258,26 @@ void Pass::run_head(const Rows& rows, Source source, Stream& stream, Tracer* tra
 }
 
 void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
-                      char* out_low, Stream& stream) const {
-  linear({model_.shape.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, out, out_low},
-         rows.most, stream);
+                      char* out_low, Queue& queue) const {
+  queue.add(Linear{model_.shape.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out,
+                   out_low},
+            rows.most);
 }
 
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
-                                 const std::string& name, Stream& stream, Tracer* tracer) const {
+                                 const std::string& name, Queue& queue, Tracer* tracer) const {
   const Precision precision = model_.shape.precision;
   // Only a linear without an activation may leave its parts to be added later.
   const int splits = activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
+  const Index plane = static_cast<Index>(rows.most) * dense.n;
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
-  linear({precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, parts_, nullptr},
-         rows.most, stream);
-  add_layer_norm({precision, rows.count, gather, parts_, splits, splits > 1 ? dense.packed().bias : nullptr, residual,
-                  norm.view(), sum, rows.x, rows.x_low},
-                 rows.most, stream);
+  queue.add(Linear{precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane, parts_,
+                   nullptr},
+            rows.most);
+  queue.add(AddLayerNorm{precision, rows.count, gather, parts_, splits, plane,
+                         splits > 1 ? dense.packed().bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
+            rows.most);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/encoder.h"
+#include "cuda/program.h"
 
 namespace distilfast::cuda {
 
@@ -32,7 +33,8 @@ class Tracer;
 
 class Pass {
  public:
-  Pass(const Model& model, int most_tokens);
+  // `persistent`: one launch for everything, where the bucket and the model allow it.
+  Pass(const Model& model, int most_tokens, bool persistent);
 
   void run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream);
   // Without a graph and with all rows computed; hands over every intermediate.
@@ -66,22 +68,25 @@ class Pass {
   void fill_inputs(const ForwardInput& input, const Chunk& chunk);
   void fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
 
-  // These enqueue; a tracer, where there is one, looks at what they leave.
+  // A tracer, where there is one, looks at what they leave.
   void enqueue(const Wish& wish, Stream& stream, Tracer* tracer);
-  void embed_tokens(Stream& stream, Tracer* tracer);
-  void attend(const Layer& layer, const std::string& at, Stream& stream, Tracer* tracer);
+  void add_operations(const Wish& wish, Queue& queue, Tracer* tracer);
+  bool can_persist() const;
+  void embed_tokens(Queue& queue, Tracer* tracer);
+  void attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer);
   void behind_attention(const Layer& layer, const std::string& at, const float* residual, const std::int32_t* gather,
-                        const Rows& rows, Stream& stream, Tracer* tracer);
-  void run_head(const Rows& rows, Source source, Stream& stream, Tracer* tracer);
+                        const Rows& rows, Queue& queue, Tracer* tracer);
+  void run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer);
   void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out, char* out_low,
-                  Stream& stream) const;
+                  Queue& queue) const;
   // LN(x Wt + b + residual) into rows.x and rows.x_low; the sum before the residual goes to the tracer as `name`.
   void linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                              const float* residual, const std::int32_t* gather, const Rows& rows,
-                             const std::string& name, Stream& stream, Tracer* tracer) const;
+                             const std::string& name, Queue& queue, Tracer* tracer) const;
 
   const Model& model_;
   int most_tokens_;
+  bool persistent_;
   std::size_t input_bytes_;
   PinnedBuffer host_memory_;
   Inputs host_, device_;

@@ -144,17 +144,34 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
+// More shared memory than 48 KB is had only by asking for it.
+inline void allow_shared_memory(const char* name, const void* kernel, std::size_t bytes) {
+  if (bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+}
+
 // Enqueues kernel(op), which an error calls `name`, on grid x threads, each block with `shared_bytes` of shared memory.
 template <class Op>
 void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
             Op op) {
-  constexpr std::size_t without_asking = 48 * 1024;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > without_asking)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-          name);
+  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared_bytes);
   void* arguments[] = {&op};
-  check(cudaLaunchKernel(function, dim3(grid.x, grid.y, grid.z), dim3(threads), arguments, shared_bytes, stream.get()),
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z), dim3(threads), arguments,
+                         shared_bytes, stream.get()),
+        name);
+}
+
+// Blocks of a cooperative launch, all of which must be there at once: one for each multiprocessor.
+inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
+
+// The same for a kernel whose blocks wait for each other.
+template <class Op>
+void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
+                        Stream& stream, Op op) {
+  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared_bytes);
+  void* arguments[] = {&op};
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(cooperative_blocks()), dim3(threads),
+                                    arguments, shared_bytes, stream.get()),
         name);
 }
 

@@ -11,7 +11,8 @@
 
 namespace distilfast::cuda {
 
-constexpr int step_bytes = 32;  // of k, in one matrix instruction
+constexpr int step_bytes = 32;   // of k, in one matrix instruction
+constexpr int chunk_bytes = 16;  // the widest access
 
 // Words of one operand, 4 of A or 2 of B, ready to be multiplied.
 template <class T, int Words>

@@ -15,6 +15,8 @@ from distilfast.weights import Weights
 PRECISIONS = ("fp32", "fp16", "bf16")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: the device is full by then, and what it holds for them stays within some 300 MB."""
+PERSISTENT = False
+"""Are batches of up to 64 tokens run by one launch? Not before a measurement on a GPU shows that it is faster."""
 
 
 def extension() -> Any:
@@ -71,6 +73,7 @@ class CudaBackend:
                 tensors=weights.tensors,
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
+                persistent=PERSISTENT,
             )
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend cuda cannot load this model: {error}") from error

@@ -104,6 +104,18 @@ def test_chunks_of_a_large_batch(engine, monkeypatch):
         begin = end
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("lengths", [(1,), (3, 9, 4), (5, 17), (64,)])
+@pytest.mark.parametrize("task", ["token-classification", "text-classification", "fill-mask"])
+def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
+    """The persistent kernel runs the same parts of the same operations."""
+    batch = batch_of(*lengths)
+    graph = engine(task, precision).forward(batch, hidden=task == "token-classification")
+    monkeypatch.setattr(cuda, "PERSISTENT", True)
+    once = engine(task, precision).forward(batch, hidden=task == "token-classification")
+    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
+
+
 def test_several_callers_at_once(engine):
     runs, batches = engine(), [batch_of(5, 20), batch_of(30), batch_of(60, 10)]
     expected = [runs.forward(batch)[1] for batch in batches]

@@ -35,7 +35,7 @@ Device& device() {
   return the_device;
 }
 
-// -------------------------------------------------------------------------------------------------------------- memory
+// ---- memory
 
 void* Device::allocate(std::size_t bytes) {
   constexpr std::size_t alignment = 256;
@@ -116,7 +116,7 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
   }
 }
 
-// --------------------------------------------------------------------------------------------------- asynchronous
+// ---- asynchronous
 // copies
 
 void Device::issue_copy(void* to, const void* from, int bytes) {
@@ -152,8 +152,7 @@ void Device::wait_copies(std::size_t pending) {
     for (const Copy& copy : copies.front()) land(copy);
 }
 
-// ------------------------------------------------------------------------------------------------------------
-// rendezvous
+// ---- rendezvous
 
 void Device::wait(const char* what) {
   Thread& self = *current_;
@@ -218,8 +217,7 @@ void Device::sync_grid() {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// running
+// ---- running
 
 std::string Device::name(const Thread& thread) const {
   return "thread " + std::to_string(thread.index.x) + " of block " + text(thread.block->index);

@@ -14,6 +14,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (cuda_host::device().thread().index)
 #define blockIdx (cuda_host::device().thread().block->index)
 #define gridDim (cuda_host::device().launch().grid)
@@ -32,7 +33,7 @@ struct alignas(8) Float2 {
   float x, y;
 };
 
-// ------------------------------------------------------------------------------------------------------------- numbers
+// ---- numbers
 
 struct Half {
   _Float16 value;
@@ -77,7 +78,7 @@ inline float truncated(double x) {
   return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
-// -------------------------------------------------------------------------------------------------------------- memory
+// ---- memory
 
 template <class T>
 inline T load(const T* from) {
@@ -90,6 +91,9 @@ inline void store(T* to, T value) {
   *to = value;
 }
 
+// On a device too a line outside every allocation is no error, but it is nothing that a kernel means.
+inline void prefetch(const void* global) { cuda_host::device().access(global, 1, false); }
+
 inline char* shared_memory() { return cuda_host::device().thread().block->shared->begin; }
 
 inline void copy_async(void* shared, const void* global, int bytes) {
@@ -101,7 +105,7 @@ inline void wait_copies() {
   cuda_host::device().wait_copies(Pending);
 }
 
-// ---------------------------------------------------------------------------------------------- collectives of one
+// ---- collectives of one
 // warp
 
 namespace host {
@@ -111,7 +115,8 @@ struct MatrixRow {
   std::uint32_t* words;
 };
 
-// Eight rows are read at once if each lies in another 16 of the 128 bytes of all banks. Every kernel here promises that.
+// Eight rows are read at once if each lies in another 16 of the 128 bytes of all banks. Every kernel here promises
+// that.
 inline void check_banks(void* const (&lanes)[32]) {
   for (int lane = 0; lane < 32; lane += 8) {
     unsigned banks = 0;
@@ -235,10 +240,10 @@ inline std::uint32_t vote(bool value, const Where& where = Where::current()) {
 }
 inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
 
-// -------------------------------------------------------------------------------------------------------------
-// barriers
+// ---- barriers
 
 inline void sync_warp(const Where& where = Where::current()) { cuda_host::device().sync_warp(where); }
 inline void sync_threads() { cuda_host::device().sync_threads(); }
+inline void sync_grid() { cuda_host::device().sync_grid(); }
 
 }  // namespace distilfast::cuda

@@ -83,6 +83,16 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
   cuda_host::device().run(launch, [kernel, &op] { kernel(op); });
 }
 
+// Enough for a stage's work to be shared out, few enough for a fiber each.
+inline unsigned cooperative_blocks() { return 5; }
+
+template <class Op>
+void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes, Stream&,
+                        Op op) {
+  const cuda_host::Launch launch{name, {cooperative_blocks(), 1, 1}, {threads, 1, 1}, shared_bytes, true};
+  cuda_host::device().run(launch, [kernel, &op] { kernel(op); });
+}
+
 // Keeps what it enqueued, to do it again: like a device's graph it sees the pointers of then and the data of now.
 class Graph {
  public:
