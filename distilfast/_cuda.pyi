@@ -39,7 +39,7 @@ class Encoder:
         """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
 
         ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
-        ``persistent``: up to 64 tokens are run by one launch instead of a graph of many.
+        ``persistent``: up to 64 tokens in fp16 or bf16 are run by one launch instead of a graph of many.
         """
 
     def forward(

@@ -19,4 +19,10 @@ void with_element(Precision precision, Run run) {
   }
 }
 
+// The same for the two 16-bit precisions.
+template <class Run>
+void with_short_element(Precision precision, Run run) {
+  precision == Precision::fp16 ? run.template operator()<Half>() : run.template operator()<BFloat16>();
+}
+
 }  // namespace distilfast::cuda

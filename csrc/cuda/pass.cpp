@@ -56,8 +56,8 @@ Pass::Pass(const Model& model, int most_tokens, bool persistent)
 bool Pass::can_persist() const {
   const EncoderShape& shape = model_.shape;
   const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
-  return most_tokens_ <= most_persistent_rows && shape.width / shape.heads <= most_persistent_head &&
-         stages <= most_stages;
+  return shape.precision != Precision::fp32 && most_tokens_ <= most_persistent_rows &&
+         shape.width / shape.heads <= most_persistent_head && stages <= most_stages;
 }
 
 std::size_t Pass::row_bytes(int columns) const {

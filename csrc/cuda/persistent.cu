@@ -3,7 +3,8 @@
 // An operation's parts (tiles, rows, heads) are shared out to the blocks, then all blocks wait for each other. Between
 // operations nothing is launched, and while a block waits, the W of the next linear is on its way to the L2 cache.
 // The parts are those of the kernels that run alone, so the bits are the same. The list travels as the kernel's
-// argument, in the constant bank. Whether it is faster than a graph of the same operations has not been measured on a
+// argument, in the constant bank. fp32 is left to the graph: the halves of its operands and the walk itself are more
+// than the registers of a thread. Whether it is faster than a graph of the same operations has not been measured on a
 // GPU yet; a caller asks for it.
 #include <algorithm>
 
@@ -90,7 +91,8 @@ __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __gr
 
 std::size_t shared_bytes(Precision precision, const Program& program) {
   std::size_t bytes = std::max<std::size_t>(Few::shared_bytes, Some::shared_bytes);
-  with_element(precision, [&]<class T>() { bytes = std::max<std::size_t>(bytes, PersistentHead<T>::shared_bytes); });
+  with_short_element(precision,
+                     [&]<class T>() { bytes = std::max<std::size_t>(bytes, PersistentHead<T>::shared_bytes); });
   for (int i = 0; i < program.count; ++i) {
     const Stage& stage = program.stages[i];
     if (stage.kind == Stage::Kind::add_layer_norm)
@@ -102,7 +104,7 @@ std::size_t shared_bytes(Precision precision, const Program& program) {
 }  // namespace
 
 void run_persistent(Precision precision, const Program& program, Stream& stream) {
-  with_element(precision, [&]<class T>() {
+  with_short_element(precision, [&]<class T>() {
     launch_cooperative("the persistent encoder", persistent_kernel<T>, block_threads, shared_bytes(precision, program),
                        stream, program);
   });

@@ -69,8 +69,8 @@ class Queue {
   Program* program_;
 };
 
-// Enqueues one cooperative launch. Only for stages with at most most_persistent_rows rows and heads of at most
-// most_persistent_head columns.
+// Enqueues one cooperative launch. Only for fp16 and bf16, for stages with at most most_persistent_rows rows and heads
+// of at most most_persistent_head columns.
 void run_persistent(Precision precision, const Program& program, Stream& stream);
 
 }  // namespace distilfast::cuda

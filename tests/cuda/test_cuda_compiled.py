@@ -27,5 +27,5 @@ def test_products_run_on_tensor_cores(kernels):
     if compiled.cuobjdump() is None:
         pytest.skip("cuobjdump is not installed")
     for kernel in kernels:
-        is_product = kernel.name.startswith(("linear_kernel", "attention_kernel"))
+        is_product = kernel.name.startswith(("linear_kernel", "attention_kernel", "persistent_kernel"))
         assert (kernel.matrix > 0) == is_product, kernel
