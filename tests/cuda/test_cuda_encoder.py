@@ -118,7 +118,7 @@ def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, 
 
 @pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
 def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel):
-    """An id outside the table, which the engine would refuse, is found by the simulated device, in the kernel at work."""
+    """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
     if extension.__name__ != "_cuda_host":
         pytest.skip("a real device would be lost to this process")
     monkeypatch.setattr(cuda, "PERSISTENT", persistent)
