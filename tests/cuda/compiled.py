@@ -18,6 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a")
+NVCC_PACKAGES = " ".join(
+    f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
+)
 MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
 
 _ENTRY = re.compile(
@@ -42,8 +45,14 @@ class Kernel:
 
 
 def nvcc() -> str | None:
-    """The compiler, if there is one."""
-    return shutil.which("nvcc")
+    """The compiler, if there is one: on PATH, or the one that NVIDIA's packages bring (see NVCC_PACKAGES)."""
+    spec = importlib.util.find_spec("nvidia")
+    places = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    return shutil.which("nvcc") or next((found for each in places if (found := _in(Path(each) / "cu13"))), None)
+
+
+def _in(toolkit: Path) -> str | None:
+    return shutil.which("nvcc", path=str(toolkit / "bin"))
 
 
 def cuobjdump() -> str | None:

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="module")
 def kernels():
     if compiled.nvcc() is None:
-        pytest.skip("nvcc is not installed")
+        pytest.skip(f"nvcc is not installed (pip install {compiled.NVCC_PACKAGES})")
     return compiled.kernels()
 
 
@@ -25,7 +25,7 @@ def test_nothing_is_spilled(kernels):
 
 def test_products_run_on_tensor_cores(kernels):
     if compiled.cuobjdump() is None:
-        pytest.skip("cuobjdump is not installed")
+        pytest.skip("cuobjdump is not installed (pip install nvidia-cuda-cuobjdump, or triton)")
     for kernel in kernels:
         is_product = kernel.name.startswith(("linear_kernel", "attention_kernel", "persistent_kernel"))
         assert (kernel.matrix > 0) == is_product, kernel

@@ -11,10 +11,14 @@ from elements import PRECISIONS
 from distilfast import Engine
 from distilfast.backends import cuda
 from distilfast.batch import PackedBatch
+from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
-from distilfast.parity import compare
+from distilfast.parity import compare, relative_error
+from distilfast.parity.budgets import budget_for
+from distilfast.parity.sides import ReferenceSide, in_float64
 from distilfast.parity.texts import TEXTS
+from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
 HEADS_OF_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
@@ -55,6 +59,22 @@ def test_heads_of_64(tiny_checkpoint, precision):
     directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
     report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
     assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_models_own_width(extension, tiny_checkpoint, precision):
+    """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
+    splits = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
+    assert extension.__name__ != "_cuda_host" or splits.splits(16) > 1
+    wide = {"dim": 768, "n_heads": 12, "hidden_dim": 3072, "n_layers": 1}
+    directory = tiny_checkpoint("distilbert", "token-classification", config=wide)
+    weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
+    runs = Engine(weights, head, backend="cuda", precision=precision)
+    batch, budget = batch_of(5, 1, 8), budget_for(precision)
+    side = ReferenceSide(weights, in_float64(weights), head, precision, budget)
+    hidden = runs.forward(batch, hidden=True)[0]
+    truth, naive = (each["layer.0.output"] for each in (side.truth(batch), side.naive(batch)))
+    assert relative_error(hidden, truth) <= budget.end_to_end(relative_error(naive, truth), len(hidden), last=True)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
