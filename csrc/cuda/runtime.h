@@ -15,11 +15,6 @@
 
 namespace distilfast::cuda {
 
-// The device cannot hold what was asked for: a caller may go on with less.
-struct OutOfMemory : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 // Errors behind which no call of this process reaches the device any more.
 inline bool is_lost(cudaError_t status) {
   switch (status) {
@@ -43,7 +38,6 @@ inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // it must not be found again by the next call
   const std::string why = std::string(what) + " failed: " + cudaGetErrorString(status);
-  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(why + ".");
   throw std::runtime_error(
       why + (is_lost(status) ? "; this process has lost the device, and only a new one can use it." : "."));
 }

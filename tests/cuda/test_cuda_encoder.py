@@ -165,6 +165,20 @@ def test_a_second_forward_takes_no_more_memory(engine):
     assert runs.info()["scratch_bytes"] == held > 0
 
 
+def test_a_batch_that_the_device_cannot_hold(extension, engine, monkeypatch):
+    """One sentence, nothing kept of what was begun, and the next batch runs; the simulated device has 1 GB."""
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("a real device has room for it")
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 10**9)
+    runs, batch = engine(), batch_of(30)
+    expected = runs.forward(batch)[1]
+    held = runs.info()["scratch_bytes"]
+    with pytest.raises(BackendError, match="^allocating device memory failed: out of memory.$"):
+        runs.forward(batch_of(*(64,) * 10_000))
+    assert runs.info()["scratch_bytes"] <= held
+    assert np.array_equal(runs.forward(batch)[1], expected)
+
+
 def test_what_cannot_be_run_is_said(engine, tiny_checkpoint):
     with pytest.raises(BackendError, match="precision 'int4' is not available on backend cuda"):
         engine(precision="int4")

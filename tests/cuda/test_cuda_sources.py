@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 TWINS = ROOT / "tests" / "cuda_host" / "cuda"
-PRIMITIVES = re.compile(r"\basm\b|__shfl|__sync|__ballot|__cvta|__ffs|cooperative_groups|cudaLaunch|cudaMalloc|cudaMemcpy")
+PRIMITIVES = re.compile(
+    r"\basm\b|__shfl|__sync|__ballot|__cvta|__ffs|cooperative_groups|cudaLaunch|cudaMalloc|cudaMemcpy"
+)
 
 
 def functions(path: Path) -> set[str]:
@@ -32,7 +34,9 @@ def test_kernels_touch_memory_through_the_seam_alone():
     """A field that points to memory is never indexed or dereferenced: such an access would go unchecked."""
     contract = (SOURCES / "kernels.h").read_text(encoding="utf-8")
     pointers = set(re.findall(r"\*\s?(\w+)[;,]", contract)) - {"packed"}
-    direct = re.compile(rf"\b(?:op|norm|packed)\.(?:\w+\.)?({'|'.join(sorted(pointers))})\s*\[|\*\(?(?:op|norm)\.\w+ \+")
+    direct = re.compile(
+        rf"\b(?:op|norm|packed)\.(?:\w+\.)?({'|'.join(sorted(pointers))})\s*\[|\*\(?(?:op|norm)\.\w+ \+"
+    )
     for path in SOURCES.glob("*.cu*"):
         if path.name != "device.cuh":
             assert not direct.search(path.read_text(encoding="utf-8")), path.name

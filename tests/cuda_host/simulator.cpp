@@ -7,6 +7,8 @@ namespace cuda_host {
 
 namespace {
 
+constexpr std::size_t alignment = 256;  // of an allocation
+
 std::string text(const Index3& at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
 }
@@ -38,12 +40,13 @@ Device& device() {
 // ---- memory
 
 void* Device::allocate(std::size_t bytes) {
-  constexpr std::size_t alignment = 256;
   const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
+  const std::lock_guard guard(mutex);
+  if (whole > memory_bytes - used_bytes_) throw std::runtime_error("allocating device memory failed: out of memory.");
   char* memory = static_cast<char*>(std::aligned_alloc(alignment, std::max(whole, alignment)));
   if (!memory) throw std::bad_alloc();
   std::memset(memory, 0xff, whole);  // NaN in every floating-point type
-  const std::lock_guard guard(mutex);
+  used_bytes_ += whole;
   regions_[memory] = std::make_unique<Region>("an allocation of " + std::to_string(bytes) + " bytes", memory, bytes);
   return memory;
 }
@@ -51,7 +54,9 @@ void* Device::allocate(std::size_t bytes) {
 void Device::free(void* memory) {
   const std::lock_guard guard(mutex);
   last_ = nullptr;
-  regions_.erase(static_cast<char*>(memory));
+  const auto region = regions_.find(static_cast<char*>(memory));
+  used_bytes_ -= (region->second->bytes + alignment - 1) / alignment * alignment;
+  regions_.erase(region);
   std::free(memory);
 }
 

@@ -119,6 +119,8 @@ struct Launch {
 
 class Device {
  public:
+  static constexpr std::size_t memory_bytes = std::size_t{1} << 30;
+
   // Runs a kernel to its end; throws what went wrong in it.
   void run(const Launch& launch, const std::function<void()>& kernel);
 
@@ -163,6 +165,7 @@ class Device {
   std::string deadlock(std::size_t count) const;
   std::string name(const Thread& thread) const;
 
+  std::size_t used_bytes_ = 0;
   std::map<const char*, std::unique_ptr<Region>> regions_;
   Region* last_ = nullptr;
   std::vector<std::unique_ptr<Block>> blocks_;  // kept, for their fibers' stacks

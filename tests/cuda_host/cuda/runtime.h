@@ -14,10 +14,6 @@
 
 namespace distilfast::cuda {
 
-struct OutOfMemory : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 inline std::optional<std::string> unavailable() { return std::nullopt; }
 inline std::string device_name() { return "a simulated device"; }
 inline int multiprocessors() { return 132; }
