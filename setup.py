@@ -1,4 +1,7 @@
-"""Builds `distilfast._cpu` by driving CMakeLists.txt; everything else about the package is in pyproject.toml."""
+"""Builds `distilfast._cpu`, and `_cuda` where there is an nvcc, by driving CMakeLists.txt.
+
+Everything else about the package is in pyproject.toml. `CMAKE_ARGS=-DCUDA=OFF` leaves `_cuda` out, `-DCUDA=ON` insists.
+"""
 
 import os
 import shutil
@@ -45,4 +48,13 @@ class CMakeBuild(build_ext):
         subprocess.run([tool("cmake"), "--build", str(build), "--target", target], check=True)
 
 
-setup(ext_modules=[Extension("distilfast._cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})
+def modules() -> list[str]:
+    arguments = os.environ.get("CMAKE_ARGS", "").split()
+    wanted = "-DCUDA=ON" in arguments or shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    return ["_cpu", "_cuda"] if wanted and "-DCUDA=OFF" not in arguments else ["_cpu"]
+
+
+setup(
+    ext_modules=[Extension(f"distilfast.{name}", sources=[]) for name in modules()],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -9,7 +9,7 @@ from distilfast.config import environment
 from distilfast.errors import BackendError
 
 # Backend -> its class in the module of the same name; the order is that of `auto`.
-_CLASSES = {"cpu": "CpuBackend", "triton": "TritonBackend", "reference": "ReferenceBackend"}
+_CLASSES = {"cpu": "CpuBackend", "triton": "TritonBackend", "cuda": "CudaBackend", "reference": "ReferenceBackend"}
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,358 @@
+// distilfast._cuda: numpy buffers to pointers and back, the GIL released while the device works. No arithmetic.
+//
+// The tests build it a second time, under another name and over the simulated device (DISTILFAST_CUDA_MODULE).
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+
+#include "cuda/encoder.h"
+
+#ifndef DISTILFAST_CUDA_MODULE
+#define DISTILFAST_CUDA_MODULE _cuda
+#endif
+
+namespace py = pybind11;
+
+namespace distilfast::cuda {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<std::int32_t, py::array::c_style>;
+// Rows of the precision's elements as raw bytes, [rows, row_stride(columns) * element size].
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+template <class Value>
+Value named(const std::map<std::string, Value>& values, const std::string& name, const char* kind) {
+  const auto found = values.find(name);
+  if (found == values.end()) throw std::invalid_argument(std::string(kind) + " '" + name + "' is not known.");
+  return found->second;
+}
+
+Activation activation_named(const std::string& name) {
+  static const std::map<std::string, Activation> names = {
+      {"none", Activation::none}, {"gelu", Activation::gelu}, {"relu", Activation::relu}, {"tanh", Activation::tanh}};
+  return named(names, name, "Activation");
+}
+
+Precision precision_named(const std::string& name) {
+  static const std::map<std::string, Precision> names = {
+      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}};
+  return named(names, name, "Precision");
+}
+
+void require(bool condition, const char* sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
+const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
+
+class BoundEncoder {
+ public:
+  BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
+               const std::vector<std::tuple<int, std::string, bool>>& head, std::map<std::string, Floats> tensors,
+               const std::string& precision, Index chunk_tokens, bool persistent)
+      : width_(width) {
+    require(chunk_tokens >= 1, "chunk_tokens must be at least 1.");
+    std::vector<HeadLinear> linears;
+    for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
+    const EncoderShape shape{precision_named(precision), width, heads, layers, ffn, eps, activation_named(activation)};
+    std::map<std::string, HostTensor> all;
+    for (const auto& [name, tensor] : tensors) all[name] = {tensor.data(), static_cast<std::size_t>(tensor.size())};
+    const FindTensor find = [&](const std::string& name) {
+      const auto found = all.find(name);
+      return found == all.end() ? std::nullopt : std::optional(found->second);
+    };
+    py::gil_scoped_release release;
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, chunk_tokens, persistent);
+  }
+
+  py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                    const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
+                    const std::optional<py::dict>& trace) const {
+    const Index tokens = ids.size();
+    require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
+            "ids, positions, token_types and cu_seqlens do not belong together.");
+    require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
+    const bool run_head = rows && !encoder_->model().head.empty();
+    const Index num_rows = run_head ? rows->size() : 0;
+    const ForwardInput input{ids.data(),        positions.data(),      data_or_null(token_types),
+                             cu_seqlens.data(), cu_seqlens.size() - 1, data_or_null(rows),
+                             num_rows};
+    py::object hidden_out = py::none(), head_out = py::none();
+    ForwardOutput output{nullptr, nullptr};
+    if (hidden) {
+      Floats array({tokens, width_});
+      output.hidden = array.mutable_data();
+      hidden_out = std::move(array);
+    }
+    if (run_head) {
+      Floats array({num_rows, Index{encoder_->model().head_columns()}});
+      output.head = array.mutable_data();
+      head_out = std::move(array);
+    }
+    Intermediates intermediates;
+    {
+      py::gil_scoped_release release;
+      encoder_->forward(input, output, trace ? recorder(intermediates) : Trace{});
+    }
+    if (trace) hand_over(intermediates, *trace);
+    return py::make_tuple(hidden_out, head_out);
+  }
+
+  const Encoder& encoder() const { return *encoder_; }
+
+ private:
+  struct Intermediate {
+    std::string name;
+    std::vector<float> data;
+    Index rows, columns;
+  };
+  using Intermediates = std::vector<Intermediate>;
+
+  static Trace recorder(Intermediates& into) {
+    return [&into](const std::string& name, const float* data, Index rows, Index columns) {
+      into.push_back({name, std::vector<float>(data, data + rows * columns), rows, columns});
+    };
+  }
+
+  static void hand_over(const Intermediates& intermediates, py::dict trace) {
+    for (const Intermediate& each : intermediates) {
+      std::vector<Index> shape = {each.rows, each.columns};
+      if (each.name.ends_with(".probabilities")) shape = {each.columns};
+      trace[py::str(each.name)] = Floats(shape, each.data.data());
+    }
+  }
+
+  Index width_;
+  std::unique_ptr<Encoder> encoder_;
+};
+
+// ---- the operations alone, for tests and
+// benchmarks
+
+template <class T>
+DeviceBuffer to_device(const py::array_t<T, py::array::c_style>& array, Stream& stream) {
+  DeviceBuffer buffer(static_cast<std::size_t>(array.nbytes()));
+  upload(buffer.data(), array.data(), buffer.bytes(), stream);
+  return buffer;
+}
+
+template <class T>
+DeviceBuffer to_device(const std::optional<py::array_t<T, py::array::c_style>>& array, Stream& stream) {
+  return array ? to_device(*array, stream) : DeviceBuffer();
+}
+
+DeviceBuffer number_on_device(Index number, Stream& stream) {
+  return to_device(Ints(1, std::vector<std::int32_t>{static_cast<std::int32_t>(number)}.data()), stream);
+}
+
+const float* floats(const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); }
+const std::int32_t* ints(const DeviceBuffer& buffer) { return reinterpret_cast<const std::int32_t*>(buffer.data()); }
+
+// What an operation leaves: fp32 [*, columns] and T [rows, row_stride(columns)]. Elements between `columns` and the
+// stride are never written, so each row comes back without them.
+class Results {
+ public:
+  Results(Precision precision, Index fp32_rows, Index low_rows, Index columns)
+      : columns_(columns),
+        size_(static_cast<Index>(element_size(precision))),
+        stride_(row_stride(static_cast<int>(columns)) * size_),
+        fp32_rows_(fp32_rows),
+        low_rows_(low_rows),
+        fp32_(static_cast<std::size_t>(fp32_rows * columns) * sizeof(float)),
+        low_(static_cast<std::size_t>(low_rows * stride_)) {}
+
+  float* fp32() { return reinterpret_cast<float*>(fp32_.data()); }
+  char* low() { return low_.data(); }
+
+  // `rows` of each of the planes that fp32 consists of, and of T where there is room for it.
+  py::tuple fetch(Index rows, Index planes, Stream& stream) const {
+    const Index low_rows = low_rows_ ? rows : 0, plane = planes ? fp32_rows_ / planes : 0;
+    Floats fp32({planes * rows, columns_});
+    Bytes low({low_rows, columns_ * size_});
+    for (Index i = 0; i < planes; ++i)
+      download(fp32.mutable_data() + i * rows * columns_, floats(fp32_) + i * plane * columns_,
+               static_cast<std::size_t>(rows * columns_) * sizeof(float), stream);
+    for (Index row = 0; row < low_rows; ++row)
+      download(low.mutable_data() + row * columns_ * size_, low_.data() + row * stride_,
+               static_cast<std::size_t>(columns_ * size_), stream);
+    stream.wait();
+    return py::make_tuple(fp32, low);
+  }
+
+ private:
+  Index columns_, size_, stride_, fp32_rows_, low_rows_;
+  DeviceBuffer fp32_, low_;
+};
+
+py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                      const Floats& word, const Floats& position, const std::optional<Floats>& token_type,
+                      const Floats& weight, const Floats& bias, float eps, const std::string& precision) {
+  Stream stream;
+  const Precision type = precision_named(precision);
+  const Index tokens = ids.size();
+  const auto count = number_on_device(tokens, stream), id = to_device(ids, stream), at = to_device(positions, stream),
+             kind = to_device(token_types, stream), words = to_device(word, stream),
+             places = to_device(position, stream), kinds = to_device(token_type, stream),
+             scale = to_device(weight, stream), shift = to_device(bias, stream);
+  Results results(type, tokens, tokens, weight.size());
+  embed({type,
+         ints(count),
+         ints(id),
+         ints(at),
+         ints(kind),
+         floats(words),
+         floats(places),
+         floats(kinds),
+         {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
+         results.fp32(),
+         results.low()},
+        static_cast<int>(tokens), stream);
+  return results.fetch(tokens, 1, stream);
+}
+
+// A linear with its weight packed once.
+class BoundLinear {
+ public:
+  BoundLinear(const Floats& weight, const Floats& bias, const std::string& precision)
+      : precision_(precision_named(precision)) {
+    require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
+    n_ = static_cast<int>(weight.shape(0)), k_ = static_cast<int>(weight.shape(1));
+    Stream stream;
+    const DeviceBuffer plain = to_device(weight, stream);
+    bias_ = to_device(bias, stream);
+    weight_ = DeviceBuffer(packed_linear_bytes(precision_, n_, k_));
+    pack_linear(precision_, floats(plain), n_, k_, weight_.data(), stream);
+    stream.wait();
+  }
+
+  // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
+  py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
+                       std::optional<int> most_rows, int splits) const {
+    require(x.ndim() == 2 && x.shape(1) == row_stride(k_) * static_cast<Index>(element_size(precision_)),
+            "x does not have the weight's K columns.");
+    Stream stream;
+    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
+    const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
+                       count = number_on_device(rows, stream);
+    Results results(precision_, splits * most, splits == 1 ? rows : 0, n_);
+    linear({precision_,
+            ints(count),
+            ints(index),
+            input.data(),
+            {weight_.data(), floats(bias_), n_, k_},
+            activation_named(activation),
+            splits,
+            most * n_,
+            results.fp32(),
+            results.low()},
+           static_cast<int>(most), stream);
+    return results.fetch(rows, splits, stream);
+  }
+
+  int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
+
+ private:
+  Precision precision_;
+  int n_, k_;
+  DeviceBuffer weight_, bias_;
+};
+
+// `qkv` [T, row_stride(3D)] raw; (T [T, D] raw, the probabilities, flat).
+py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, int head_size,
+                          const std::string& precision, std::optional<int> most_rows) {
+  if (const char* misfit = attention_misfit(head_size)) throw std::invalid_argument(misfit);
+  Stream stream;
+  const Precision type = precision_named(precision);
+  const Index tokens = qkv.shape(0), width = heads * head_size, count = cu_seqlens.size() - 1;
+  require(qkv.shape(1) == row_stride(static_cast<int>(3 * width)) * static_cast<Index>(element_size(type)),
+          "qkv [T, 3D] does not hold this many heads.");
+  py::array_t<std::int64_t, py::array::c_style> begins(count);
+  Index all = 0;
+  for (Index b = 0; b < count; ++b) {
+    begins.mutable_at(b) = all;
+    const Index length = cu_seqlens.at(b + 1) - cu_seqlens.at(b);
+    all += heads * length * length;
+  }
+  const DeviceBuffer input = to_device(qkv, stream), ends = to_device(cu_seqlens, stream),
+                     starts = to_device(begins, stream), sequences = number_on_device(count, stream);
+  const DeviceBuffer weights(static_cast<std::size_t>(all) * sizeof(float));
+  Results results(type, 0, tokens, width);
+  attention({type, ints(sequences), ints(ends), input.data(), heads, head_size, results.low(),
+             reinterpret_cast<const std::int64_t*>(starts.data()), reinterpret_cast<float*>(weights.data())},
+            most_rows.value_or(static_cast<int>(tokens)), stream);
+  Floats probabilities(all);
+  download(probabilities.mutable_data(), weights.data(), weights.bytes(), stream);
+  return py::make_tuple(results.fetch(tokens, 0, stream)[1], probabilities);
+}
+
+// `x` [splits, rows, D]; (fp32 [rows, D], T [rows, D] raw).
+py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_bias,
+                               const std::optional<Floats>& residual, const std::optional<Ints>& gather,
+                               const Floats& weight, const Floats& bias, float eps, const std::string& precision) {
+  require(x.ndim() == 3 && x.shape(2) == weight.size() && bias.size() == weight.size(),
+          "x [splits, T, D], weight [D] and bias [D] do not belong together.");
+  Stream stream;
+  const Precision type = precision_named(precision);
+  const Index rows = x.shape(1);
+  const auto count = number_on_device(rows, stream), parts = to_device(x, stream), add = to_device(x_bias, stream),
+             rest = to_device(residual, stream), index = to_device(gather, stream), scale = to_device(weight, stream),
+             shift = to_device(bias, stream);
+  Results results(type, rows, rows, weight.size());
+  add_layer_norm({type,
+                  ints(count),
+                  ints(index),
+                  floats(parts),
+                  static_cast<int>(x.shape(0)),
+                  rows * x.shape(2),
+                  floats(add),
+                  floats(rest),
+                  {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
+                  nullptr,
+                  results.fp32(),
+                  results.low()},
+                 static_cast<int>(rows), stream);
+  return results.fetch(rows, 1, stream);
+}
+
+}  // namespace
+
+void bind(py::module_& module) {
+  using py::arg;
+  module.doc() = "The encoder on an NVIDIA GPU; see distilfast.backends.cuda.";
+
+  py::class_<BoundEncoder>(module, "Encoder")
+      .def(py::init<int, int, int, int, float, const std::string&,
+                    const std::vector<std::tuple<int, std::string, bool>>&, std::map<std::string, Floats>,
+                    const std::string&, Index, bool>(),
+           py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
+           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"))
+      .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
+           arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
+      .def_property_readonly("weight_bytes", [](const BoundEncoder& self) { return self.encoder().model().bytes(); })
+      .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
+
+  module.def("unavailable", &unavailable, "None, or why no device can be used, in one sentence.");
+  module.def("device_name", &device_name, "The current device's name.");
+
+  module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
+             arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
+             arg("precision"));
+  py::class_<BoundLinear>(module, "Linear")
+      .def(py::init<const Floats&, const Floats&, const std::string&>(), arg("weight"), arg("bias"), py::kw_only(),
+           arg("precision"))
+      .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none", py::kw_only(),
+           arg("gather") = py::none(), arg("most_rows") = py::none(), arg("splits") = 1)
+      .def("splits", &BoundLinear::splits, arg("most_rows"));
+  module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), arg("head_size"),
+             py::kw_only(), arg("precision"), arg("most_rows") = py::none());
+  module.def("add_layer_norm", &add_layer_norm_alone, arg("x"), arg("x_bias").none(true), arg("residual").none(true),
+             arg("gather").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"), arg("precision"));
+}
+
+}  // namespace distilfast::cuda
+
+PYBIND11_MODULE(DISTILFAST_CUDA_MODULE, module) { distilfast::cuda::bind(module); }

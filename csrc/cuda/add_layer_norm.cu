@@ -1,0 +1,21 @@
+// The launch of add_layer_norm.cuh.
+#include "cuda/add_layer_norm.cuh"
+
+namespace distilfast::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNorm op) {
+  add_layer_norm_row<T>(op, blockIdx.x);
+}
+
+}  // namespace
+
+void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream) {
+  with_element(op.precision, [&]<class T>() {
+    launch("add_layer_norm", add_layer_norm_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
+           layer_norm_shared_bytes(op.norm.width), stream, op);
+  });
+}
+
+}  // namespace distilfast::cuda

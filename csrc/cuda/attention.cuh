@@ -1,0 +1,327 @@
+// attention: out = softmax(q kt / sqrt(d)) v inside each sequence, qkv [T, 3, H, d] -> [T, H, d].
+//
+// Precision: products of T (fp32 as three tf32 products, see tile.cuh), scores, softmax and sums in fp32; the
+// probabilities are rounded to T before they meet v. Reference: distilfast/reference.py, attention.
+//
+// A block takes up to 64 queries of one head of one sequence, a warp 16 of them, and walks over the keys 64 at a time
+// with an online softmax, so that no score leaves the registers. Tiles begin where their sequence begins: a row's
+// arithmetic is fixed by its own sequence alone. Which tile a block has it finds in cu_seqlens, on the device.
+// A head is padded with zeros to 32, 64 or 128 columns; padding that a matrix instruction would have read anyway.
+//
+// Rows in shared memory are 16 bytes longer than what they hold: eight rows then start in eight different banks.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/device.cuh"
+#include "cuda/element.cuh"
+#include "cuda/tile.cuh"
+
+namespace distilfast::cuda {
+namespace {
+
+constexpr int attention_warps = 4, attention_threads = attention_warps * warp_size;
+constexpr int tile_queries = attention_warps * 16, tile_keys = 64;
+
+// Sizes for heads of up to `Columns` columns of T.
+template <class T, int Columns>
+struct Head {
+  static constexpr int columns = Columns, row_bytes = Columns * static_cast<int>(sizeof(T));
+  static constexpr int steps = row_bytes / step_bytes;  // of the head size, in q kt
+  static constexpr int stride = row_bytes + chunk_bytes;
+  static constexpr int tile_bytes = 64 * stride;
+  static constexpr int shared_bytes = 3 * tile_bytes;  // q, k, v
+};
+
+// ---- tiles
+
+// Queries of one sequence: its rows are begin to end, and the tile's queries start at row `query`.
+struct QueryTile {
+  int sequence, begin, end, query;
+};
+
+// The tile of this number, counted along the sequences; false behind the last one. The whole warp looks together.
+__device__ inline bool find_tile(const Attention& op, int number, QueryTile& tile) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, sequences = load(op.sequences);
+  for (int first = 0; first < sequences; first += warp_size) {
+    const bool there = first + lane < sequences;
+    const int begin = there ? load(op.cu_seqlens + first + lane) : 0;
+    const int end = there ? load(op.cu_seqlens + first + lane + 1) : 0;
+    int tiles = (end - begin + tile_queries - 1) / tile_queries;  // of this lane's sequence and those before it
+    for (int distance = 1; distance < warp_size; distance *= 2) {
+      const int before = shuffle_up(tiles, distance);
+      if (lane >= distance) tiles += before;
+    }
+    if (const std::uint32_t reached = vote(number < tiles)) {
+      const int owner = lowest_bit(reached), before = shuffle(tiles, owner > 0 ? owner - 1 : 0);
+      tile = {first + owner, shuffle(begin, owner), shuffle(end, owner), 0};
+      tile.query = tile.begin + (number - (owner > 0 ? before : 0)) * tile_queries;
+      return true;
+    }
+    number -= shuffle(tiles, warp_size - 1);
+  }
+  return false;
+}
+
+// 64 rows from `row0` of one head's q, k or v; zeros behind `end` and behind the head's columns.
+template <class T, class Head>
+__device__ inline void copy_rows(const Attention& op, int part, int head, int row0, int end, char* shared) {
+  constexpr int row_chunks = Head::row_bytes / chunk_bytes;
+  const int width = op.heads * op.head_size, head_bytes = op.head_size * static_cast<int>(sizeof(T));
+  const T* from = static_cast<const T*>(op.qkv) + part * width + head * op.head_size;
+  for (int i = static_cast<int>(threadIdx.x); i < 64 * row_chunks; i += attention_threads) {
+    const int row = i / row_chunks, offset = i % row_chunks * chunk_bytes;
+    const bool there = row0 + row < end && offset < head_bytes;
+    const char* at = reinterpret_cast<const char*>(from);
+    if (there) at += static_cast<Index>(row0 + row) * row_stride(3 * width) * static_cast<int>(sizeof(T)) + offset;
+    copy_async(shared + row * Head::stride + offset, at, there ? chunk_bytes : 0);
+  }
+}
+
+// ---- products
+
+// What the matrix instruction holds of the warp's 16 rows and 64 keys or `columns` columns.
+using Scores = float[tile_keys / 8][4];
+template <class Head>
+using Context = float[Head::columns / 8][4];
+
+// scores = q kt * scale, in units of log2; minus infinity behind the last key.
+template <class T, class Head>
+__device__ inline void score(const char* queries, const char* keys, int left, float scale, Scores& scores) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, row0 = static_cast<int>(threadIdx.x) / warp_size * 16;
+#pragma unroll
+  for (int j = 0; j < tile_keys / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[j][i] = 0.0f;
+#pragma unroll
+  for (int s = 0; s < Head::steps; ++s) {
+    // Read again for each tile of keys: one matrix load of five, and many registers less.
+    const Operand<T, 4> q = load_operand_a<T>([&](int row, int chunk) {
+      return queries + (row0 + row) * Head::stride + s * step_bytes + chunk * chunk_bytes;
+    });
+#pragma unroll
+    for (int j = 0; j < tile_keys / 8; j += 2) {
+      // Matrices: keys 0-7 and 8-15, each with the two chunks of the step.
+      const int row = j * 8 + lane / 16 * 8 + lane % 8, chunk = lane / 8 % 2;
+      std::uint32_t words[4];
+      load_matrices(words, keys + row * Head::stride + s * step_bytes + chunk * chunk_bytes);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        Operand<T, 2> k;
+        k.set(0, words[2 * n]);
+        k.set(1, words[2 * n + 1]);
+        multiply_add(scores[j + n], q, k);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < tile_keys / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[j][i] = j * 8 + lane % 4 * 2 + i % 2 < left ? scores[j][i] * scale : -INFINITY;
+}
+
+// Two values as the two elements of a word.
+template <class T>
+__device__ inline std::uint32_t pair(float low, float high) {
+  const T both[2] = {from_float<T>(low), from_float<T>(high)};
+  std::uint32_t word;
+  memcpy(&word, both, sizeof(word));
+  return word;
+}
+
+// context += p v over the tile's 64 keys. What a lane holds of two neighbouring blocks of 8 scores is just what it has
+// to hold of A for 16 keys.
+template <class T, class Head>
+struct Weigh {
+  static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size;
+#pragma unroll
+    for (int j = 0; j < tile_keys / 8; j += 2) {
+      Operand<T, 4> a;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a.set(i, pair<T>(p[j + i / 2][i % 2 * 2], p[j + i / 2][i % 2 * 2 + 1]));
+#pragma unroll
+      for (int n = 0; n < Head::columns / 8; n += 2) {
+        // Matrices: columns n and n + 1 (of 8), each with keys 0-7 and 8-15.
+        const char* row = values + (j * 8 + lane % 16) * Head::stride;
+        std::uint32_t words[4];
+        load_matrices_transposed(words, row + (n + lane / 16) * chunk_bytes);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          Operand<T, 2> b;
+          b.set(0, words[2 * i]);
+          b.set(1, words[2 * i + 1]);
+          multiply_add(context[n + i], a, b);
+        }
+      }
+    }
+  }
+};
+
+// fp32: a step is 8 keys, and a lane that should hold keys l and l + 4 of A holds scores 2l and 2l + 1. A sum does not
+// mind which key is called which, so v is read in the order that p has.
+template <class Head>
+struct Weigh<float, Head> {
+  static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size;
+#pragma unroll
+    for (int j = 0; j < tile_keys / 8; ++j) {
+      Operand<float, 4> a;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a.set(i, bits_of(p[j][i % 2 * 2 + i / 2]));
+      const char* row = values + (j * 8 + lane % 4 * 2) * Head::stride + lane / 4 * sizeof(float);
+#pragma unroll
+      for (int n = 0; n < Head::columns / 8; ++n) {
+        Operand<float, 2> b;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          b.set(i, load(reinterpret_cast<const std::uint32_t*>(row + i * Head::stride + n * 8 * sizeof(float))));
+        multiply_add(context[n], a, b);
+      }
+    }
+  }
+};
+
+// ---- softmax
+
+// Over the four lanes that share a row.
+__device__ inline float row_max(float x) {
+  x = fmaxf(x, shuffle_xor(x, 1));
+  return fmaxf(x, shuffle_xor(x, 2));
+}
+__device__ inline float row_sum(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+
+// Maximum and sum so far of this lane's two rows.
+struct Softmax {
+  float high[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+
+  // scores -> 2^(score - high); context is scaled to the new maximum.
+  template <int Blocks>
+  __device__ void step(Scores& scores, float (&context)[Blocks][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float highest = high[half];
+#pragma unroll
+      for (int j = 0; j < tile_keys / 8; ++j)
+        highest = fmaxf(highest, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
+      highest = row_max(highest);
+      const float shrink = exp2f(high[half] - highest);
+      high[half] = highest;
+      float total = 0.0f;
+#pragma unroll
+      for (int j = 0; j < tile_keys / 8; ++j)
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) total += scores[j][i] = exp2f(scores[j][i] - highest);
+      sum[half] = sum[half] * shrink + row_sum(total);
+#pragma unroll
+      for (int n = 0; n < Blocks; ++n) context[n][2 * half] *= shrink, context[n][2 * half + 1] *= shrink;
+    }
+  }
+};
+
+// ---- results
+
+template <class T, class Head>
+__device__ inline void store_context(const Attention& op, const QueryTile& tile, int head, const Context<Head>& context,
+                                     const Softmax& softmax) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = tile.query + warp * 16 + half * 8 + lane / 4;
+    if (row >= tile.end) continue;
+    const float inverse = 1.0f / softmax.sum[half];
+    T* out =
+        static_cast<T*>(op.out) + static_cast<Index>(row) * row_stride(op.heads * op.head_size) + head * op.head_size;
+#pragma unroll
+    for (int n = 0; n < Head::columns / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = n * 8 + lane % 4 * 2 + i;
+        if (column < op.head_size) store(out + column, from_float<T>(context[n][2 * half + i] * inverse));
+      }
+  }
+}
+
+// The tile's scores once more, now that their sum is known: only for a trace.
+__device__ inline void store_probabilities(const Attention& op, const QueryTile& tile, int head, int key0,
+                                           const Scores& scores, const Softmax& softmax) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
+  const Index length = tile.end - tile.begin;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = tile.query - tile.begin + warp * 16 + half * 8 + lane / 4;
+    if (row >= length) continue;
+    float* out = op.probabilities + load(op.probability_begins + tile.sequence) + (head * length + row) * length;
+#pragma unroll
+    for (int j = 0; j < tile_keys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int key = key0 + j * 8 + lane % 4 * 2 + i;
+        if (key < length) store(out + key, exp2f(scores[j][2 * half + i] - softmax.high[half]) / softmax.sum[half]);
+      }
+  }
+}
+
+// ---- kernel
+
+template <class T, class Head>
+__device__ inline void attend(const Attention& op, const QueryTile& tile, int head) {
+  char *queries = shared_memory(), *keys = queries + Head::tile_bytes, *values = keys + Head::tile_bytes;
+  const int warp = static_cast<int>(threadIdx.x) / warp_size, length = tile.end - tile.begin;
+  const bool has_rows = tile.query + warp * 16 < tile.end;
+  const float scale = 1.4426950408889634f / sqrtf(static_cast<float>(op.head_size));  // log2(e) / sqrt(d)
+  const auto copy_keys = [&](int key0) {
+    if (key0 < length) copy_rows<T, Head>(op, 1, head, tile.begin + key0, tile.end, keys);
+    commit_copies();
+  };
+  const auto copy_values = [&](int key0) {
+    if (key0 < length) copy_rows<T, Head>(op, 2, head, tile.begin + key0, tile.end, values);
+    commit_copies();
+  };
+  copy_rows<T, Head>(op, 0, head, tile.query, tile.end, queries);
+  copy_keys(0);
+  copy_values(0);
+  Scores scores;
+  Context<Head> context = {};
+  Softmax softmax;
+  for (int key0 = 0; key0 < length; key0 += tile_keys) {
+    wait_copies<1>();
+    sync_threads();  // the keys are there
+    if (has_rows) score<T, Head>(queries, keys, length - key0, scale, scores);
+    sync_threads();  // and no longer needed
+    copy_keys(key0 + tile_keys);
+    if (has_rows) softmax.step(scores, context);
+    wait_copies<1>();
+    sync_threads();  // the values are there
+    if (has_rows) Weigh<T, Head>::add(scores, values, context);
+    sync_threads();
+    copy_values(key0 + tile_keys);
+  }
+  if (has_rows) store_context<T, Head>(op, tile, head, context, softmax);
+  if (!op.probabilities) return;
+  for (int key0 = 0; key0 < length; key0 += tile_keys) {
+    sync_threads();
+    copy_keys(key0);
+    wait_copies<0>();
+    sync_threads();
+    if (!has_rows) continue;
+    score<T, Head>(queries, keys, length - key0, scale, scores);
+    store_probabilities(op, tile, head, key0, scores, softmax);
+  }
+}
+
+// One head's tiles from number `first` on, `step` apart, by the whole block.
+template <class T, class Head>
+__device__ inline void attention_tiles(const Attention& op, int head, int first, int step) {
+  QueryTile tile;
+  for (int number = first; find_tile(op, number, tile); number += step) {
+    sync_threads();  // the tile before is done with its shared memory
+    attend<T, Head>(op, tile, head);
+  }
+}
+
+}  // namespace
+}  // namespace distilfast::cuda

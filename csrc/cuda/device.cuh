@@ -1,0 +1,175 @@
+// The device's own words: loads, asynchronous copies, matrix instructions, shuffles, barriers.
+//
+// The only file with inline PTX or warp primitives. Kernels touch memory through `load`, `store` and the copies below
+// and nothing else, because tests/cuda_host has a second implementation of this header that runs the same kernels on a
+// CPU and checks each of those accesses.
+//
+// A matrix instruction multiplies 32 bytes of k: 16 of a 16-bit type, 8 of tf32. Whatever the type, lane `l` holds of
+// A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of row l / 4 + 8 (only
+// A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of rows l / 4 and
+// l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace distilfast::cuda {
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+constexpr int warp_size = 32;
+
+// Sixteen bytes: the widest access there is.
+struct alignas(16) Word4 {
+  std::uint32_t word[4];
+};
+struct alignas(8) Float2 {
+  float x, y;
+};
+
+// ---- numbers
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(Half x) { return __half2float(x); }
+__device__ inline float to_float(BFloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline Half from_float<Half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ inline BFloat16 from_float<BFloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+__device__ inline std::uint32_t bits_of(float x) { return __float_as_uint(x); }
+__device__ inline float float_of(std::uint32_t bits) { return __uint_as_float(bits); }
+
+// The nearest number with the 10 mantissa bits that a tf32 operand keeps, ties away from zero.
+__device__ inline std::uint32_t round_to_tf32(float x) {
+  std::uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+
+// ---- memory
+
+template <class T>
+__device__ inline T load(const T* from) {
+  return *from;
+}
+template <class T>
+__device__ inline void store(T* to, T value) {
+  *to = value;
+}
+
+// Asks for the line with this address in the L2 cache, and does not wait.
+__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
+// The block's shared memory, as large as the launch asked for.
+__device__ inline char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+__device__ inline std::uint32_t shared_address(const void* shared) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// Copies `bytes` (0 to 16) and zeros what is left of 16. The destination must not be read before its group has been
+// waited for, and by other threads not before a barrier behind that.
+__device__ inline void copy_async(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
+}
+// Closes the group of this thread's copies since the last commit.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `Pending` of this thread's groups are still on their way.
+template <int Pending>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// ---- collectives of one warp
+
+// Four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8, and gets the word at byte 4 * (l % 4)
+// of row l / 4 of each. All 32 lanes.
+__device__ inline void load_matrices(std::uint32_t (&words)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+// The same, each matrix transposed.
+__device__ inline void load_matrices_transposed(std::uint32_t (&words)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+// c += A B, [16, k] [k, 8]; T says what the words of a and b hold, `float` meaning tf32. All 32 lanes.
+template <class T>
+__device__ inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+template <>
+__device__ inline void multiply_matrices<Half>(float (&c)[4], const std::uint32_t (&a)[4],
+                                               const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ inline void multiply_matrices<BFloat16>(float (&c)[4], const std::uint32_t (&a)[4],
+                                                   const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ inline void multiply_matrices<float>(float (&c)[4], const std::uint32_t (&a)[4],
+                                                const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The value that lane (this ^ mask) passes. All 32 lanes, as everything below.
+template <class T>
+__device__ inline T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+// The value that `lane` passes.
+template <class T>
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+// The value that lane (this - distance) passes; its own where there is none.
+template <class T>
+__device__ inline T shuffle_up(T value, int distance) {
+  return __shfl_up_sync(0xffffffffu, value, distance);
+}
+// Bit l: what lane l passes.
+__device__ inline std::uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
+__device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+// ---- barriers
+
+__device__ inline void sync_warp() { __syncwarp(); }
+__device__ inline void sync_threads() { __syncthreads(); }
+// All blocks of a cooperative launch; what they wrote before is seen by all behind it.
+__device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+}  // namespace distilfast::cuda

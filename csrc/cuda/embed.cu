@@ -1,0 +1,21 @@
+// The launch of embed.cuh.
+#include "cuda/embed.cuh"
+
+namespace distilfast::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(row_threads) embed_kernel(Embed op) {
+  embed_row<T>(op, blockIdx.x);
+}
+
+}  // namespace
+
+void embed(const Embed& op, int most_rows, Stream& stream) {
+  with_element(op.precision, [&]<class T>() {
+    launch("embed", embed_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
+           layer_norm_shared_bytes(op.norm.width), stream, op);
+  });
+}
+
+}  // namespace distilfast::cuda

@@ -1,0 +1,92 @@
+#include "cuda/encoder.h"
+
+#include <algorithm>
+#include <map>
+
+#include "cuda/pass.h"
+
+namespace distilfast::cuda {
+
+namespace {
+
+// No more than so many numbers for what the head leaves, which may be as wide as the vocabulary: 256 MB.
+constexpr Index chunk_head_numbers = Index{1} << 26;
+
+Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find) {
+  Stream stream;
+  return Model(shape, head, find, stream);
+}
+
+// Takes sequences behind `last` until they have `limit` tokens, at least one.
+Chunk next_chunk(const ForwardInput& input, const Chunk& last, Index limit) {
+  Chunk chunk{last.first_sequence + last.sequences, 0, last.first_token + last.tokens, 0,
+              last.first_row + last.rows,           0};
+  while (chunk.first_sequence + chunk.sequences < input.sequences) {
+    const Index end = input.cu_seqlens[chunk.first_sequence + chunk.sequences + 1];
+    if (chunk.sequences > 0 && end - chunk.first_token > limit) break;
+    chunk.tokens = end - chunk.first_token;
+    ++chunk.sequences;
+  }
+  const std::int32_t* rows = input.rows + chunk.first_row;
+  chunk.rows = std::lower_bound(rows, input.rows + input.num_rows, chunk.first_token + chunk.tokens) - rows;
+  return chunk;
+}
+
+}  // namespace
+
+// What one forward needs and the next one uses again: a stream, and a pass for each bucket there ever was.
+class Workspace {
+ public:
+  Stream stream;
+  std::map<int, Pass> passes;
+
+  Pass& pass_for(const Model& model, Index tokens, bool persistent) {
+    const int bucket = bucket_for(tokens);
+    return passes.try_emplace(bucket, model, bucket, persistent).first->second;
+  }
+};
+
+Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+                 Index chunk_tokens, bool persistent)
+    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens), persistent_(persistent) {}
+
+Encoder::~Encoder() = default;
+
+void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
+  std::unique_ptr<Workspace> workspace = borrow_workspace();
+  const Index by_head = chunk_head_numbers / std::max(1, model_.head_columns());
+  const Index all = input.cu_seqlens[input.sequences];
+  const Index limit = trace ? all : std::clamp<Index>(by_head, 1, chunk_tokens_);  // a trace is one piece
+  for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
+    Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
+    if (trace)
+      pass.run_traced(input, chunk, output, trace, workspace->stream);
+    else
+      pass.run(input, chunk, output, workspace->stream);
+  }
+  // A trace's buffers are as large as its batch: they are not kept.
+  if (!trace) return_workspace(std::move(workspace));
+}
+
+std::unique_ptr<Workspace> Encoder::borrow_workspace() const {
+  const std::lock_guard guard(mutex_);
+  if (idle_.empty()) return std::make_unique<Workspace>();
+  std::unique_ptr<Workspace> workspace = std::move(idle_.back());
+  idle_.pop_back();
+  return workspace;
+}
+
+void Encoder::return_workspace(std::unique_ptr<Workspace> workspace) const {
+  const std::lock_guard guard(mutex_);
+  idle_.push_back(std::move(workspace));
+}
+
+std::size_t Encoder::scratch_bytes() const {
+  const std::lock_guard guard(mutex_);
+  std::size_t bytes = 0;
+  for (const auto& workspace : idle_)
+    for (const auto& [bucket, pass] : workspace->passes) bytes += pass.bytes();
+  return bytes;
+}
+
+}  // namespace distilfast::cuda

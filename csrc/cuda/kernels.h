@@ -1,0 +1,111 @@
+// The contract between the encoder and the kernels: four operations, a plain struct of pointers and sizes for each.
+//
+//   embed           out[t] = LN(word[id[t]] + position[p[t]] (+ token_type[s[t]]))        [T] -> [T, D]
+//   linear          out = act(x Wt + b)                                    [T, K] . [N, K] -> [T, N]
+//   attention       out = softmax(q kt / sqrt(d)) v inside each sequence           [T, 3D] -> [T, D]
+//   add_layer_norm  out = LN(x + residual), variance in a second pass              [T, D] -> [T, D]
+//
+// All pointers point to device memory. How many rows there are is read on the device, so that a graph which was made
+// for `most_rows` serves every batch with no more of them. `T` is the element of the precision: what matrix
+// instructions read and what travels between linears. Sums, LayerNorm and the residual stream are fp32 in all of them.
+// Each operation only enqueues: nothing here allocates or waits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/runtime.h"
+
+namespace distilfast::cuda {
+
+using Index = std::int64_t;
+
+enum class Precision { fp32, fp16, bf16 };
+enum class Activation { none, gelu, relu, tanh };
+
+constexpr std::size_t element_size(Precision precision) { return precision == Precision::fp32 ? 4 : 2; }
+
+// Rows of T begin at multiples of 16 bytes, in every precision.
+constexpr int row_stride(int columns) { return (columns + 7) / 8 * 8; }
+
+struct LayerNormWeights {
+  const float* weight;  // [D]
+  const float* bias;    // [D]
+  int width;            // D
+  float eps;
+};
+
+struct Embed {
+  Precision precision;
+  const std::int32_t* rows;         // how many tokens there are
+  const std::int32_t* ids;          // [T]
+  const std::int32_t* positions;    // [T]
+  const std::int32_t* token_types;  // [T]
+  const float* word;                // [V, D]
+  const float* position;            // [P, D]
+  const float* token_type;          // [types, D], or null: the model has none
+  LayerNormWeights norm;
+  float* out;     // [T, D]
+  void* out_low;  // T [T, row_stride(D)], or null
+};
+void embed(const Embed& op, int most_rows, Stream& stream);
+
+// W in the order in which `linear` reads it, made by `pack_linear`.
+struct PackedLinear {
+  const void* weight;  // packed_linear_bytes
+  const float* bias;   // [N]
+  int n, k;
+};
+std::size_t packed_linear_bytes(Precision precision, int n, int k);
+void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream);  // [N, K]
+
+// With splits > 1 the depth K is cut into as many parts, each of which leaves its own sum, without bias and activation,
+// in a plane of `out`; `add_layer_norm` adds them up in order.
+struct Linear {
+  Precision precision;
+  const std::int32_t* rows;    // how many rows out has
+  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own
+  const void* x;               // T [*, row_stride(K)]
+  PackedLinear packed;
+  Activation activation;
+  int splits;
+  Index plane;    // floats between the splits' planes of out
+  float* out;     // [splits, *, N], or null
+  void* out_low;  // T [*, row_stride(N)], or null; only with one split
+};
+void linear(const Linear& op, int most_rows, Stream& stream);
+// The splits with which a linear fills the device, for the encoder to choose where add_layer_norm follows.
+int linear_splits(Precision precision, int n, int k, int most_rows);
+
+struct Attention {
+  Precision precision;
+  const std::int32_t* sequences;   // B: how many there are
+  const std::int32_t* cu_seqlens;  // [B + 1]
+  const void* qkv;                 // T [T, row_stride(3D)]
+  int heads, head_size;            // H, d
+  void* out;                       // T [T, row_stride(D)]
+  // [B]: where each sequence's [H, L, L] begin in `probabilities`; or both null. Only a trace asks for them.
+  const std::int64_t* probability_begins;
+  float* probabilities;
+};
+// Null, or why a head size cannot be had.
+const char* attention_misfit(int head_size);
+void attention(const Attention& op, int most_rows, Stream& stream);
+
+struct AddLayerNorm {
+  Precision precision;
+  const std::int32_t* rows;    // how many rows out has
+  const std::int32_t* gather;  // [rows]: which row of residual each belongs to; or null: its own
+  const float* x;              // [splits, *, D]
+  int splits;
+  Index plane;            // floats between the planes of x
+  const float* bias;      // [D], what a split linear left to add; or null
+  const float* residual;  // [*, D], or null: LN(x)
+  LayerNormWeights norm;
+  float* sum;     // [*, D], x with its splits and bias added up, for a trace; or null
+  float* out;     // [*, D]; may be x or, where nothing is gathered, residual
+  void* out_low;  // T [*, row_stride(D)], or null
+};
+void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream);
+
+}  // namespace distilfast::cuda

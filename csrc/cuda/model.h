@@ -1,0 +1,79 @@
+// The weights of one encoder and its head in device memory, packed for the kernels.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels.h"
+
+namespace distilfast::cuda {
+
+struct EncoderShape {
+  Precision precision;
+  int width, heads, layers, ffn;  // D, H, layers, F
+  float eps;
+  Activation activation;
+};
+
+struct HeadLinear {
+  int columns;  // N
+  Activation activation;
+  bool norm;
+};
+
+// fp32 values in host memory, row-major.
+struct HostTensor {
+  const float* data;
+  std::size_t size;
+};
+
+// Called with a tensor's canonical name; nothing where the model has none.
+using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
+
+struct Dense {
+  DeviceBuffer weight, bias;
+  int n, k;
+
+  PackedLinear packed() const { return {weight.data(), reinterpret_cast<const float*>(bias.data()), n, k}; }
+};
+
+struct Norm {
+  DeviceBuffer weight, bias;
+  int width;
+  float eps;
+
+  LayerNormWeights view() const {
+    return {reinterpret_cast<const float*>(weight.data()), reinterpret_cast<const float*>(bias.data()), width, eps};
+  }
+};
+
+struct Layer {
+  Dense qkv, attention_out;
+  Norm attention_norm;
+  Dense ffn_in, ffn_out;
+  Norm output_norm;
+};
+
+struct HeadLayer {
+  Dense dense;
+  Activation activation;
+  std::optional<Norm> norm;
+};
+
+struct Model {
+  // `find` is used only here. Throws where a tensor is missing or of another size, or the shape cannot be run.
+  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Stream& stream);
+
+  std::size_t bytes() const;
+  int head_columns() const { return head.empty() ? 0 : head.back().dense.n; }
+
+  EncoderShape shape;
+  DeviceBuffer word, position, token_type;  // the last is empty where the model has none
+  std::optional<Norm> embed_norm;           // always there
+  std::vector<Layer> layers;
+  std::vector<HeadLayer> head;
+};
+
+}  // namespace distilfast::cuda

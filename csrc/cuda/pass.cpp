@@ -1,0 +1,284 @@
+#include "cuda/pass.h"
+
+#include <algorithm>
+
+#include "cuda/tracer.h"
+
+namespace distilfast::cuda {
+
+namespace {
+
+constexpr int smallest_bucket = 16;
+constexpr std::size_t alignment = 256;  // of every piece of the arena, as of device memory itself
+
+template <class T>
+T* take(char*& at, std::size_t bytes) {
+  char* piece = at;
+  at += (bytes + alignment - 1) / alignment * alignment;
+  return reinterpret_cast<T*>(piece);
+}
+
+// Most floats that the parts of a linear can take, in any bucket up to `most`.
+std::size_t part_floats(Precision precision, const Dense& dense, int most) {
+  std::size_t floats = 0;
+  for (int rows = smallest_bucket; rows <= most; rows *= 2)
+    floats = std::max(floats, static_cast<std::size_t>(linear_splits(precision, dense.n, dense.k, rows)) *
+                                  static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
+  return floats;
+}
+
+std::int32_t* copy_shifted(const std::int32_t* from, Index count, Index minus, std::int32_t* to) {
+  return std::transform(from, from + count, to, [&](std::int32_t x) { return static_cast<std::int32_t>(x - minus); });
+}
+
+}  // namespace
+
+int bucket_for(Index count) {
+  int bucket = smallest_bucket;
+  while (bucket < count) bucket *= 2;
+  return bucket;
+}
+
+// ---- buffers
+
+Pass::Pass(const Model& model, int most_tokens, bool persistent)
+    : model_(model),
+      most_tokens_(most_tokens),
+      persistent_(persistent && can_persist()),
+      input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
+      host_memory_(input_bytes_),
+      arena_(static_cast<std::size_t>(place_buffers(nullptr) - static_cast<char*>(nullptr))) {
+  place_inputs(host_memory_.data(), host_);
+  std::fill_n(host_memory_.data(), input_bytes_, 0);
+  place_buffers(arena_.data());
+}
+
+bool Pass::can_persist() const {
+  const EncoderShape& shape = model_.shape;
+  const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
+  return shape.precision != Precision::fp32 && most_tokens_ <= most_persistent_rows &&
+         shape.width / shape.heads <= most_persistent_head && stages <= most_stages;
+}
+
+std::size_t Pass::row_bytes(int columns) const {
+  return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.shape.precision);
+}
+
+// Returns the end of what it placed.
+char* Pass::place_inputs(char* at, Inputs& inputs) const {
+  const std::size_t most = static_cast<std::size_t>(most_tokens_) * sizeof(std::int32_t);
+  inputs.tokens = take<std::int32_t>(at, 3 * sizeof(std::int32_t));
+  inputs.sequences = inputs.tokens + 1;
+  inputs.rows = inputs.tokens + 2;
+  inputs.ids = take<std::int32_t>(at, most);
+  inputs.positions = take<std::int32_t>(at, most);
+  inputs.token_types = take<std::int32_t>(at, most);
+  inputs.cu_seqlens = take<std::int32_t>(at, most + sizeof(std::int32_t));
+  inputs.gather = take<std::int32_t>(at, most);
+  return at;
+}
+
+char* Pass::place_buffers(char* at) {
+  const EncoderShape& shape = model_.shape;
+  const std::size_t most = static_cast<std::size_t>(most_tokens_);
+  std::size_t parts = 0, head_out = 0, head_low = 0;
+  for (const Layer& layer : model_.layers)
+    for (const Dense* dense : {&layer.attention_out, &layer.ffn_out})
+      parts = std::max(parts, part_floats(shape.precision, *dense, most_tokens_));
+  for (const HeadLayer& layer : model_.head) {
+    if (layer.norm) parts = std::max(parts, part_floats(shape.precision, layer.dense, most_tokens_));
+    if (&layer != &model_.head.back()) head_low = std::max(head_low, most * row_bytes(layer.dense.n));
+    head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
+  }
+  at = place_inputs(at, device_);
+  const std::size_t x = most * static_cast<std::size_t>(shape.width) * sizeof(float),
+                    x_low = most * row_bytes(shape.width);
+  tokens_ = {device_.tokens, most_tokens_, take<float>(at, x), take<char>(at, x_low)};
+  rows_ = {device_.rows, 0, take<float>(at, x), take<char>(at, x_low)};
+  qkv_ = take<char>(at, most * row_bytes(3 * shape.width));
+  context_ = take<char>(at, x_low);
+  wide_ = take<char>(at, most * row_bytes(shape.ffn));
+  parts_ = take<float>(at, parts * sizeof(float));
+  head_out_ = take<float>(at, head_out);
+  for (char*& low : head_low_) low = take<char>(at, head_low);
+  return at;
+}
+
+void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
+  *host_.tokens = static_cast<std::int32_t>(chunk.tokens);
+  *host_.sequences = static_cast<std::int32_t>(chunk.sequences);
+  *host_.rows = static_cast<std::int32_t>(chunk.rows);
+  std::copy_n(input.ids + chunk.first_token, chunk.tokens, host_.ids);
+  std::copy_n(input.positions + chunk.first_token, chunk.tokens, host_.positions);
+  if (input.token_types)
+    std::copy_n(input.token_types + chunk.first_token, chunk.tokens, host_.token_types);
+  else
+    std::fill_n(host_.token_types, chunk.tokens, 0);
+  copy_shifted(input.cu_seqlens + chunk.first_sequence, chunk.sequences + 1, chunk.first_token, host_.cu_seqlens);
+  copy_shifted(input.rows + chunk.first_row, chunk.rows, chunk.first_token, host_.gather);
+}
+
+// ---- running
+
+void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
+  fill_inputs(input, chunk);
+  const Wish wish{bucket_for(chunk.rows), output.hidden != nullptr, output.head != nullptr && chunk.rows > 0};
+  std::unique_ptr<Graph>& graph = graphs_[wish];
+  if (!graph) graph = std::make_unique<Graph>(stream, [this, wish, &stream] { enqueue(wish, stream, nullptr); });
+  graph->run(stream);
+  fetch(chunk, output, stream);
+}
+
+void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,
+                      Stream& stream) {
+  fill_inputs(input, chunk);
+  Tracer tracer(trace, model_.shape.precision, stream);
+  tracer.num_tokens = chunk.tokens, tracer.num_rows = chunk.rows;
+  std::vector<std::int64_t> begins;
+  for (Index b = 0; b < chunk.sequences; ++b) {
+    begins.push_back(tracer.num_probabilities);
+    const Index length = host_.cu_seqlens[b + 1] - host_.cu_seqlens[b];
+    tracer.num_probabilities += model_.shape.heads * length * length;
+  }
+  int widest = model_.shape.width;
+  for (const HeadLayer& layer : model_.head) widest = std::max(widest, layer.dense.n);
+  tracer.sum = DeviceBuffer(static_cast<std::size_t>(most_tokens_) * static_cast<std::size_t>(widest) * sizeof(float));
+  tracer.probabilities = DeviceBuffer(static_cast<std::size_t>(tracer.num_probabilities) * sizeof(float));
+  tracer.probability_begins = DeviceBuffer(begins.size() * sizeof(std::int64_t));
+  upload(tracer.probability_begins.data(), begins.data(), tracer.probability_begins.bytes(), stream);
+  enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0}, stream, &tracer);
+  fetch(chunk, output, stream);
+}
+
+void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
+  const Index width = model_.shape.width, columns = model_.head_columns();
+  if (output.hidden)
+    download(output.hidden + chunk.first_token * width, tokens_.x,
+             static_cast<std::size_t>(chunk.tokens * width) * sizeof(float), stream);
+  if (output.head)
+    download(output.head + chunk.first_row * columns, head_out_,
+             static_cast<std::size_t>(chunk.rows * columns) * sizeof(float), stream);
+  stream.wait();
+}
+
+// ---- layers
+
+void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
+  upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
+  Program program;
+  program.count = 0;
+  Queue queue(stream, persistent_ && !tracer ? &program : nullptr);
+  add_operations(wish, queue, tracer);
+  if (program.count > 0) run_persistent(model_.shape.precision, program, stream);
+}
+
+void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
+  rows_.most = wish.most_rows;
+  embed_tokens(queue, tracer);
+  const bool skip = !wish.hidden;  // the last layer computes only rows that the head reads
+  for (std::size_t i = 0; i < model_.layers.size(); ++i) {
+    const Layer& layer = model_.layers[i];
+    const std::string at = "layer." + std::to_string(i) + ".";
+    attend(layer, at, queue, tracer);
+    if (skip && i + 1 == model_.layers.size())
+      behind_attention(layer, at, tokens_.x, device_.gather, rows_, queue, tracer);
+    else
+      behind_attention(layer, at, tokens_.x, nullptr, tokens_, queue, tracer);
+  }
+  if (!wish.head) return;
+  const bool gathered = skip && !model_.layers.empty();
+  run_head(rows_, gathered ? Source{rows_.x_low, nullptr} : Source{tokens_.x_low, device_.gather}, queue, tracer);
+}
+
+void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
+  const auto table = [](const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); };
+  const Embed op{model_.shape.precision,
+                 device_.tokens,
+                 device_.ids,
+                 device_.positions,
+                 device_.token_types,
+                 table(model_.word),
+                 table(model_.position),
+                 table(model_.token_type),
+                 model_.embed_norm->view(),
+                 tokens_.x,
+                 tokens_.x_low};
+  queue.add(op, most_tokens_);
+  if (tracer) tracer->record("embed", tokens_.x, tracer->num_tokens, model_.shape.width);
+}
+
+// tokens_ -> context_.
+void Pass::attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer) {
+  const EncoderShape& shape = model_.shape;
+  run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, queue);
+  if (tracer) tracer->record(at + "qkv", qkv_, tracer->num_tokens, 3 * shape.width);
+  Attention op{shape.precision, device_.sequences,         device_.cu_seqlens, qkv_,
+               shape.heads,     shape.width / shape.heads, context_,           nullptr,
+               nullptr};
+  if (tracer) {
+    op.probability_begins = reinterpret_cast<const std::int64_t*>(tracer->probability_begins.data());
+    op.probabilities = reinterpret_cast<float*>(tracer->probabilities.data());
+  }
+  queue.add(op, most_tokens_);
+  if (!tracer) return;
+  tracer->record(at + "probabilities", op.probabilities, 1, tracer->num_probabilities);
+  tracer->record(at + "context", context_, tracer->num_tokens, shape.width);
+}
+
+// context_ and the layer's input -> rows, the layer's output.
+void Pass::behind_attention(const Layer& layer, const std::string& at, const float* residual,
+                            const std::int32_t* gather, const Rows& rows, Queue& queue, Tracer* tracer) {
+  const EncoderShape& shape = model_.shape;
+  linear_add_layer_norm(layer.attention_out, layer.attention_norm, {context_, gather}, Activation::none, residual,
+                        gather, rows, at + "attention_out", queue, tracer);
+  if (tracer) tracer->record(at + "attention_norm", rows.x, tracer->num_tokens, shape.width);
+  run_linear(layer.ffn_in, {rows.x_low, nullptr}, rows, shape.activation, nullptr, wide_, queue);
+  if (tracer) tracer->record(at + "ffn_in", wide_, tracer->num_tokens, shape.ffn);
+  linear_add_layer_norm(layer.ffn_out, layer.output_norm, {wide_, nullptr}, Activation::none, rows.x, nullptr, rows,
+                        at + "ffn_out", queue, tracer);
+  if (tracer) tracer->record(at + "output", rows.x, tracer->num_tokens, shape.width);
+}
+
+// source -> head_out_.
+void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer) {
+  for (std::size_t i = 0; i < model_.head.size(); ++i) {
+    const HeadLayer& layer = model_.head[i];
+    const bool last = i + 1 == model_.head.size();
+    const std::string name = "head." + std::to_string(i);
+    char* low = last ? nullptr : head_low_[i % 2];
+    if (layer.norm)
+      linear_add_layer_norm(layer.dense, *layer.norm, source, layer.activation, nullptr, nullptr,
+                            {rows.count, rows.most, head_out_, low}, "", queue, nullptr);
+    else
+      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, low, queue);
+    if (tracer && (last || layer.norm)) tracer->record(name, head_out_, tracer->num_rows, layer.dense.n);
+    if (tracer && !last && !layer.norm) tracer->record(name, low, tracer->num_rows, layer.dense.n);
+    source = {low, nullptr};
+  }
+}
+
+void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
+                      char* out_low, Queue& queue) const {
+  queue.add(Linear{model_.shape.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out,
+                   out_low},
+            rows.most);
+}
+
+void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
+                                 const float* residual, const std::int32_t* gather, const Rows& rows,
+                                 const std::string& name, Queue& queue, Tracer* tracer) const {
+  const Precision precision = model_.shape.precision;
+  // Only a linear without an activation may leave its parts to be added later.
+  const int splits = activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
+  const Index plane = static_cast<Index>(rows.most) * dense.n;
+  float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
+  queue.add(Linear{precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane, parts_,
+                   nullptr},
+            rows.most);
+  queue.add(AddLayerNorm{precision, rows.count, gather, parts_, splits, plane,
+                         splits > 1 ? dense.packed().bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
+            rows.most);
+  if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
+}
+
+}  // namespace distilfast::cuda

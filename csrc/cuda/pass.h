@@ -1,0 +1,100 @@
+// One chunk's way through the model, in the buffers of one bucket.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/encoder.h"
+#include "cuda/program.h"
+
+namespace distilfast::cuda {
+
+// The smallest bucket that holds `count` tokens or rows: a power of two, at least 16.
+int bucket_for(Index count);
+
+// Whole sequences of a batch and their share of the rows that the head reads.
+struct Chunk {
+  Index first_sequence, sequences;
+  Index first_token, tokens;
+  Index first_row, rows;
+};
+
+// What a graph was made for.
+struct Wish {
+  int most_rows;  // the bucket of the rows that the head reads
+  bool hidden, head;
+
+  auto operator<=>(const Wish&) const = default;
+};
+
+class Tracer;
+
+class Pass {
+ public:
+  // `persistent`: one launch for everything, where the bucket and the model allow it.
+  Pass(const Model& model, int most_tokens, bool persistent);
+
+  void run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream);
+  // Without a graph and with all rows computed; hands over every intermediate.
+  void run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,
+                  Stream& stream);
+
+  std::size_t bytes() const { return arena_.bytes(); }
+
+ private:
+  // What the device reads of a batch, one after the other so that it is one copy.
+  struct Inputs {
+    std::int32_t *tokens, *sequences, *rows;  // how many
+    std::int32_t *ids, *positions, *token_types, *cu_seqlens, *gather;
+  };
+  // Rows on their way through the layers: the residual stream, and what the linears read of it.
+  struct Rows {
+    const std::int32_t* count;
+    int most;
+    float* x;     // [most, D]
+    char* x_low;  // T [most, row_stride(D)]
+  };
+  // What a linear reads: T [*, row_stride(K)], and which of its rows (null: one after the other).
+  struct Source {
+    const char* x;
+    const std::int32_t* gather;
+  };
+
+  char* place_inputs(char* at, Inputs& inputs) const;
+  char* place_buffers(char* at);
+  std::size_t row_bytes(int columns) const;
+  void fill_inputs(const ForwardInput& input, const Chunk& chunk);
+  void fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
+
+  // A tracer, where there is one, looks at what they leave.
+  void enqueue(const Wish& wish, Stream& stream, Tracer* tracer);
+  void add_operations(const Wish& wish, Queue& queue, Tracer* tracer);
+  bool can_persist() const;
+  void embed_tokens(Queue& queue, Tracer* tracer);
+  void attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer);
+  void behind_attention(const Layer& layer, const std::string& at, const float* residual, const std::int32_t* gather,
+                        const Rows& rows, Queue& queue, Tracer* tracer);
+  void run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer);
+  void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out, char* out_low,
+                  Queue& queue) const;
+  // LN(x Wt + b + residual) into rows.x and rows.x_low; the sum before the residual goes to the tracer as `name`.
+  void linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
+                             const float* residual, const std::int32_t* gather, const Rows& rows,
+                             const std::string& name, Queue& queue, Tracer* tracer) const;
+
+  const Model& model_;
+  int most_tokens_;
+  bool persistent_;
+  std::size_t input_bytes_;
+  PinnedBuffer host_memory_;
+  Inputs host_, device_;
+  DeviceBuffer arena_;
+  Rows tokens_, rows_;  // all of them; those that the head reads
+  char *qkv_, *context_, *wide_, *head_low_[2];
+  float *parts_, *head_out_;
+  std::map<Wish, std::unique_ptr<Graph>> graphs_;
+};
+
+}  // namespace distilfast::cuda

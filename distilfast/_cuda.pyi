@@ -1,0 +1,117 @@
+"""The encoder on an NVIDIA GPU, compiled from csrc/cuda. Arrays are C-contiguous numpy arrays in host memory.
+
+T tokens, B sequences, R rows read by the head, D hidden size, H heads. Bad arguments are ValueError, errors of the
+device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16. A raw array holds rows of the precision's
+elements as bytes; where one is taken, each row is padded to a multiple of 8 elements.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+
+def unavailable() -> str | None:
+    """None, or why no device can be used, in one sentence."""
+
+def device_name() -> str:
+    """The current device's name; RuntimeError where there is none."""
+
+class Encoder:
+    """The whole forward in one call, the GIL released; safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        layers: int,
+        ffn: int,
+        eps: float,
+        activation: str,
+        head: list[tuple[int, str, bool]],
+        tensors: dict[str, Floats],
+        precision: str,
+        chunk_tokens: int,
+        persistent: bool,
+    ) -> None:
+        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
+
+        ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
+        ``persistent``: up to 64 tokens in fp16 or bf16 are run by one launch instead of a graph of many.
+        """
+
+    def forward(
+        self,
+        ids: Ints,
+        positions: Ints,
+        token_types: Ints | None,
+        cu_seqlens: Ints,
+        rows: Ints | None,
+        hidden: bool,
+        trace: dict[str, Floats] | None,
+    ) -> tuple[Floats | None, Floats | None]:
+        """See ``distilfast.backends.base.Backend.forward``. Indices outside their tables are not caught here."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of device memory, for weights and embedding tables."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of device memory, for all buckets that no forward is using."""
+
+def embed(
+    ids: Ints,
+    positions: Ints,
+    token_types: Ints | None,
+    word: Floats,
+    position: Floats,
+    token_type: Floats | None,
+    weight: Floats,
+    bias: Floats,
+    *,
+    eps: float,
+    precision: str,
+) -> tuple[Floats, Bytes]:
+    """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D] in float32, and raw."""
+
+class Linear:
+    """act(x Wᵀ + b) with the weight [N, K] packed once."""
+
+    def __init__(self, weight: Floats, bias: Floats, *, precision: str) -> None: ...
+    def __call__(
+        self,
+        x: Bytes,
+        activation: str = "none",
+        *,
+        gather: Ints | None = None,
+        most_rows: int | None = None,
+        splits: int = 1,
+    ) -> tuple[Floats, Bytes]:
+        """Raw [*, K] → [T, N] in float32, and raw; ``gather``: which rows of x. ``most_rows`` chooses the tile.
+
+        With several splits, [splits · T, N]: each split's part of x Wᵀ, and nothing raw.
+        """
+
+    def splits(self, most_rows: int) -> int:
+        """How many splits fill the device."""
+
+def attention(
+    qkv: Bytes, cu_seqlens: Ints, heads: int, head_size: int, *, precision: str, most_rows: int | None = None
+) -> tuple[Bytes, Floats]:
+    """softmax(q kᵀ / √d) v inside each sequence: raw [T, 3D] → raw [T, D], and the probabilities, flat."""
+
+def add_layer_norm(
+    x: Floats,
+    x_bias: Floats | None,
+    residual: Floats | None,
+    gather: Ints | None,
+    weight: Floats,
+    bias: Floats,
+    *,
+    eps: float,
+    precision: str,
+) -> tuple[Floats, Bytes]:
+    """LN(sum of x + x_bias + residual[gather]): x [splits, T, D] → [T, D] in float32, and raw."""

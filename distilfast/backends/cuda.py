@@ -1,0 +1,98 @@
+"""The encoder in hand-written CUDA kernels on an NVIDIA GPU: needs the driver, and nothing else at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distilfast.backends.base import Trace
+from distilfast.batch import PackedBatch
+from distilfast.errors import BackendError
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+CHUNK_TOKENS = 4096
+"""Tokens that are run at a time: the device is full by then, and what it holds for them stays within some 300 MB."""
+PERSISTENT = False
+"""Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
+
+
+def extension() -> Any:
+    """The module ``distilfast._cuda``; raises ImportError where it was not built."""
+    from distilfast import _cuda
+
+    return _cuda
+
+
+def unavailable() -> str | None:
+    """None, or why the extension cannot be used, in one sentence."""
+    try:
+        module = extension()
+    except ImportError:
+        return "The extension distilfast._cuda was not built: there was no nvcc."
+    return module.unavailable()
+
+
+class CudaBackend:
+    """Runs ``csrc/cuda``; one object may be called from several threads at once, each on a stream of its own."""
+
+    name = "cuda"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads`` is accepted and not used: the work is the device's."""
+        self._module = extension()
+        self._precision = ""
+
+    @property
+    def detail(self) -> str:
+        """The device's name and the precision."""
+        return f"{self._module.device_name()} {self._precision}"
+
+    def load(self, weights: Weights, head: Head, precision: str) -> None:
+        """Bring the weights to the device; raises BackendError for what the kernels cannot run."""
+        if precision not in PRECISIONS:
+            raise BackendError(
+                f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
+            )
+        self._precision = precision
+        config = weights.config
+        try:
+            self._encoder = self._module.Encoder(
+                width=config.hidden_size,
+                heads=config.num_heads,
+                layers=config.num_layers,
+                ffn=config.ffn_size,
+                eps=config.layer_norm_eps,
+                activation=config.activation,
+                head=[
+                    (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
+                    for i, linear in enumerate(head.linears)
+                ],
+                tensors=weights.tensors,
+                precision=precision,
+                chunk_tokens=CHUNK_TOKENS,
+                persistent=PERSISTENT,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"backend cuda cannot load this model: {error}") from error
+
+    def forward(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See ``Backend.forward``; results are float32."""
+        try:
+            return self._encoder.forward(
+                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
+            )
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+
+    def info(self) -> dict[str, object]:
+        """The device and the bytes held on it."""
+        return {
+            "device": self._module.device_name(),
+            "weight_bytes": self._encoder.weight_bytes,
+            "scratch_bytes": self._encoder.scratch_bytes,
+        }

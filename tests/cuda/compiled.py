@@ -1,0 +1,143 @@
+"""What nvcc makes of csrc/cuda: registers, spills and instructions of each kernel on each architecture.
+
+``python tests/cuda/compiled.py`` prints the table. A compilation is kept in build/ until a source changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "csrc" / "cuda"
+ARCHITECTURES = ("80", "86", "89", "90a")
+NVCC_PACKAGES = " ".join(
+    f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
+)
+MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
+
+_ENTRY = re.compile(
+    r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    re.DOTALL,
+)
+_TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, None where no one could look."""
+
+    source: str
+    name: str
+    architecture: str
+    registers: int
+    stack: int
+    spilled: int
+    matrix: int | None
+
+
+def nvcc() -> str | None:
+    """The compiler, if there is one: on PATH, or the one that NVIDIA's packages bring (see NVCC_PACKAGES)."""
+    spec = importlib.util.find_spec("nvidia")
+    places = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    return shutil.which("nvcc") or next((found for each in places if (found := _in(Path(each) / "cu13"))), None)
+
+
+def _in(toolkit: Path) -> str | None:
+    return shutil.which("nvcc", path=str(toolkit / "bin"))
+
+
+def cuobjdump() -> str | None:
+    """The disassembler: beside nvcc, on PATH, or the one that the triton package brings."""
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found or spec is None or spec.origin is None:
+        return found
+    return shutil.which("cuobjdump", path=str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel of every source."""
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for found in pool.map(_kernels, sorted(SOURCES.glob("*.cu"))) for kernel in found]
+
+
+def _kernels(source: Path) -> list[Kernel]:
+    fatbin, log = _compile(source)
+    matrix = _matrix_instructions(fatbin)
+    return [
+        Kernel(
+            source.stem,
+            _readable(name),
+            architecture,
+            int(registers),
+            int(stack),
+            int(stores) + int(loads),
+            None if matrix is None else matrix[name, architecture],
+        )
+        for name, architecture, stack, stores, loads, registers in _ENTRY.findall(log)
+    ]
+
+
+def _compile(source: Path) -> tuple[Path, str]:
+    every = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cu", ".cuh", ".h"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in every)).hexdigest()[:16]
+    fatbin = ROOT / "build" / "cuda-compiled" / f"{source.stem}-{digest}.fatbin"
+    log = fatbin.with_suffix(".log")
+    if not log.exists():
+        fatbin.parent.mkdir(parents=True, exist_ok=True)
+        targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES]
+        compiler = nvcc()
+        assert compiler is not None
+        command = [
+            compiler,
+            "-std=c++20",
+            "--expt-relaxed-constexpr",
+            "-Xptxas=-v",
+            "-I",
+            str(SOURCES.parent),
+            *targets,
+        ]
+        done = subprocess.run([*command, "-fatbin", str(source), "-o", str(fatbin)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    return fatbin, log.read_text(encoding="utf-8")
+
+
+def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str]] | None:
+    tool = cuobjdump()
+    if tool is None:
+        return None
+    text = subprocess.run([tool, "-sass", str(fatbin)], capture_output=True, text=True, check=True).stdout
+    counts: Counter[tuple[str, str]] = Counter()
+    architecture = name = ""
+    for line in text.splitlines():
+        if found := re.search(r"arch = sm_(\w+)|Function : (\w+)", line):
+            architecture, name = found[1] or architecture, found[2] or name
+        elif any(instruction in line for instruction in MATRIX_INSTRUCTIONS):
+            counts[name, architecture] += 1
+    return counts
+
+
+def _readable(mangled: str) -> str:
+    """``linear_kernel fp32 16 16 …``: the template's type and numbers."""
+    name = re.search(r"\d+([a-z_]+_kernel)", mangled)
+    kind = re.search(r"_kernelI(f|6__half|13__nv_bfloat16)", mangled)
+    numbers = re.findall(r"Li(\d+)E", mangled)
+    words = [name[1] if name else mangled, _TYPES[kind[1]] if kind else "", *numbers]
+    return " ".join(word for word in words if word)
+
+
+if __name__ == "__main__":
+    print("| kernel | sm | registers | spilled bytes | matrix instructions |\n|---|---|---|---|---|")
+    for each in kernels():
+        print(f"| {each.name} | {each.architecture} | {each.registers} | {each.spilled} | {each.matrix} |")

@@ -1,0 +1,46 @@
+"""The elements of a precision in numpy: rounding, raw rows as the kernels read them, and the naive arithmetic.
+
+A kernel keeps its budget if its error against float64 is at most twice that of the naive computation: the same rounded
+operands, float32 arithmetic with one rounding per operation, the result rounded to the precision.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+_STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}
+
+
+def stored(x: np.ndarray, precision: str) -> np.ndarray:
+    """Rounded to the precision, to nearest and ties to even; bf16 as its bits."""
+    x = np.ascontiguousarray(x, np.float32)
+    if precision != "bf16":
+        return x.astype(_STORED[precision])
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def number(bits: np.ndarray, precision: str) -> np.ndarray:
+    """What ``stored`` gave, as float32."""
+    if precision != "bf16":
+        return bits.astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(x: np.ndarray, precision: str) -> np.ndarray:
+    """float32 that the precision can hold."""
+    return number(stored(x, precision), precision)
+
+
+def raw(x: np.ndarray, precision: str) -> np.ndarray:
+    """[T, K] as the bytes of rows that begin every 16 bytes, NaN behind K: no kernel may take it for a number."""
+    rows, columns = x.shape
+    padded = np.full((rows, (columns + 7) // 8 * 8), np.nan, np.float32)
+    padded[:, :columns] = x
+    return np.ascontiguousarray(stored(padded, precision)).view(np.uint8)
+
+
+def from_raw(rows: np.ndarray, precision: str) -> np.ndarray:
+    """Bytes of rows without padding, as float32."""
+    return number(rows.view(_STORED[precision]), precision)

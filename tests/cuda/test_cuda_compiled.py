@@ -1,0 +1,31 @@
+"""nvcc takes every source for every architecture: nothing spilled, products on tensor cores."""
+
+from __future__ import annotations
+
+import compiled
+import pytest
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if compiled.nvcc() is None:
+        pytest.skip(f"nvcc is not installed (pip install {compiled.NVCC_PACKAGES})")
+    return compiled.kernels()
+
+
+def test_every_kernel_is_there_for_every_architecture(kernels):
+    names = {kernel.name for kernel in kernels}
+    assert {kernel.source for kernel in kernels} == {path.stem for path in compiled.SOURCES.glob("*.cu")}
+    assert len(kernels) == len(names) * len(compiled.ARCHITECTURES)
+
+
+def test_nothing_is_spilled(kernels):
+    assert [kernel for kernel in kernels if kernel.spilled or kernel.stack] == []
+
+
+def test_products_run_on_tensor_cores(kernels):
+    if compiled.cuobjdump() is None:
+        pytest.skip("cuobjdump is not installed (pip install nvidia-cuda-cuobjdump, or triton)")
+    for kernel in kernels:
+        is_product = kernel.name.startswith(("linear_kernel", "attention_kernel", "persistent_kernel"))
+        assert (kernel.matrix > 0) == is_product, kernel

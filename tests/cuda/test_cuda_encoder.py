@@ -1,0 +1,186 @@
+"""The whole encoder: every named intermediate within its budget, every way to ask for rows, buckets, callers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from elements import PRECISIONS
+
+from distilfast import Engine
+from distilfast.backends import cuda
+from distilfast.batch import PackedBatch
+from distilfast.config import ModelConfig
+from distilfast.errors import BackendError
+from distilfast.heads import TASKS
+from distilfast.parity import compare, relative_error
+from distilfast.parity.budgets import budget_for
+from distilfast.parity.sides import ReferenceSide, in_float64
+from distilfast.parity.texts import TEXTS
+from distilfast.weights import load_weights
+
+SHORT = {"max_position_embeddings": 24}
+HEADS_OF_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
+
+
+@pytest.fixture(autouse=True)
+def backend(extension, monkeypatch):
+    """Backend "cuda" runs this extension."""
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+
+
+@pytest.fixture
+def engine(tiny_checkpoint):
+    def make(task="token-classification", precision="fp32", model_type="distilbert", **config):
+        directory = tiny_checkpoint(model_type, task, config=config)
+        return Engine.from_pretrained(directory, backend="cuda", precision=precision)
+
+    return make
+
+
+def batch_of(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
+    model_type = "bert" if task in ("feature-extraction", "fill-mask") else "distilbert"
+    report = compare(
+        tiny_checkpoint(model_type, task, config=SHORT), backend="cuda", precision=precision, texts=TEXTS[:8]
+    )
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_heads_of_64(tiny_checkpoint, precision):
+    directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
+    report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_models_own_width(extension, tiny_checkpoint, precision):
+    """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
+    splits = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
+    assert extension.__name__ != "_cuda_host" or splits.splits(16) > 1
+    wide = {"dim": 768, "n_heads": 12, "hidden_dim": 3072, "n_layers": 1}
+    directory = tiny_checkpoint("distilbert", "token-classification", config=wide)
+    weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
+    runs = Engine(weights, head, backend="cuda", precision=precision)
+    batch, budget = batch_of(5, 1, 8), budget_for(precision)
+    side = ReferenceSide(weights, in_float64(weights), head, precision, budget)
+    hidden = runs.forward(batch, hidden=True)[0]
+    truth, naive = (each["layer.0.output"] for each in (side.truth(batch), side.naive(batch)))
+    assert relative_error(hidden, truth) <= budget.end_to_end(relative_error(naive, truth), len(hidden), last=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_that_no_one_needs_are_skipped(engine, precision):
+    """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums."""
+    runs, batch = engine("text-classification", precision), batch_of(5, 40, 1, 17)
+    alone = runs.forward(batch)[1]
+    hidden, both = runs.forward(batch, hidden=True)
+    assert hidden.shape == (63, 32)
+    assert np.allclose(alone, both, rtol=0, atol={"fp32": 1e-6, "fp16": 1e-3, "bf16": 8e-3}[precision])
+
+
+def test_a_graph_serves_every_batch_of_its_bucket(engine):
+    """Sizes are read on the device: other lengths, other rows and other ids through the graph of the first."""
+    runs, fresh = engine(), engine()
+    for seed, lengths in enumerate([(30,), (1, 2, 3), (17, 15), (1,) * 20, (32,)]):
+        batch = batch_of(*lengths, seed=seed)
+        expected = Engine.forward(fresh, batch, hidden=True)
+        got = runs.forward(batch, hidden=True)
+        assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+        fresh = engine()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bits_do_not_depend_on_batch_mates(engine, precision):
+    """Within a bucket: a text alone, and among others at any place."""
+    runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]
+    together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts])
+    whole = runs.forward(together, hidden=True)[0]
+    alone = runs.forward(texts[0], hidden=True)[0]
+    assert np.array_equal(alone, whole[:20])
+
+
+def test_chunks_of_a_large_batch(engine, monkeypatch):
+    """More tokens than one pass takes: the answers are those of the parts."""
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
+    runs, lengths = engine(), (20, 12, 1, 30, 50, 2)  # two, two, one that is longer than a chunk, one
+    batch = batch_of(*lengths)
+    hidden, whole = runs.forward(batch, hidden=True)
+    begin = 0
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)):
+        end = begin + sum(lengths[part])
+        pieces = np.split(batch.input_ids[begin:end], np.cumsum(lengths[part])[:-1])
+        expected = runs.forward(PackedBatch.from_sequences(pieces), hidden=True)
+        assert np.array_equal(expected[0], hidden[begin:end])
+        assert np.array_equal(expected[1], whole[begin:end])
+        begin = end
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("lengths", [(1,), (3, 9, 4), (5, 17), (64,)])
+@pytest.mark.parametrize("task", ["token-classification", "text-classification", "fill-mask"])
+def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
+    """The persistent kernel runs the same parts of the same operations."""
+    batch = batch_of(*lengths)
+    graph = engine(task, precision).forward(batch, hidden=task == "token-classification")
+    monkeypatch.setattr(cuda, "PERSISTENT", True)
+    once = engine(task, precision).forward(batch, hidden=task == "token-classification")
+    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
+
+
+@pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
+def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel):
+    """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("a real device would be lost to this process")
+    monkeypatch.setattr(cuda, "PERSISTENT", persistent)
+    runs, batch = engine(precision="bf16"), batch_of(3)
+    batch.input_ids[1] = 10**8
+    with pytest.raises(BackendError, match=f"In {kernel} thread 0 of block .* reads outside every allocation"):
+        runs._backend.forward(batch, None, True)
+
+
+def test_several_callers_at_once(engine):
+    runs, batches = engine(), [batch_of(5, 20), batch_of(30), batch_of(60, 10)]
+    expected = [runs.forward(batch)[1] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: runs.forward(batches[i % 3])[1], range(12)))
+    assert all(np.array_equal(answer, expected[i % 3]) for i, answer in enumerate(answers))
+
+
+def test_a_second_forward_takes_no_more_memory(engine):
+    runs = engine()
+    runs.forward(batch_of(30))
+    held = runs.info()["scratch_bytes"]
+    for seed in range(3):
+        runs.forward(batch_of(12, 13, seed=seed))
+    assert runs.info()["scratch_bytes"] == held > 0
+
+
+def test_a_batch_that_the_device_cannot_hold(extension, engine, monkeypatch):
+    """One sentence, nothing kept of what was begun, and the next batch runs; the simulated device has 1 GB."""
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("a real device has room for it")
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 10**9)
+    runs, batch = engine(), batch_of(30)
+    expected = runs.forward(batch)[1]
+    held = runs.info()["scratch_bytes"]
+    with pytest.raises(BackendError, match="^allocating device memory failed: out of memory.$"):
+        runs.forward(batch_of(*(64,) * 10_000))
+    assert runs.info()["scratch_bytes"] <= held
+    assert np.array_equal(runs.forward(batch)[1], expected)
+
+
+def test_what_cannot_be_run_is_said(engine, tiny_checkpoint):
+    with pytest.raises(BackendError, match="precision 'int4' is not available on backend cuda"):
+        engine(precision="int4")
+    with pytest.raises(BackendError, match="The head size is not a multiple of 8"):
+        engine(n_heads=8)

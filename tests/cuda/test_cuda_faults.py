@@ -1,0 +1,44 @@
+"""The simulated device finds what is planted: each kernel of tests/cuda_host/faults.cpp has one bug."""
+
+from __future__ import annotations
+
+import pytest
+
+REPORTS = {
+    "missing_barrier": "without a barrier between them",
+    "missing_warp_barrier": "without a barrier between them",
+    "missing_second_barrier": "without a barrier between them",
+    "blocks_race": "without a barrier between them",
+    "global_out_of_bounds": "writes outside every allocation and its shared memory",
+    "shared_out_of_bounds": "writes outside every allocation and its shared memory",
+    "misaligned": "makes a misaligned access",
+    "unwritten_shared": "reads what nobody wrote",
+    "early_read": "asynchronous copy that was not waited for",
+    "early_read_of_second_group": "asynchronous copy that was not waited for",
+    "copy_without_barrier": "without a barrier between them",
+    "divergent_shuffle": "waits forever at shuffle_xor",
+    "two_shuffles": "divergent collective",
+    "bank_conflict": "a bank conflict",
+    "divergent_barrier": "waits forever at sync_threads",
+}
+
+
+def test_a_kernel_without_a_fault_runs(faults):
+    assert faults.run("no_fault") == list(range(63, -1, -1))
+
+
+def test_every_fault_has_its_report(faults):
+    assert set(faults.names()) == {*REPORTS, "no_fault"}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_fault_is_found(faults, name):
+    with pytest.raises(RuntimeError, match=f"In {name} thread .* of block .*{REPORTS[name]}"):
+        faults.run(name)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_device_goes_on_behind_a_fault(faults, name):
+    with pytest.raises(RuntimeError):
+        faults.run(name)
+    assert faults.run("no_fault") == list(range(63, -1, -1))

@@ -1,0 +1,102 @@
+"""linear: act(x Wᵀ + b) against float64, in every precision, on sizes that straddle every tile and unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from elements import PRECISIONS, from_raw, raw, rounded
+
+from distilfast import reference
+from tests.kernels import naive
+
+BUCKETS = (16, 64, 256, 512)  # each has a tile of its own
+# Tiles are 16 to 128 rows; a tile's last row, the first of the next, and a lone one.
+ROWS = {16: (1, 2, 15, 16), 64: (17, 31, 33), 256: (63, 65, 129), 512: (1, 127, 129)}
+# (N, K): 8 columns to a unit, 16 to 128 to a tile; 64 bytes of k to a unit, 128 or 256 to a stage.
+SIZES = ((1, 1), (2, 3), (8, 16), (15, 31), (17, 33), (33, 65), (130, 100), (129, 257))
+
+
+def check(extension, x, weight, bias, activation, precision, counts=None, **options):
+    """``counts``: how many of the rows go in at a time; all at once without it. The error is that of all of them."""
+    x, exact_weight = rounded(x, precision), rounded(weight, precision)
+    linear = extension.Linear(weight, bias, precision=precision)
+    pieces = np.split(x, np.cumsum(counts)[:-1]) if counts else [x]
+    results = [linear(raw(piece, precision), activation, **options) for piece in pieces]
+    got, low = (np.concatenate([result[i] for result in results]) for i in (0, 1))
+    truth = reference.linear(*(a.astype(np.float64) for a in (x, exact_weight, bias)), activation)
+    plain = naive.linear(x, exact_weight, bias, activation)
+    allowed = naive.allowed(rounded(plain, precision), truth)
+    assert naive.error(from_raw(low, precision), truth) <= allowed
+    assert naive.error(got, truth) <= allowed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_sizes(extension, normal, precision, bucket):
+    for n, k in SIZES:
+        weight, bias = normal(n, k), normal(n)
+        counts = ROWS[bucket]
+        check(extension, normal(sum(counts), k), weight, bias, "none", precision, counts, most_rows=bucket)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", [(768, 768), (96, 3072)])
+def test_the_models_own_depths(extension, normal, precision, size):
+    n, k = size
+    check(extension, normal(5, k), normal(n, k, scale=0.04), normal(n), "none", precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
+def test_activations(extension, normal, precision, activation):
+    check(extension, normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, precision)
+
+
+def test_gelu_everywhere(extension):
+    """The whole line in the exact form; K = 1 hands x through, to the two parts of 22 bits that tf32 products keep."""
+    x = np.concatenate([np.linspace(-14, 14, 2001), [-100.0, -1e30, 1e30, 0.0]]).astype(np.float32)
+    one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+    got = extension.Linear(one, zero, precision="fp32")(raw(x[:, None], "fp32"), "gelu")[0][:, 0]
+    truth = reference.ACTIVATIONS["gelu"](x.astype(np.float64))
+    assert (np.abs(got - truth) <= 2**-21 * np.abs(x)).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_splits_add_up(extension, normal, precision, bucket):
+    """Each split leaves its part of x Wᵀ, without bias; together they are the whole."""
+    x, weight = rounded(normal(9, 1030), precision), normal(40, 1030)
+    linear = extension.Linear(weight, normal(40), precision=precision)
+    parts, low = linear(raw(x, precision), splits=3, most_rows=bucket)
+    truth = x.astype(np.float64) @ rounded(weight, precision).astype(np.float64).T
+    plain = naive.linear(x, rounded(weight, precision), np.zeros(40, np.float32))
+    got = parts.reshape(3, 9, 40).astype(np.float64).sum(axis=0)
+    assert low.size == 0
+    assert naive.error(got, truth) <= naive.allowed(rounded(plain, precision), truth)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gathered_rows(extension, normal, precision):
+    x, index = normal(40, 50), np.array([0, 3, 17, 39], np.int32)
+    linear = extension.Linear(normal(24, 50), normal(24), precision=precision)
+    whole = linear(raw(x, precision), most_rows=64)[0]
+    assert np.array_equal(linear(raw(x, precision), gather=index, most_rows=64)[0], whole[index])
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_bits_do_not_depend_on_other_rows(extension, normal, bucket):
+    x = normal(min(bucket, 130), 200)
+    linear = extension.Linear(normal(40, 200), normal(40), precision="bf16")
+    whole = linear(raw(x, "bf16"), "gelu", most_rows=bucket)[0]
+    for begin, end in ((0, 1), (1, 4), (len(x) - 7, len(x))):
+        assert np.array_equal(linear(raw(x[begin:end], "bf16"), "gelu", most_rows=bucket)[0], whole[begin:end])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_nan_stays_in_its_row(extension, normal, precision):
+    x = normal(9, 64)
+    x[4, 7] = np.nan
+    for activation in ("gelu", "relu"):
+        got = extension.Linear(normal(50, 64), normal(50), precision=precision)(raw(x, precision), activation)[0]
+        assert np.isnan(got[4]).all()
+        assert np.isfinite(np.delete(got, 4, axis=0)).all()

@@ -1,0 +1,249 @@
+// csrc/cuda/device.cuh on the host: the same functions, for the simulated device. See there for what each one means.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+
+#include "simulator.h"
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define threadIdx (cuda_host::device().thread().index)
+#define blockIdx (cuda_host::device().thread().block->index)
+#define gridDim (cuda_host::device().launch().grid)
+#define blockDim (cuda_host::device().launch().size)
+
+namespace distilfast::cuda {
+
+using Where = std::source_location;
+
+constexpr int warp_size = 32;
+
+struct alignas(16) Word4 {
+  std::uint32_t word[4];
+};
+struct alignas(8) Float2 {
+  float x, y;
+};
+
+// ---- numbers
+
+struct Half {
+  _Float16 value;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+inline std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+inline float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+
+inline float to_float(float x) { return x; }
+inline float to_float(Half x) { return static_cast<float>(x.value); }
+inline float to_float(BFloat16 x) { return float_of(std::uint32_t{x.bits} << 16); }
+
+template <class T>
+inline T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline Half from_float<Half>(float x) {
+  return {static_cast<_Float16>(x)};
+}
+template <>
+inline BFloat16 from_float<BFloat16>(float x) {
+  if (std::isnan(x)) return {0x7fff};
+  const std::uint32_t bits = bits_of(x), odd = bits >> 16 & 1;
+  return {static_cast<std::uint16_t>((bits + 0x7fff + odd) >> 16)};  // to nearest, ties to even
+}
+
+inline std::uint32_t round_to_tf32(float x) {
+  if (!std::isfinite(x)) return bits_of(x);
+  return (bits_of(x) + 0x1000) & ~std::uint32_t{0x1fff};
+}
+
+// The number nearest to zero beside x. Matrix instructions truncate their sums; how many bits they keep between the
+// products is not documented, and here it is all of a double.
+inline float truncated(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// ---- memory
+
+template <class T>
+inline T load(const T* from) {
+  cuda_host::device().access(from, sizeof(T), false);
+  return *from;
+}
+template <class T>
+inline void store(T* to, T value) {
+  cuda_host::device().access(to, sizeof(T), true);
+  *to = value;
+}
+
+// On a device too a line outside every allocation is no error, but it is nothing that a kernel means.
+inline void prefetch(const void* global) { cuda_host::device().access(global, 1, false); }
+
+inline char* shared_memory() { return cuda_host::device().thread().block->shared->begin; }
+
+inline void copy_async(void* shared, const void* global, int bytes) {
+  cuda_host::device().issue_copy(shared, global, bytes);
+}
+inline void commit_copies() { cuda_host::device().commit_copies(); }
+template <int Pending>
+inline void wait_copies() {
+  cuda_host::device().wait_copies(Pending);
+}
+
+// ---- collectives of one
+// warp
+
+namespace host {
+
+struct MatrixRow {
+  const char* row;
+  std::uint32_t* words;
+};
+
+// Eight rows are read at once if each lies in another 16 of the 128 bytes of all banks. Every kernel here promises
+// that.
+inline void check_banks(void* const (&lanes)[32]) {
+  for (int lane = 0; lane < 32; lane += 8) {
+    unsigned banks = 0;
+    for (int i = lane; i < lane + 8; ++i)
+      banks |= 1u << reinterpret_cast<std::uintptr_t>(static_cast<MatrixRow*>(lanes[i])->row) / 16 % 8;
+    if (banks != 0xff) cuda_host::device().fail("reads a matrix with rows in the same banks (a bank conflict)");
+  }
+}
+
+inline void load_matrices(std::uint32_t (&words)[4], const void* shared_row, bool transposed, const Where& where) {
+  cuda_host::device().access(shared_row, 16, false);
+  MatrixRow own{static_cast<const char*>(shared_row), words};
+  cuda_host::device().collective("load_matrices", where, &own, [&](void* const(&lanes)[32]) {
+    check_banks(lanes);
+    const auto row = [&](int matrix, int i) { return static_cast<MatrixRow*>(lanes[matrix * 8 + i])->row; };
+    for (int lane = 0; lane < 32; ++lane)
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        std::uint16_t pair[2];
+        for (int i = 0; i < 2; ++i) {
+          const int y = transposed ? lane % 4 * 2 + i : lane / 4, x = transposed ? lane / 4 : lane % 4 * 2 + i;
+          std::memcpy(&pair[i], row(matrix, y) + 2 * x, 2);
+        }
+        std::memcpy(&static_cast<MatrixRow*>(lanes[lane])->words[matrix], pair, 4);
+      }
+  });
+}
+
+// Element i of the words that a lane holds, as a number.
+template <class T>
+inline float element(const std::uint32_t* words, int i) {
+  T value;
+  std::memcpy(&value, reinterpret_cast<const char*>(words) + i * sizeof(T), sizeof(T));
+  return to_float(value);
+}
+template <>
+inline float element<float>(const std::uint32_t* words, int i) {
+  return float_of(words[i] & ~std::uint32_t{0x1fff});  // what tf32 does not keep is not read
+}
+
+struct Product {
+  float* c;
+  const std::uint32_t *a, *b;
+};
+
+template <class T>
+inline void multiply_matrices(void* const (&lanes)[32]) {
+  constexpr int per_word = 4 / sizeof(T), k = 32 / sizeof(T);
+  const auto product = [&](int lane) { return static_cast<const Product*>(lanes[lane]); };
+  float a[16][k], b[8][k];
+  for (int lane = 0; lane < 32; ++lane)
+    for (int word = 0; word < 4; ++word)
+      for (int i = 0; i < per_word; ++i) {
+        const int row = lane / 4, column = (lane % 4 + word / 2 * 4) * per_word + i;
+        a[row + word % 2 * 8][column] = element<T>(product(lane)->a + word, i);
+        if (word % 2 == 0) b[row][column] = element<T>(product(lane)->b + word / 2, i);
+      }
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      double sum = product(lane)->c[i];
+      for (int j = 0; j < k; ++j) sum += static_cast<double>(a[row][j]) * b[column][j];
+      product(lane)->c[i] = truncated(sum);
+    }
+}
+
+// Every lane's value, handed to `pick(values, lane)`.
+template <class T, class Pick>
+inline T exchange(T value, const char* operation, const Where& where, Pick pick) {
+  struct Slot {
+    T in, out;
+  } own{value, value};
+  cuda_host::device().collective(operation, where, &own, [&](void* const(&lanes)[32]) {
+    for (int lane = 0; lane < 32; ++lane)
+      static_cast<Slot*>(lanes[lane])->out = pick([&](int from) { return static_cast<Slot*>(lanes[from])->in; }, lane);
+  });
+  return own.out;
+}
+
+}  // namespace host
+
+inline void load_matrices(std::uint32_t (&words)[4], const void* shared_row, const Where& where = Where::current()) {
+  host::load_matrices(words, shared_row, false, where);
+}
+inline void load_matrices_transposed(std::uint32_t (&words)[4], const void* shared_row,
+                                     const Where& where = Where::current()) {
+  host::load_matrices(words, shared_row, true, where);
+}
+
+template <class T>
+inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                              const Where& where = Where::current()) {
+  host::Product own{c, a, b};
+  cuda_host::device().collective("multiply_matrices", where, &own, host::multiply_matrices<T>);
+}
+
+template <class T>
+inline T shuffle_xor(T value, int mask, const Where& where = Where::current()) {
+  return host::exchange(value, "shuffle_xor", where, [&](auto of, int lane) { return of(lane ^ mask); });
+}
+template <class T>
+inline T shuffle(T value, int lane, const Where& where = Where::current()) {
+  struct Ask {
+    T value;
+    int from;
+  };
+  return host::exchange(Ask{value, lane}, "shuffle", where,
+                        [](auto of, int self) { return Ask{of(of(self).from % 32).value, 0}; })
+      .value;
+}
+template <class T>
+inline T shuffle_up(T value, int distance, const Where& where = Where::current()) {
+  return host::exchange(value, "shuffle_up", where,
+                        [&](auto of, int lane) { return of(lane < distance ? lane : lane - distance); });
+}
+inline std::uint32_t vote(bool value, const Where& where = Where::current()) {
+  return host::exchange(std::uint32_t{value}, "vote", where, [](auto of, int) {
+    std::uint32_t bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= of(lane) << lane;
+    return bits;
+  });
+}
+inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
+
+// ---- barriers
+
+inline void sync_warp(const Where& where = Where::current()) { cuda_host::device().sync_warp(where); }
+inline void sync_threads() { cuda_host::device().sync_threads(); }
+inline void sync_grid() { cuda_host::device().sync_grid(); }
+
+}  // namespace distilfast::cuda

@@ -1,0 +1,183 @@
+// Kernels with planted bugs, and one without: what the simulated device must and must not report.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cuda/device.cuh"
+#include "cuda/runtime.h"
+
+namespace distilfast::cuda {
+namespace {
+
+constexpr int threads = 64, shared_floats = 2 * threads;
+
+struct Buffers {
+  const float* in;  // [threads]
+  float* out;       // [threads]
+};
+
+float* shared_row() { return reinterpret_cast<float*>(shared_memory()); }
+int self() { return static_cast<int>(threadIdx.x); }
+
+// Shared memory that has been written, so that only what follows is at fault.
+void clear() {
+  store(shared_row() + self(), 0.0f);
+  store(shared_row() + threads + self(), 0.0f);
+  sync_threads();
+}
+
+// Each thread hands its number to the opposite one.
+void no_fault(Buffers op) {
+  store(shared_row() + self(), load(op.in + self()));
+  sync_threads();
+  store(op.out + self(), load(shared_row() + threads - 1 - self()));
+}
+
+void missing_barrier(Buffers op) {
+  clear();
+  store(shared_row() + self(), load(op.in + self()));
+  store(op.out + self(), load(shared_row() + (self() ^ 32)));
+}
+
+void missing_warp_barrier(Buffers op) {
+  clear();
+  store(shared_row() + self(), load(op.in + self()));
+  store(op.out + self(), load(shared_row() + (self() ^ 1)));
+}
+
+// The second round's writes overtake the first round's reads.
+void missing_second_barrier(Buffers op) {
+  for (int round = 0; round < 2; ++round) {
+    store(shared_row() + self(), load(op.in + self()));
+    sync_threads();
+    store(op.out + self(), load(shared_row() + threads - 1 - self()));
+  }
+}
+
+void blocks_race(Buffers op) { store(op.out + self(), load(op.in + self())); }
+
+void global_out_of_bounds(Buffers op) { store(op.out + self() + 1, load(op.in + self())); }
+
+void shared_out_of_bounds(Buffers op) { store(shared_row() + self() * 3, load(op.in + self())); }
+
+void misaligned(Buffers op) {
+  const char* at = reinterpret_cast<const char*>(op.in) + 4;
+  store(reinterpret_cast<Word4*>(op.out), load(reinterpret_cast<const Word4*>(at)));
+}
+
+void unwritten_shared(Buffers op) { store(op.out + self(), load(shared_row() + self())); }
+
+void copy_in(const Buffers& op) {
+  clear();
+  if (self() < threads / 4) copy_async(shared_row() + 4 * self(), op.in + 4 * self(), 16);
+  commit_copies();
+}
+
+void early_read(Buffers op) {
+  copy_in(op);
+  sync_threads();
+  store(op.out + self(), load(shared_row() + self()));
+  wait_copies<0>();
+}
+
+void early_read_of_second_group(Buffers op) {
+  copy_in(op);
+  if (self() < threads / 4) copy_async(shared_row() + threads + 4 * self(), op.in + 4 * self(), 16);
+  commit_copies();
+  wait_copies<1>();
+  sync_threads();
+  store(op.out + self(), load(shared_row() + threads + self()));
+}
+
+void copy_without_barrier(Buffers op) {
+  copy_in(op);
+  wait_copies<0>();
+  store(op.out + self(), load(shared_row() + self()));
+}
+
+void divergent_shuffle(Buffers op) {
+  float value = load(op.in + self());
+  if (self() % 32 < 16) value = shuffle_xor(value, 1);
+  store(op.out + self(), value);
+}
+
+void two_shuffles(Buffers op) {
+  float value = load(op.in + self());
+  if (self() % 32 < 16)
+    value = shuffle_xor(value, 1);
+  else
+    value = shuffle_xor(value, 2);
+  store(op.out + self(), value);
+}
+
+// Rows of 64 bytes: every second one lies in the same banks.
+void bank_conflict(Buffers op) {
+  clear();
+  std::uint32_t words[4];
+  load_matrices(words, shared_row() + self() % 8 * 16);
+  store(op.out + self(), float_of(words[0]));
+}
+
+void divergent_barrier(Buffers op) {
+  if (self() < 32) sync_threads();
+  store(op.out + self(), load(op.in + self()));
+}
+
+struct Fault {
+  void (*kernel)(Buffers);
+  unsigned blocks;
+};
+
+const std::map<std::string, Fault>& faults() {
+  static const std::map<std::string, Fault> all = {
+      {"no_fault", {no_fault, 1}},
+      {"missing_barrier", {missing_barrier, 1}},
+      {"missing_warp_barrier", {missing_warp_barrier, 1}},
+      {"missing_second_barrier", {missing_second_barrier, 1}},
+      {"blocks_race", {blocks_race, 2}},
+      {"global_out_of_bounds", {global_out_of_bounds, 1}},
+      {"shared_out_of_bounds", {shared_out_of_bounds, 1}},
+      {"misaligned", {misaligned, 1}},
+      {"unwritten_shared", {unwritten_shared, 1}},
+      {"early_read", {early_read, 1}},
+      {"early_read_of_second_group", {early_read_of_second_group, 1}},
+      {"copy_without_barrier", {copy_without_barrier, 1}},
+      {"divergent_shuffle", {divergent_shuffle, 1}},
+      {"two_shuffles", {two_shuffles, 1}},
+      {"bank_conflict", {bank_conflict, 1}},
+      {"divergent_barrier", {divergent_barrier, 1}},
+  };
+  return all;
+}
+
+// What the kernel leaves of 0, 1, 2, ...
+std::vector<float> run(const std::string& name) {
+  const Fault& fault = faults().at(name);
+  Stream stream;
+  std::vector<float> values(threads);
+  for (int i = 0; i < threads; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>(i);
+  const std::size_t bytes = values.size() * sizeof(float);
+  const DeviceBuffer in(bytes), out(bytes);
+  upload(in.data(), values.data(), bytes, stream);
+  const Buffers op{reinterpret_cast<const float*>(in.data()), reinterpret_cast<float*>(out.data())};
+  launch(name.c_str(), fault.kernel, {fault.blocks}, threads, shared_floats * sizeof(float), stream, op);
+  download(values.data(), out.data(), bytes, stream);
+  return values;
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const auto& [name, fault] : faults()) all.push_back(name);
+  return all;
+}
+
+}  // namespace
+}  // namespace distilfast::cuda
+
+PYBIND11_MODULE(_cuda_faults, module) {
+  module.def("names", &distilfast::cuda::names);
+  module.def("run", &distilfast::cuda::run);
+}

@@ -1,0 +1,332 @@
+#include "simulator.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cuda_host {
+
+namespace {
+
+constexpr std::size_t alignment = 256;  // of an allocation
+
+std::string text(const Index3& at) {
+  return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
+}
+
+std::string place(const Region& region, const void* at) {
+  return region.name + " at byte " + std::to_string(static_cast<const char*>(at) - region.begin);
+}
+
+std::string line(const std::source_location& where) {
+  const std::string file = where.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
+
+}  // namespace
+
+Region::Region(std::string name, char* begin, std::size_t bytes)
+    : name(std::move(name)), begin(begin), bytes(bytes), cells((bytes + cell_bytes - 1) / cell_bytes) {}
+
+bool Region::holds(const void* at, std::size_t count) const {
+  const char* from = static_cast<const char*>(at);
+  return from >= begin && from + count <= begin + bytes;
+}
+
+Device& device() {
+  static Device the_device;
+  return the_device;
+}
+
+// ---- memory
+
+void* Device::allocate(std::size_t bytes) {
+  const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
+  const std::lock_guard guard(mutex);
+  if (whole > memory_bytes - used_bytes_) throw std::runtime_error("allocating device memory failed: out of memory.");
+  char* memory = static_cast<char*>(std::aligned_alloc(alignment, std::max(whole, alignment)));
+  if (!memory) throw std::bad_alloc();
+  std::memset(memory, 0xff, whole);  // NaN in every floating-point type
+  used_bytes_ += whole;
+  regions_[memory] = std::make_unique<Region>("an allocation of " + std::to_string(bytes) + " bytes", memory, bytes);
+  return memory;
+}
+
+void Device::free(void* memory) {
+  const std::lock_guard guard(mutex);
+  last_ = nullptr;
+  const auto region = regions_.find(static_cast<char*>(memory));
+  used_bytes_ -= (region->second->bytes + alignment - 1) / alignment * alignment;
+  regions_.erase(region);
+  std::free(memory);
+}
+
+Region* Device::find(const void* at, std::size_t bytes) {
+  if (current_ && current_->block->shared->holds(at, bytes)) return current_->block->shared.get();
+  if (last_ && last_->holds(at, bytes)) return last_;
+  auto above = regions_.upper_bound(static_cast<const char*>(at));
+  if (above == regions_.begin()) return nullptr;
+  Region* region = std::prev(above)->second.get();
+  if (!region->holds(at, bytes)) return nullptr;
+  return last_ = region;
+}
+
+void Device::host_access(const void* at, std::size_t bytes, bool writes) {
+  const std::lock_guard guard(mutex);
+  Region* region = find(at, bytes);
+  if (!region) throw Error("A copy between host and device goes past an allocation.");
+  const std::size_t begin = (static_cast<const char*>(at) - region->begin) / cell_bytes;
+  for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
+    Cell& cell = region->cells[i];
+    if (writes) cell = {{host, 0}, {nobody, 0}};
+    if (cell.writer.thread == nobody) throw Error("The host reads what nobody wrote: " + region->name + ".");
+  }
+}
+
+bool Device::unordered(const Stamp& other) const {
+  if (other.thread == nobody || other.thread == host || other.thread == current_->number) return false;
+  if (other.era < first_era_) return false;  // an earlier launch
+  const Era &then = era(other.era), &now = era(current_->warp->era);
+  if (then.grid != now.grid) return false;
+  if (then.block != now.block) return true;
+  return then.interval == now.interval && (then.warp != now.warp || other.era == current_->warp->era);
+}
+
+void Device::check_order(const Region& region, const Stamp& other, const char* what, const void* at) {
+  if (!unordered(other)) return;
+  const std::string who =
+      other.thread < 0 ? "several threads" : "thread " + std::to_string(other.thread) + " of the grid";
+  fail(std::string(what) + " " + place(region, at) + " which " + who +
+       " accesses without a barrier between them (a race)");
+}
+
+void Device::access(const void* at, std::size_t bytes, bool writes) {
+  Region* region = find(at, bytes);
+  if (!region) fail(std::string(writes ? "writes" : "reads") + " outside every allocation and its shared memory");
+  if (reinterpret_cast<std::uintptr_t>(at) % bytes) fail("makes a misaligned access to " + place(*region, at));
+  const Stamp now{current_->number, current_->warp->era};
+  const std::size_t begin = (static_cast<const char*>(at) - region->begin) / cell_bytes;
+  for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
+    Cell& cell = region->cells[i];
+    if (cell.writer.thread == in_flight)
+      fail("accesses an asynchronous copy that was not waited for: " + place(*region, at));
+    check_order(*region, cell.writer, writes ? "writes" : "reads", at);
+    if (writes) {
+      check_order(*region, cell.reader, "writes", at);
+      cell = {now, {nobody, 0}};
+    } else {
+      if (cell.writer.thread == nobody) fail("reads what nobody wrote: " + place(*region, at));
+      const bool others = cell.reader.thread != now.thread && unordered(cell.reader);
+      cell.reader = {others ? several : now.thread, now.era};
+    }
+  }
+}
+
+// ---- asynchronous
+// copies
+
+void Device::issue_copy(void* to, const void* from, int bytes) {
+  if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 can be had");
+  if (!current_->block->shared->holds(to, 16)) fail("copies asynchronously to outside its shared memory");
+  if (reinterpret_cast<std::uintptr_t>(from) % 16) fail("copies asynchronously from a misaligned address");
+  for (int done = 0; done < bytes; done += cell_bytes) access(static_cast<const char*>(from) + done, cell_bytes, false);
+  access(to, 16, true);
+  std::memset(to, 0xff, 16);
+  Region& shared = *current_->block->shared;
+  const std::size_t begin = (static_cast<char*>(to) - shared.begin) / cell_bytes;
+  for (std::size_t i = begin; i < begin + 16 / cell_bytes; ++i) shared.cells[i].writer.thread = in_flight;
+  current_->open_copies.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes});
+}
+
+void Device::commit_copies() {
+  current_->copies.push_back(std::move(current_->open_copies));
+  current_->open_copies.clear();
+}
+
+void Device::land(const Copy& copy) {
+  Region& shared = *current_->block->shared;
+  const std::size_t begin = (copy.to - shared.begin) / cell_bytes;
+  for (std::size_t i = begin; i < begin + 16 / cell_bytes; ++i)
+    shared.cells[i].writer = {current_->number, current_->warp->era};
+  std::memset(copy.to, 0, 16);
+  std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+}
+
+void Device::wait_copies(std::size_t pending) {
+  auto& copies = current_->copies;
+  for (; copies.size() > pending; copies.pop_front())
+    for (const Copy& copy : copies.front()) land(copy);
+}
+
+// ---- rendezvous
+
+void Device::wait(const char* what) {
+  Thread& self = *current_;
+  self.ready = false;
+  self.waits_for = what;
+  while (!self.ready) self.fiber.pause();
+}
+
+void Device::new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval) {
+  eras_.push_back({grid, interval, block.number, static_cast<std::int32_t>(&warp - block.warps.data())});
+  warp.era = first_era_ + static_cast<std::uint32_t>(eras_.size()) - 1;
+}
+
+void Device::collective(const char* operation, const std::source_location& where, void* operands,
+                        const std::function<void(void* const (&)[32])>& compute) {
+  Thread& self = *current_;
+  Warp& warp = *self.warp;
+  for (int lane = 0; lane < warp.lanes; ++lane) {
+    const Arrival& other = warp.arrivals[lane];
+    if (warp.waits[lane] && (std::strcmp(other.operation, operation) || other.where.line() != where.line()))
+      fail(std::string("reaches ") + operation + " at " + line(where) + " while lane " + std::to_string(lane) +
+           " of its warp waits at " + other.operation + " at " + line(other.where) + " (a divergent collective)");
+  }
+  warp.arrivals[self.lane] = {operation, where, operands};
+  warp.waits[self.lane] = true;
+  if (++warp.arrived < 32) return wait(operation);
+  void* all[32];
+  for (int lane = 0; lane < 32; ++lane) all[lane] = warp.arrivals[lane].operands;
+  compute(all);
+  warp.arrived = 0;
+  std::fill(std::begin(warp.waits), std::end(warp.waits), false);
+  const std::size_t first = static_cast<std::size_t>(&warp - self.block->warps.data()) * 32;
+  for (std::size_t i = first; i < first + 32; ++i) self.block->threads[i]->ready = true;
+}
+
+void Device::sync_warp(const std::source_location& where) {
+  Warp& warp = *current_->warp;
+  collective("sync_warp", where, nullptr, [&](void* const(&)[32]) {
+    const Era now = era(warp.era);
+    new_era(*current_->block, warp, now.grid, now.interval);
+  });
+}
+
+void Device::sync_threads() {
+  Block& block = *current_->block;
+  if (++block.arrived < static_cast<int>(block.threads.size())) return wait("sync_threads");
+  block.arrived = 0;
+  const std::uint32_t interval = ++clock_, grid = era(current_->warp->era).grid;
+  for (Warp& warp : block.warps) new_era(block, warp, grid, interval);
+  for (auto& thread : block.threads) thread->ready = true;
+}
+
+void Device::sync_grid() {
+  if (!launch_->cooperative) fail("waits for the grid in a launch that is not cooperative");
+  if (++grid_arrived_ < static_cast<int>(blocks_.size() * blocks_[0]->threads.size())) return wait("sync_grid");
+  grid_arrived_ = 0;
+  const std::uint32_t grid = ++clock_;
+  for (auto& block : blocks_) {
+    const std::uint32_t interval = ++clock_;
+    for (Warp& warp : block->warps) new_era(*block, warp, grid, interval);
+    for (auto& thread : block->threads) thread->ready = true;
+  }
+}
+
+// ---- running
+
+std::string Device::name(const Thread& thread) const {
+  return "thread " + std::to_string(thread.index.x) + " of block " + text(thread.block->index);
+}
+
+void Device::fail(const std::string& what) {
+  throw Error("In " + launch_->kernel + " " + name(*current_) + " " + what + ".");
+}
+
+void Device::prepare(Block& block, int number, const std::function<void()>& kernel) {
+  const unsigned per_row = launch_->grid.x, rows = launch_->grid.y, at = static_cast<unsigned>(number);
+  block.index = {at % per_row, at / per_row % rows, at / per_row / rows};
+  block.number = number;
+  block.arrived = 0;
+  block.memory.resize(launch_->shared_bytes / sizeof(Line) + 1);
+  std::memset(block.memory.data(), 0xff, block.memory.size() * sizeof(Line));
+  block.shared = std::make_unique<Region>("shared memory of " + std::to_string(launch_->shared_bytes) + " bytes",
+                                          block.memory.data()->bytes, launch_->shared_bytes);
+  const std::size_t size = launch_->size.x;
+  while (block.threads.size() < size) block.threads.push_back(std::make_unique<Thread>());
+  block.threads.resize(size);
+  block.warps.assign((size + 31) / 32, {});
+  const std::uint32_t interval = ++clock_, grid = eras_.empty() ? ++clock_ : eras_.front().grid;
+  for (Warp& warp : block.warps) new_era(block, warp, grid, interval);
+  for (std::size_t i = 0; i < size; ++i) {
+    Thread& thread = *block.threads[i];
+    thread.index = {static_cast<unsigned>(i), 0, 0};
+    thread.number = number * static_cast<int>(size) + static_cast<int>(i);
+    thread.lane = static_cast<int>(i % 32);
+    thread.block = &block;
+    thread.warp = &block.warps[i / 32];
+    ++thread.warp->lanes;
+    thread.ready = true, thread.done = false, thread.waits_for = nullptr;
+    thread.open_copies.clear(), thread.copies.clear();
+    thread.fiber.start([this, &thread, &kernel] {
+      try {
+        kernel();
+        wait_copies(0);
+        if (!thread.open_copies.empty()) fail("ends with an asynchronous copy that was never committed");
+      } catch (const std::exception& error) {
+        if (error_.empty()) error_ = error.what();
+      }
+      thread.done = true;
+    });
+  }
+}
+
+void Device::run_blocks(std::size_t count) {
+  for (;;) {
+    bool all_done = true, progress = false;
+    for (std::size_t b = 0; b < count; ++b)
+      for (auto& thread : blocks_[b]->threads) {
+        if (thread->done) continue;
+        all_done = false;
+        if (!thread->ready) continue;
+        current_ = thread.get();
+        thread->fiber.resume();
+        progress = true;
+        if (!error_.empty()) return;
+      }
+    if (all_done) return;
+    if (!progress) {
+      error_ = deadlock(count);
+      return;
+    }
+  }
+}
+
+std::string Device::deadlock(std::size_t count) const {
+  for (std::size_t b = 0; b < count; ++b)
+    for (const auto& thread : blocks_[b]->threads) {
+      if (thread->done) continue;
+      std::string others;
+      for (const auto& other : blocks_[b]->threads)
+        if (other->done || other->waits_for != thread->waits_for) {
+          others = "; thread " + std::to_string(other->index.x) +
+                   (other->done ? " has ended" : std::string(" waits at ") + other->waits_for);
+          break;
+        }
+      return "In " + launch_->kernel + " " + name(*thread) + " waits forever at " + thread->waits_for + others +
+             " (a deadlock or a divergent collective).";
+    }
+  return "";
+}
+
+void Device::run(const Launch& launch, const std::function<void()>& kernel) {
+  const std::lock_guard guard(mutex);
+  const std::size_t count = std::size_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  if (count == 0 || launch.size.x == 0 || launch.size.x > 1024 || launch.grid.y > 65535 || launch.grid.z > 65535)
+    throw Error("The launch of " + launch.kernel + " has an impossible grid.");
+  launch_ = &launch;
+  error_.clear();
+  first_era_ += static_cast<std::uint32_t>(eras_.size());
+  eras_.clear();
+  grid_arrived_ = 0;
+  const std::size_t at_once = launch.cooperative ? count : 1;
+  while (blocks_.size() < at_once) blocks_.push_back(std::make_unique<Block>());
+  blocks_.resize(at_once);
+  for (std::size_t first = 0; first < count && error_.empty(); first += at_once) {
+    for (std::size_t b = 0; b < at_once; ++b) prepare(*blocks_[b], static_cast<int>(first + b), kernel);
+    run_blocks(at_once);
+  }
+  current_ = nullptr;
+  if (!error_.empty()) throw Error(error_);
+}
+
+}  // namespace cuda_host

@@ -1,0 +1,182 @@
+// A CUDA device on the host, for tests: one fiber for each thread, and every access checked.
+//
+// Blocks run one after the other, or all together where a launch is cooperative. A thread runs until it meets a barrier
+// or a collective of its warp and goes on when all who must be there have come. Reported, as an Error that names the
+// kernel's block and thread:
+//   * an access outside every allocation and outside the block's shared memory, or misaligned;
+//   * a read of memory that nobody wrote, or of an asynchronous copy that was not waited for;
+//   * two accesses to the same place, one of them a write, by threads that no barrier orders;
+//   * a matrix load whose rows lie in the same banks;
+//   * a warp's collective that not all lanes reach at the same place, and any other deadlock.
+//
+// Memory is watched in cells of two bytes, the smallest element of any kernel. A cell remembers its last writer and its
+// last reader, or that several read it; a race with an earlier reader of another barrier interval can go unseen.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+namespace cuda_host {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Index3 {
+  unsigned x, y, z;
+};
+
+// Who accessed a cell, and in which era: the interval between two barriers of its warp.
+struct Stamp {
+  std::int32_t thread;
+  std::uint32_t era;
+};
+constexpr std::int32_t nobody = -1, host = -2, several = -3, in_flight = -4;
+
+struct Cell {
+  Stamp writer{nobody, 0}, reader{nobody, 0};
+};
+constexpr std::size_t cell_bytes = 2;
+
+// A stretch of memory that may be accessed.
+struct Region {
+  std::string name;
+  char* begin;
+  std::size_t bytes;
+  std::vector<Cell> cells;
+
+  Region(std::string name, char* begin, std::size_t bytes);
+  bool holds(const void* at, std::size_t count) const;
+};
+
+// A copy on its way to shared memory.
+struct Copy {
+  char* to;
+  const char* from;
+  int bytes;
+};
+
+struct Block;
+
+// What a lane brings to a collective, and what it waits for.
+struct Arrival {
+  const char* operation;
+  std::source_location where;
+  void* operands;
+};
+
+struct Warp {
+  int lanes = 0, arrived = 0;
+  Arrival arrivals[32];
+  bool waits[32] = {};
+  std::uint32_t era = 0;
+};
+
+struct Thread {
+  Fiber fiber;
+  Index3 index{};
+  int number = 0, lane = 0;  // number: in the grid
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  bool ready = false, done = false;
+  const char* waits_for = nullptr;
+  std::vector<Copy> open_copies;
+  std::deque<std::vector<Copy>> copies;
+};
+
+// What shared memory is made of: aligned as the device's is.
+struct alignas(128) Line {
+  char bytes[128];
+};
+
+struct Block {
+  int number = 0;  // in the grid
+  Index3 index{};
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<Warp> warps;
+  std::vector<Line> memory;
+  std::unique_ptr<Region> shared;
+  int arrived = 0;
+};
+
+struct Launch {
+  std::string kernel;
+  Index3 grid, size;
+  std::size_t shared_bytes;
+  bool cooperative;
+};
+
+class Device {
+ public:
+  static constexpr std::size_t memory_bytes = std::size_t{1} << 30;
+
+  // Runs a kernel to its end; throws what went wrong in it.
+  void run(const Launch& launch, const std::function<void()>& kernel);
+
+  void* allocate(std::size_t bytes);
+  void free(void* memory);
+  // The host reads or writes device memory.
+  void host_access(const void* at, std::size_t bytes, bool writes);
+
+  // ---- called on a thread
+  Thread& thread() { return *current_; }
+  const Launch& launch() const { return *launch_; }
+  void access(const void* at, std::size_t bytes, bool writes);
+  // All lanes of the warp meet; the last one computes for all of them from their operands, in the order of the lanes.
+  void collective(const char* operation, const std::source_location& where, void* operands,
+                  const std::function<void(void* const (&)[32])>& compute);
+  void sync_warp(const std::source_location& where);
+  void sync_threads();
+  void sync_grid();
+  void issue_copy(void* to, const void* from, int bytes);
+  void commit_copies();
+  void wait_copies(std::size_t pending);
+  [[noreturn]] void fail(const std::string& what);
+
+  std::mutex mutex;  // one kernel at a time
+
+ private:
+  // When, between which barriers: of the grid, of which block, of which of its warps.
+  struct Era {
+    std::uint32_t grid, interval;
+    std::int32_t block, warp;
+  };
+
+  Region* find(const void* at, std::size_t bytes);
+  void check_order(const Region& region, const Stamp& other, const char* what, const void* at);
+  bool unordered(const Stamp& other) const;
+  void new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval);
+  const Era& era(std::uint32_t number) const { return eras_[number - first_era_]; }
+  void prepare(Block& block, int number, const std::function<void()>& kernel);
+  void run_blocks(std::size_t count);
+  void wait(const char* what);
+  void land(const Copy& copy);
+  std::string deadlock(std::size_t count) const;
+  std::string name(const Thread& thread) const;
+
+  std::size_t used_bytes_ = 0;
+  std::map<const char*, std::unique_ptr<Region>> regions_;
+  Region* last_ = nullptr;
+  std::vector<std::unique_ptr<Block>> blocks_;  // kept, for their fibers' stacks
+  const Launch* launch_ = nullptr;
+  Thread* current_ = nullptr;
+  std::string error_;
+  std::vector<Era> eras_;  // of this launch; the first is era first_era_
+  std::uint32_t first_era_ = 1, clock_ = 0;
+  int grid_arrived_ = 0;
+};
+
+Device& device();
+
+}  // namespace cuda_host
