@@ -20,13 +20,15 @@ from pathlib import Path
 
 from benchmarks import rows
 from distilfast import parity
+from distilfast.backends import cuda
 from distilfast.backends import triton as backend
 from distilfast.errors import DistilfastError
 from distilfast.synthetic import write_checkpoint
 
 SECONDS = 470
-TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py")
-OURS = ",".join(f"distilfast triton {precision}" for precision in backend.PRECISIONS)
+TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py", "tests/cuda")
+BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}
+OURS = ",".join(f"distilfast {name} {precision}" for name, every in BACKENDS.items() for precision in every)
 PEERS = "transformers sdpa fp16,transformers sdpa bf16,transformers sdpa fp32"
 # torch.compile tunes each shape anew, half a minute each: those that the goals name.
 COMPILED_CASES = "1x16,1x128,32x128,256x128,256x128 ragged"
@@ -56,7 +58,7 @@ def steps(out: Path, model: Path) -> list[Step]:
             "latency, beside torch.compile",
             (
                 *(*bench, "--only", "latency", "--cases", COMPILED_CASES),
-                *("--contestants", "distilfast triton bf16,torch_compile bf16"),
+                *("--contestants", "distilfast triton bf16,distilfast cuda bf16,torch_compile bf16"),
             ),
             200,
         ),
@@ -107,14 +109,14 @@ def _run(step: Step, end: float) -> bool:
 def _parity(model: Path, out: Path) -> bool:
     """Every intermediate of a full-size model in each precision, held against float64."""
     passed = True
-    for precision in backend.PRECISIONS:
+    for name, precision in ((name, precision) for name, every in BACKENDS.items() for precision in every):
         try:
-            report = parity.compare(model, backend="triton", precision=precision)
+            report = parity.compare(model, backend=name, precision=precision)
         except DistilfastError as error:
-            print(f"· parity {precision}: {error}", flush=True)
+            print(f"· parity {name} {precision}: {error}", flush=True)
             passed = False
             continue
-        print(f"· parity {precision}: {'PASS' if report.passed else 'FAIL'}: {report.sentence}", flush=True)
+        print(f"· parity {name} {precision}: {'PASS' if report.passed else 'FAIL'}: {report.sentence}", flush=True)
         passed = passed and report.passed
         told = {"what": "layers", "device": "cuda", **report.to_dict(), "model": "synthetic"}
         rows.append(out, [{**told, **rows.provenance("cuda")}])

@@ -130,8 +130,7 @@ class BoundEncoder {
   std::unique_ptr<Encoder> encoder_;
 };
 
-// ---- the operations alone, for tests and
-// benchmarks
+// ---- the operations alone, for tests and benchmarks
 
 template <class T>
 DeviceBuffer to_device(const py::array_t<T, py::array::c_style>& array, Stream& stream) {
