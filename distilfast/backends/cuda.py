@@ -92,7 +92,8 @@ class CudaBackend:
     def info(self) -> dict[str, object]:
         """The device and the bytes held on it."""
         return {
-            "device": self._module.device_name(),
-            "weight_bytes": self._encoder.weight_bytes,
+            "gpu": self._module.device_name(),
+            "measured": "not yet measured on a GPU",
+            "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }
