@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from distilfast.kernels.launch import launch
+from distilfast.kernels.linear import multiply_add
 from distilfast.kernels.tuning import Tile
 
 
@@ -95,7 +96,7 @@ def attention_kernel(
             fade = tl.exp2(highest - risen)
             v_mask = (keys[:, None] < end) & (dims[None, :] < head_size)
             v = tl.load(v_ptr + keys[:, None].to(tl.int64) * kv_stride + dims[None, :], mask=v_mask, other=0.0)
-            grown = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision=product)
+            grown = multiply_add(p.to(v.dtype), v, out * fade[:, None], product)
             out = tl.where(is_mine[:, None], grown, out)
             total = tl.where(is_mine, total * fade + tl.sum(p, axis=1), total)
             highest = tl.where(is_mine, risen, highest)

@@ -3,7 +3,7 @@
 W stays as the checkpoint stores it, K contiguous: the matrix instructions read both operands along K. Products are of
 the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products of two-way splits on NVIDIA, 1e-7 off
 like a chain of FMAs, where plain TF32 would be 3e-4 off; the exact fp32 matrix instructions on AMD) and are summed in
-fp32. Bias and activation are applied to the fp32 sums.
+fp32 (see ``multiply_add``). Bias and activation are applied to the fp32 sums.
 
 For few tokens the time is that of reading W once, and a grid of N / block_n programs would leave most of the chip idle;
 so K is split into S parts, each a program's, and the partial sums are stored as fp32 [S, T, N] for add_layer_norm to
@@ -23,6 +23,20 @@ import triton.language as tl
 
 from distilfast.kernels.launch import launch
 from distilfast.kernels.tuning import Tile
+
+
+@triton.jit
+def multiply_add(a, b, total, product: tl.constexpr):
+    """total + a b.
+
+    The matrix units of NVIDIA cut the bits that a sum cannot hold instead of rounding, an error of one sign, which
+    grows with the number of additions (Ootomo & Yokota, arXiv 2203.03341). For fp32 operands each block of K is
+    therefore summed apart and added by an ordinary addition, written as an fma, since the compiler would put a plain
+    one back into the matrix units.
+    """
+    if product == "tf32x3":
+        return tl.fma(tl.dot(a, b, input_precision=product), 1.0, total)
+    return tl.dot(a, b, total, input_precision=product)
 
 
 @triton.jit
@@ -91,7 +105,7 @@ def linear_kernel(
             k_mask = start + k_offs < min(in_size, (part + 1) * part_size)
             x = tl.load(x_ptrs + start, mask=row_mask & k_mask[None, :], other=0.0)
             weight = tl.load(weight_ptrs + start, mask=column_mask & k_mask[:, None], other=0.0)
-        total = tl.dot(x, weight, total, input_precision=product)
+        total = multiply_add(x, weight, total, product)
 
     if part == 0:
         total += tl.load(bias_ptr + columns, mask=columns < out_size, other=0.0)[None, :]

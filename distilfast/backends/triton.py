@@ -136,27 +136,30 @@ class TritonBackend:
         """
         rows = rows if self._head.linears else None
         with self._lock:
+            self._wait_for(self._caller(None))
             return self._in_pieces(batch, rows, hidden) if trace is None else self._traced(batch, rows, hidden, trace)
 
     def forward_on_device(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Like ``forward``, but fp32 tensors on the GPU, not copied: the next forward of this engine overwrites them.
 
-        The host does not wait; torch's current stream does. Raises BackendError for a batch that has to be run in
-        pieces.
+        The host does not wait; ``stream`` does, a handle, None for torch's current one. Raises BackendError for a batch
+        that has to be run in pieces.
         """
         import torch
 
         rows = rows if self._head.linears else None
         with self._lock:
+            caller = self._caller(stream)
+            self._wait_for(caller)
             try:
                 results = self._program(batch, rows, hidden).run(batch, rows)
             except (torch.OutOfMemoryError, TooManyTokens):
                 self._release()
                 raise BackendError(f"{self._gpu} cannot run {batch.num_tokens} tokens at once.") from None
-            if self._stream is not None:
-                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            if caller is not None:
+                caller.wait_stream(self._stream)
             return results
 
     def info(self) -> dict[str, object]:
@@ -168,6 +171,21 @@ class TritonBackend:
             "scratch_bytes": self._storage.nbytes,
             "shapes": len(self._programs),
         }
+
+    def _caller(self, handle: int | None) -> torch.cuda.Stream | None:
+        """The caller's stream; None on the CPU (interpreted)."""
+        import torch
+
+        if self._stream is None:
+            return None
+        if handle is None:
+            return torch.cuda.current_stream(self._device)
+        return torch.cuda.ExternalStream(handle, self._device)
+
+    def _wait_for(self, caller: torch.cuda.Stream | None) -> None:
+        """What the caller's stream still reads of the last results is read before they are overwritten."""
+        if self._stream is not None and caller is not None:
+            self._stream.wait_stream(caller)
 
     def _in_pieces(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Results:
         import torch
