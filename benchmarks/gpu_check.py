@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from distilfast.errors import DistilfastError
 from distilfast.synthetic import write_checkpoint
 
 SECONDS = 470
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py", "tests/cuda")
 BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}
 OURS = ",".join(f"distilfast {name} {precision}" for name, every in BACKENDS.items() for precision in every)
@@ -36,19 +38,25 @@ COMPILED_CASES = "1x16,1x128,32x128,256x128,256x128 ragged"
 
 @dataclass(frozen=True)
 class Step:
-    """A command of python's, and the seconds it may take."""
+    """A command, and the seconds it may take."""
 
     name: str
     words: tuple[str, ...]
     limit: float
 
 
+def python(*words: str) -> tuple[str, ...]:
+    """A command of this interpreter."""
+    return sys.executable, *words
+
+
 def steps(out: Path, model: Path) -> list[Step]:
     """In the order of what matters most, after correctness."""
-    bench = ("-m", "benchmarks.run", "--device", "cuda", "--model", str(model), "--out", str(out))
+    bench = python("-m", "benchmarks.run", "--device", "cuda", "--model", str(model), "--out", str(out))
     spread = ("-n", "6") if importlib.util.find_spec("xdist") else ()
     return [
-        Step("tests on the device", ("-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *TESTS), 170),
+        Step("tests on the device", python(*PYTEST, "-k", "not host", *spread, *TESTS), 170),
+        *sanitizers(),
         Step(
             "latency, beside transformers",
             (*bench, "--only", "roof", "latency", "latency_cold_l2", "--contestants", f"{OURS},{PEERS}"),
@@ -62,6 +70,17 @@ def steps(out: Path, model: Path) -> list[Step]:
             ),
             200,
         ),
+    ]
+
+
+def sanitizers() -> list[Step]:
+    """CUDA's own checkers over the tests of two operations, where they are installed; a run under them is slow."""
+    tool = shutil.which("compute-sanitizer")
+    some = ("tests/cuda/test_cuda_add_layer_norm.py", "tests/cuda/test_cuda_attention.py", "-k", "device", "-x")
+    checks = ("memcheck", "racecheck") if tool else ()
+    return [
+        Step(check, (str(tool), "--tool", check, "--error-exitcode", "9", *python(*PYTEST, *some)), 40)
+        for check in checks
     ]
 
 
@@ -97,7 +116,7 @@ def _run(step: Step, end: float) -> bool:
         return False
     try:
         environment = {**os.environ, "TRITON_INTERPRET": "0"}
-        status = subprocess.run([sys.executable, *step.words], env=environment, timeout=left).returncode
+        status = subprocess.run(step.words, env=environment, timeout=left).returncode
     except subprocess.TimeoutExpired:
         print(f"  stopped after {left:.0f} s")
         return False

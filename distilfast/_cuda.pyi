@@ -5,6 +5,8 @@ device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16. A 
 elements as bytes; where one is taken, each row is padded to a multiple of 8 elements.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,16 @@ def unavailable() -> str | None:
 
 def device_name() -> str:
     """The current device's name; RuntimeError where there is none."""
+
+class DeviceArray:
+    """float32 [rows, columns] on the device; nobody writes over it while someone holds it."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(self, *, stream: int | None = None, **kwargs: Any) -> Any: ...
 
 class Encoder:
     """The whole forward in one call, the GIL released; safe to call from several threads at once."""
@@ -53,6 +65,21 @@ class Encoder:
         trace: dict[str, Floats] | None,
     ) -> tuple[Floats | None, Floats | None]:
         """See ``distilfast.backends.base.Backend.forward``. Indices outside their tables are not caught here."""
+
+    def forward_on_device(
+        self,
+        ids: Ints,
+        positions: Ints,
+        token_types: Ints | None,
+        cu_seqlens: Ints,
+        rows: Ints | None,
+        hidden: bool,
+        stream: int,
+    ) -> tuple[DeviceArray | None, DeviceArray | None]:
+        """The same without waiting and without copying the results; ``stream``: the caller's, 0 for the default one.
+
+        ValueError for a batch of more tokens than are run at once.
+        """
 
     @property
     def weight_bytes(self) -> int:

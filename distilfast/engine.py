@@ -117,16 +117,17 @@ class Engine:
         return self._backend.forward(batch, self._checked_rows(batch, rows), hidden, trace)
 
     def forward_on_device(
-        self, batch: PackedBatch, rows: np.ndarray | None = None, hidden: bool = False
+        self, batch: PackedBatch, rows: np.ndarray | None = None, hidden: bool = False, stream: int | None = None
     ) -> tuple[Any, Any]:
-        """Like ``forward``, but torch tensors on the GPU, not copied: the next forward of this engine overwrites them.
+        """Like ``forward``, but arrays on the GPU that were not copied; torch tensors, or what speaks DLPack.
 
-        The host does not wait for them; torch's current stream does. Raises BackendError for a backend whose results
-        are on the host anyway.
+        With backend triton the next forward of this engine overwrites them. The host does not wait for them; ``stream``
+        does, a handle, None for torch's current one. Raises BackendError for a batch that has to be run in pieces, and
+        for a backend whose results are on the host anyway.
         """
         if not hasattr(self._backend, "forward_on_device"):
             raise BackendError(f"backend {self._backend.name} computes on the host; forward has its results.")
-        return self._backend.forward_on_device(batch, self._checked_rows(batch, rows), hidden)
+        return self._backend.forward_on_device(batch, self._checked_rows(batch, rows), hidden, stream)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
         """Run each (batch, length) once, so that no later forward of its bucket waits for a kernel or a graph."""

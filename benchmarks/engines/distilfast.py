@@ -1,8 +1,7 @@
 """Ourselves, through the public engine: the CPU backend, and on a GPU the backends "triton" and "cuda" as variants.
 
-On a GPU a batch is packed once, as the others' ids are put on the device once. A call of "triton" copies the packed ids
-there, runs, and where there is padding spreads the rows out again, for the others answer so. "cuda" has no door on the
-device yet: its results go to the host and back, and that is part of its time.
+On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there,
+runs, and where there is padding spreads the rows out again, for the others answer so.
 """
 
 from __future__ import annotations
@@ -55,18 +54,13 @@ def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -
     )
     forward: Forward = lambda ids, mask: engine(ids, mask).last_hidden_state  # noqa: E731
     if contestant.device == "cuda":
-        forward = _on_device(engine) if contestant.variant == "triton" else _through_the_host(engine)
+        forward = _on_device(engine)
     return Loaded(forward, str(engine.info()["detail"]))
 
 
-def _through_the_host(engine: distilfast.Engine) -> Forward:
-    def forward(ids: Any, mask: Any) -> Any:
-        return engine(ids, mask).last_hidden_state  # where the ids are
-
-    return forward
-
-
 def _on_device(engine: distilfast.Engine) -> Forward:
+    import torch
+
     packed: dict[tuple[int, ...], tuple[PackedBatch, Any]] = {}
 
     def pack(ids: Any, mask: Any) -> tuple[PackedBatch, Any]:
@@ -78,7 +72,7 @@ def _on_device(engine: distilfast.Engine) -> Forward:
         if key not in packed:
             packed[key] = pack(ids, mask)
         batch, keep = packed[key]
-        hidden, _ = engine.forward_on_device(batch, hidden=True)
+        hidden = torch.as_tensor(engine.forward_on_device(batch, hidden=True)[0], device="cuda")
         if keep is None:
             return hidden.view(*ids.shape, -1)
         padded = hidden.new_zeros(*ids.shape, hidden.shape[1])

@@ -49,6 +49,84 @@ void require(bool condition, const char* sentence) {
 
 const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
 
+// ---- results that stay on the device
+
+// The structs of DLPack (dlpack.h 0.8), which every array library agrees on.
+struct DLDevice {
+  std::int32_t type, id;
+};
+struct DLDataType {
+  std::uint8_t code, bits;
+  std::uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  std::int32_t dimensions;
+  DLDataType type;
+  std::int64_t *shape, *strides;
+  std::uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+
+// fp32 [rows, columns] in device memory, which lives as long as anyone holds it; for numpy's kin by
+// `__cuda_array_interface__` and DLPack.
+class DeviceArray {
+ public:
+  DeviceArray(std::shared_ptr<DeviceOutput> owner, const float* data, Index rows, Index columns)
+      : owner_(std::move(owner)), data_(data), shape_{rows, columns} {}
+
+  py::tuple shape() const { return py::make_tuple(shape_[0], shape_[1]); }
+
+  py::dict cuda_array_interface() const {
+    py::dict facts;
+    facts["shape"] = shape();
+    facts["typestr"] = "<f4";
+    facts["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(data_), false);
+    facts["strides"] = py::none();
+    facts["stream"] = py::none();  // the caller's stream is already behind the numbers
+    facts["version"] = 3;
+    return facts;
+  }
+
+  static py::tuple dlpack_device() { return py::make_tuple(dlpack_device_type, current_device()); }
+
+  // `stream`: the reader's, where it is not the one of the forward; -1: it needs no order.
+  py::capsule dlpack(const std::optional<std::intptr_t>& stream) const {
+    if (stream && *stream != -1) owner_->share_with(static_cast<StreamHandle>(*stream));
+    struct Exported {
+      DLManagedTensor managed;
+      DeviceArray array;
+    };
+    auto* exported = new Exported{{}, *this};
+    DLTensor& tensor = exported->managed.tensor;
+    tensor = {const_cast<float*>(data_),
+              {dlpack_device_type, current_device()},
+              2,
+              {2, 32, 1},
+              exported->array.shape_,
+              nullptr,
+              0};
+    exported->managed.context = exported;
+    exported->managed.deleter = [](DLManagedTensor* self) { delete static_cast<Exported*>(self->context); };
+    // A reader renames the capsule and deletes the tensor itself; a capsule that no one has read does it here.
+    return py::capsule(&exported->managed, "dltensor", [](PyObject* capsule) {
+      if (!PyCapsule_IsValid(capsule, "dltensor")) return;
+      auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+      managed->deleter(managed);
+    });
+  }
+
+ private:
+  std::shared_ptr<DeviceOutput> owner_;
+  const float* data_;
+  Index shape_[2];
+};
+
 class BoundEncoder {
  public:
   BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
@@ -66,21 +144,31 @@ class BoundEncoder {
       return found == all.end() ? std::nullopt : std::optional(found->second);
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_unique<Encoder>(shape, linears, find, chunk_tokens, persistent);
+    encoder_ = std::make_shared<Encoder>(shape, linears, find, chunk_tokens, persistent);
+  }
+
+  py::tuple forward_on_device(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                              const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
+                              StreamHandle stream) const {
+    const ForwardInput input = checked(ids, positions, token_types, cu_seqlens, rows);
+    const bool head = input.num_rows > 0;
+    std::shared_ptr<DeviceOutput> output;
+    {
+      py::gil_scoped_release release;
+      output = encoder_->forward_on_device(input, hidden, head, stream);
+    }
+    py::object hidden_out = py::none(), head_out = py::none();
+    if (hidden) hidden_out = py::cast(DeviceArray(output, output->hidden, ids.size(), width_));
+    if (head) head_out = py::cast(DeviceArray(output, output->head, input.num_rows, encoder_->model().head_columns()));
+    return py::make_tuple(hidden_out, head_out);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                     const std::optional<py::dict>& trace) const {
-    const Index tokens = ids.size();
-    require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
-            "ids, positions, token_types and cu_seqlens do not belong together.");
-    require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
+    const ForwardInput input = checked(ids, positions, token_types, cu_seqlens, rows);
     const bool run_head = rows && !encoder_->model().head.empty();
-    const Index num_rows = run_head ? rows->size() : 0;
-    const ForwardInput input{ids.data(),        positions.data(),      data_or_null(token_types),
-                             cu_seqlens.data(), cu_seqlens.size() - 1, data_or_null(rows),
-                             num_rows};
+    const Index tokens = ids.size(), num_rows = input.num_rows;
     py::object hidden_out = py::none(), head_out = py::none();
     ForwardOutput output{nullptr, nullptr};
     if (hidden) {
@@ -112,6 +200,17 @@ class BoundEncoder {
   };
   using Intermediates = std::vector<Intermediate>;
 
+  ForwardInput checked(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                       const Ints& cu_seqlens, const std::optional<Ints>& rows) const {
+    const Index tokens = ids.size();
+    require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
+            "ids, positions, token_types and cu_seqlens do not belong together.");
+    require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
+    const Index num_rows = rows && !encoder_->model().head.empty() ? rows->size() : 0;
+    return {ids.data(),         positions.data(), data_or_null(token_types), cu_seqlens.data(), cu_seqlens.size() - 1,
+            data_or_null(rows), num_rows};
+  }
+
   static Trace recorder(Intermediates& into) {
     return [&into](const std::string& name, const float* data, Index rows, Index columns) {
       into.push_back({name, std::vector<float>(data, data + rows * columns), rows, columns});
@@ -127,7 +226,7 @@ class BoundEncoder {
   }
 
   Index width_;
-  std::unique_ptr<Encoder> encoder_;
+  std::shared_ptr<Encoder> encoder_;
 };
 
 // ---- the operations alone, for tests and benchmarks
@@ -331,8 +430,21 @@ void bind(py::module_& module) {
            arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
+      .def("forward_on_device", &BoundEncoder::forward_on_device, arg("ids"), arg("positions"),
+           arg("token_types").none(true), arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("stream"))
       .def_property_readonly("weight_bytes", [](const BoundEncoder& self) { return self.encoder().model().bytes(); })
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
+
+  py::class_<DeviceArray>(module, "DeviceArray")
+      .def_property_readonly("shape", &DeviceArray::shape)
+      .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
+      .def("__dlpack_device__", [](const DeviceArray&) { return DeviceArray::dlpack_device(); })
+      .def(
+          "__dlpack__",
+          [](const DeviceArray& self, const std::optional<std::intptr_t>& stream, const py::kwargs&) {
+            return self.dlpack(stream);
+          },
+          py::kw_only(), arg("stream") = py::none());
 
   module.def("unavailable", &unavailable, "None, or why no device can be used, in one sentence.");
   module.def("device_name", &device_name, "The current device's name.");

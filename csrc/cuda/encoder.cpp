@@ -39,6 +39,7 @@ class Workspace {
  public:
   Stream stream;
   std::map<int, Pass> passes;
+  bool in_flight = false;  // its last forward was not waited for
 
   Pass& pass_for(const Model& model, Index tokens, bool persistent) {
     const int bucket = bucket_for(tokens);
@@ -54,9 +55,8 @@ Encoder::~Encoder() = default;
 
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
   std::unique_ptr<Workspace> workspace = borrow_workspace();
-  const Index by_head = chunk_head_numbers / std::max(1, model_.head_columns());
   const Index all = input.cu_seqlens[input.sequences];
-  const Index limit = trace ? all : std::clamp<Index>(by_head, 1, chunk_tokens_);  // a trace is one piece
+  const Index limit = trace ? all : chunk_limit();  // a trace is one piece
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
     Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
     if (trace)
@@ -68,11 +68,37 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   if (!trace) return_workspace(std::move(workspace));
 }
 
+std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& input, bool hidden, bool head,
+                                                         StreamHandle caller) const {
+  const Chunk chunk = next_chunk(input, {}, chunk_limit());
+  if (chunk.sequences < input.sequences)
+    throw std::invalid_argument("At most " + std::to_string(chunk_limit()) + " tokens are run at once.");
+  std::unique_ptr<Workspace> workspace = borrow_workspace();
+  Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
+  workspace->stream.follow(caller);
+  const Pass::Results results = pass.start(input, chunk, hidden, head, workspace->stream);
+  workspace->in_flight = true;
+  auto output = std::make_unique<DeviceOutput>(shared_from_this(), std::move(workspace), caller);
+  output->hidden = results.hidden;
+  output->head = results.head;
+  return output;
+}
+
+Index Encoder::chunk_limit() const {
+  const Index by_head = chunk_head_numbers / std::max(1, model_.head_columns());
+  return std::clamp<Index>(by_head, 1, chunk_tokens_);
+}
+
 std::unique_ptr<Workspace> Encoder::borrow_workspace() const {
-  const std::lock_guard guard(mutex_);
-  if (idle_.empty()) return std::make_unique<Workspace>();
-  std::unique_ptr<Workspace> workspace = std::move(idle_.back());
-  idle_.pop_back();
+  std::unique_ptr<Workspace> workspace;
+  {
+    const std::lock_guard guard(mutex_);
+    if (idle_.empty()) return std::make_unique<Workspace>();
+    workspace = std::move(idle_.back());
+    idle_.pop_back();
+  }
+  if (workspace->in_flight) workspace->stream.wait();  // the host memory that it copies from is about to be written
+  workspace->in_flight = false;
   return workspace;
 }
 
@@ -87,6 +113,27 @@ std::size_t Encoder::scratch_bytes() const {
   for (const auto& workspace : idle_)
     for (const auto& [bucket, pass] : workspace->passes) bytes += pass.bytes();
   return bytes;
+}
+
+DeviceOutput::DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace,
+                           StreamHandle caller)
+    : encoder_(std::move(encoder)), workspace_(std::move(workspace)) {
+  share_with(caller);
+}
+
+DeviceOutput::~DeviceOutput() {
+  try {
+    for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
+    encoder_->return_workspace(std::move(workspace_));
+  } catch (const std::exception&) {
+    // A device that is lost: the workspace goes with it, and the next call says so.
+  }
+}
+
+void DeviceOutput::share_with(StreamHandle stream) {
+  if (std::find(readers_.begin(), readers_.end(), stream) != readers_.end()) return;
+  workspace_->stream.precede(stream);
+  readers_.push_back(stream);
 }
 
 }  // namespace distilfast::cuda

@@ -35,8 +35,28 @@ struct ForwardOutput {
 };
 
 class Workspace;
+class Encoder;
 
-class Encoder {
+// What a forward left on the device. It holds the workspace that the numbers lie in, so nobody writes over them.
+class DeviceOutput {
+ public:
+  DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, StreamHandle caller);
+  ~DeviceOutput();
+
+  // What is enqueued on `stream` from now on begins when the numbers are there; what it has when this is gone has read
+  // them. The caller's stream of `forward_on_device` is one from the start.
+  void share_with(StreamHandle stream);
+
+  const float* hidden = nullptr;  // [T, D], or null
+  const float* head = nullptr;    // [R, N], or null
+
+ private:
+  std::shared_ptr<const Encoder> encoder_;
+  std::unique_ptr<Workspace> workspace_;
+  std::vector<StreamHandle> readers_;
+};
+
+class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
   // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
   // `persistent`: small buckets are run by one launch instead of a graph of many.
@@ -47,10 +67,18 @@ class Encoder {
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
+  // Neither waits nor copies: begins behind the work of the caller's stream and precedes what comes there next. Throws
+  // std::invalid_argument for a batch of more than one chunk.
+  std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
+                                                  StreamHandle caller) const;
+
   const Model& model() const { return model_; }
   std::size_t scratch_bytes() const;  // of device memory, in all workspaces that are not lent out
 
  private:
+  friend class DeviceOutput;
+
+  Index chunk_limit() const;  // tokens
   std::unique_ptr<Workspace> borrow_workspace() const;
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
 

@@ -120,12 +120,17 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
 
 // ---- running
 
-void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
+Pass::Results Pass::start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream) {
   fill_inputs(input, chunk);
-  const Wish wish{bucket_for(chunk.rows), output.hidden != nullptr, output.head != nullptr && chunk.rows > 0};
+  const Wish wish{bucket_for(chunk.rows), hidden, head && chunk.rows > 0};
   std::unique_ptr<Graph>& graph = graphs_[wish];
   if (!graph) graph = std::make_unique<Graph>(stream, [this, wish, &stream] { enqueue(wish, stream, nullptr); });
   graph->run(stream);
+  return {hidden ? tokens_.x : nullptr, head ? head_out_ : nullptr};
+}
+
+void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
+  start(input, chunk, output.hidden != nullptr, output.head != nullptr, stream);
   fetch(chunk, output, stream);
 }
 

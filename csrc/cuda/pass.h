@@ -36,6 +36,12 @@ class Pass {
   // `persistent`: one launch for everything, where the bucket and the model allow it.
   Pass(const Model& model, int most_tokens, bool persistent);
 
+  // Where a forward leaves its numbers, on the device.
+  struct Results {
+    const float *hidden, *head;  // [T, D] and [R, N], null where they are not wanted
+  };
+  // Enqueues a forward and does not wait.
+  Results start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream);
   void run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream);
   // Without a graph and with all rows computed; hands over every intermediate.
   void run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,

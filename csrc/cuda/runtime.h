@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <stdexcept>
@@ -76,6 +77,27 @@ inline int multiprocessors() {
   return count;
 }
 
+// A stream of the caller's, as the number that Python passes; 0 is the default stream.
+using StreamHandle = std::uintptr_t;
+
+// A number that DLPack has for the memory of this device.
+constexpr int dlpack_device_type = 2;  // kDLCUDA
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  return device;
+}
+
+// What is enqueued on `second` from now on begins behind what `first` has now.
+inline void order_streams(cudaStream_t first, cudaStream_t second) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  cudaError_t status = cudaEventRecord(event, first);
+  if (status == cudaSuccess) status = cudaStreamWaitEvent(second, event, 0);
+  cudaEventDestroy(event);  // lives on until it has come to pass
+  check(status, "waiting for another stream");
+}
+
 class Stream {
  public:
   Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
@@ -84,6 +106,9 @@ class Stream {
   ~Stream() { cudaStreamDestroy(stream_); }
 
   cudaStream_t get() const { return stream_; }
+  // Behind the caller's work; and the caller's behind this.
+  void follow(StreamHandle caller) { order_streams(reinterpret_cast<cudaStream_t>(caller), stream_); }
+  void precede(StreamHandle caller) { order_streams(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
 
  private:

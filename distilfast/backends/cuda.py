@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,21 @@ class CudaBackend:
         except RuntimeError as error:
             raise BackendError(str(error)) from error
 
+    def forward_on_device(
+        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
+    ) -> tuple[Any, Any]:
+        """Like ``forward``, but fp32 arrays on the GPU, not copied, which live as long as someone holds them.
+
+        They speak DLPack and ``__cuda_array_interface__``. The host does not wait; ``stream`` does (a handle; None for
+        torch's current one where torch is loaded, else the default stream). Raises BackendError for a batch that has to
+        be run in pieces.
+        """
+        arrays = batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens
+        try:
+            return self._encoder.forward_on_device(*arrays, rows, hidden, _stream(stream))
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(str(error)) from error
+
     def info(self) -> dict[str, object]:
         """The device and the bytes held on it."""
         return {
@@ -97,3 +113,10 @@ class CudaBackend:
             "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }
+
+
+def _stream(handle: int | None) -> int:
+    if handle is not None:
+        return handle
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.current_stream().cuda_stream) if torch and torch.cuda.is_available() else 0

@@ -39,6 +39,50 @@ def engine(tiny_checkpoint):
     return make
 
 
+def test_results_on_the_device(extension, engine):
+    """The same bits as through the host, kept while someone holds them, and behind the caller's stream."""
+    made = engine()
+    batches = [batch_of(5, 17, seed=seed) for seed in range(3)]
+    wanted = [made.forward(batch, hidden=True) for batch in batches]
+    held = [made.forward_on_device(batch, hidden=True, stream=0) for batch in batches]
+    for (hidden, head), truth in zip(held, wanted, strict=True):
+        facts = hidden.__cuda_array_interface__
+        assert (facts["shape"], facts["typestr"], facts["version"]) == (truth[0].shape, "<f4", 3)
+        assert np.array_equal(fetched(hidden), truth[0])
+        assert np.array_equal(fetched(head), truth[1])
+    array = held[0][0]
+    del held, hidden, head  # one array alone keeps its workspace
+    made.forward(batch_of(9, 9, seed=9))
+    assert np.array_equal(fetched(array), wanted[0][0])
+
+
+def test_memory_stays_flat_under_changing_shapes(extension, engine):
+    made, rng = engine(), np.random.default_rng(3)
+    for lengths in ((3,), (19,), (19, 19, 19)):  # every bucket that comes
+        made.forward(batch_of(*lengths))
+    held = made.info()["scratch_bytes"]
+    for _ in range(10 if extension.device_name() == "a simulated device" else 10_000):
+        made.forward(batch_of(*rng.integers(1, 20, rng.integers(1, 4))))
+    assert made.info()["scratch_bytes"] == held
+
+
+def test_a_batch_that_does_not_fit_at_once(engine, monkeypatch):
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 16)
+    made = engine()
+    with pytest.raises(BackendError, match=r"^At most 16 tokens are run at once\.$"):
+        made.forward_on_device(batch_of(9, 9), stream=0)
+    assert made.forward(batch_of(9, 9))[1].shape[0] == 18
+
+
+def fetched(array):
+    """A copy on the host."""
+    if array.__dlpack_device__()[0] == 1:
+        return np.from_dlpack(array).copy()
+    import torch
+
+    return torch.from_dlpack(array).cpu().numpy()
+
+
 def batch_of(*lengths, seed=0):
     rng = np.random.default_rng(seed)
     return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -18,8 +19,16 @@ inline std::optional<std::string> unavailable() { return std::nullopt; }
 inline std::string device_name() { return "a simulated device"; }
 inline int multiprocessors() { return 132; }
 
+using StreamHandle = std::uintptr_t;
+
+constexpr int dlpack_device_type = 1;  // kDLCPU: a simulated device's memory is the host's
+inline int current_device() { return 0; }
+
+// Work is done as it is enqueued, so that any stream is behind any other.
 class Stream {
  public:
+  void follow(StreamHandle) {}
+  void precede(StreamHandle) {}
   void wait() {}
 };
 
