@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.rows import Row
+from benchmarks.tables import pairing, yardstick
 
 _STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 _DASHES = {"fp32": "-", "bf16x3": (0, (6, 1, 1, 1)), "bf16": "--", "fp16": "-.", "int8": ":"}
@@ -50,18 +51,17 @@ def latency_against_load(rows: Sequence[Row]) -> Figure | None:
 
 
 def ratio_map(rows: Sequence[Row]) -> Figure | None:
-    """Each contestant's median over ours in fp32, as a map with the numbers in it."""
-    others = [row for row in rows if row["what"] == "latency" and not _is_ours(row)]
-    ours = next((name for row in others for name in row["ratio_to_distilfast"] if name.endswith("fp32")), "")
-    others = [row for row in others if ours in row["ratio_to_distilfast"]]
+    """Each contestant's median over ours in the same precision, as a map with the numbers in it."""
+    others = [row for row in rows if row["what"] == "latency" and not _is_ours(row) and row["ratio_to_distilfast"]]
     if not others:
         return None
     names, cases = (
-        [*dict.fromkeys(values)] for values in ([_who(row) for row in others], [row["case"] for row in others])
+        [*dict.fromkeys(values)] for values in ([pairing(row) for row in others], [row["case"] for row in others])
     )
     values = np.full((len(names), len(cases)), np.nan)
     for row in others:
-        values[names.index(_who(row)), cases.index(row["case"])] = row["ratio_to_distilfast"][ours]["median"]
+        ratio = row["ratio_to_distilfast"][yardstick(row)]["median"]
+        values[names.index(pairing(row)), cases.index(row["case"])] = ratio
     with plt.rc_context(_STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(2.8 + 0.8 * len(cases), 1.6 + 0.42 * len(names)), layout="constrained")
     limit = max(1.0, np.nanmax(np.abs(np.log2(values))))
@@ -71,10 +71,10 @@ def ratio_map(rows: Sequence[Row]) -> Figure | None:
         axes.text(j, i, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(cases)), cases, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"Median latency over that of distilfast {ours}", loc="left")
+    axes.set_title("Median latency of a contestant / of distilfast", loc="left")
     bar = figure.colorbar(picture, ax=axes, fraction=0.04)
     ticks = np.arange(-int(limit), int(limit) + 1)
-    bar.set_label(f"above 1: slower than distilfast {ours}", fontsize=9)
+    bar.set_label("above 1: slower than distilfast", fontsize=9)
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}" for tick in ticks])
     return figure
 

@@ -23,10 +23,12 @@ def _order(values: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _pivot(rows: Sequence[Row], column: str, cell: Callable[[Row], str], head: str) -> Cells:
+def _pivot(
+    rows: Sequence[Row], column: str, cell: Callable[[Row], str], head: str, label: Callable[[Row], str] = _who
+) -> Cells:
     """A line for each contestant, a column for each value of ``column``."""
-    columns, lines = _order([row[column] for row in rows]), _order([_who(row) for row in rows])
-    cells = {(_who(row), row[column]): cell(row) for row in rows}
+    columns, lines = _order([row[column] for row in rows]), _order([label(row) for row in rows])
+    cells = {(label(row), row[column]): cell(row) for row in rows}
     return [[head, *map(str, columns)], *([line, *(cells.get((line, c), "–") for c in columns)] for line in lines)]
 
 
@@ -40,16 +42,27 @@ def tails(rows: Sequence[Row]) -> Cells:
     return _pivot(rows, "case", lambda row: f"{row['p50_ms']:.1f} / {row['p99_ms']:.1f}", "p50 / p99 ms")
 
 
+def yardstick(row: Row) -> str:
+    """Which of ours a contestant is held against: the one of its precision, else fp32; on a GPU our first backend."""
+    ours = list(row["ratio_to_distilfast"])
+    like = [name for name in ours if name.split()[-1] == row["precision"]]
+    return (like or [name for name in ours if name.split()[-1] == "fp32"] or ours or [""])[0]
+
+
+def pairing(row: Row) -> str:
+    """ "openvino bf16 / bf16": a contestant and which of ours."""
+    return f"{_who(row)} / {yardstick(row)}"
+
+
 def ratios(rows: Sequence[Row]) -> Cells:
-    """Median over that of distilfast in fp32, with its 95 % interval, by case; on a GPU its first backend in fp32."""
-    ours = next((name for row in rows for name in row["ratio_to_distilfast"] if name.endswith("fp32")), "fp32")
+    """Median over that of distilfast in the same precision (see ``yardstick``), with its 95 % interval, by case."""
 
     def cell(row: Row) -> str:
-        found = row["ratio_to_distilfast"].get(ours)
+        found = row["ratio_to_distilfast"].get(yardstick(row))
         return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" if found else "–"
 
     others = [row for row in rows if row["contestant"].split()[0] != "distilfast"]
-    return _pivot(others, "case", cell, f"times distilfast {ours} [95 %]")
+    return _pivot(others, "case", cell, "contestant / distilfast [95 %]", pairing)
 
 
 def parity(rows: Sequence[Row]) -> Cells:

@@ -231,8 +231,20 @@ def test_tables():
         ["distilfast fp32", "2.00", "–"],
         ["other fp32", "3.00", "9.00"],
     ]
-    assert tables.ratios(found)[1] == ["other fp32", "1.50 [1.50, 1.50]", "3.00 [3.00, 3.00]"]
+    assert tables.ratios(found)[1] == ["other fp32 / fp32", "1.50 [1.50, 1.50]", "3.00 [3.00, 3.00]"]
     assert tables.markdown([["a", "b"], ["1|2", "3"]]) == "| a | b |\n| --- | ---: |\n| 1\\|2 | 3 |"
+
+
+def test_like_is_compared_with_like():
+    """The same precision where we have it, else our fp32; on a GPU our first backend."""
+    interval = {"median": 1.0, "low": 1.0, "high": 1.0}
+
+    def against(precision: str, *ours: str) -> str:
+        return tables.yardstick({"precision": precision, "ratio_to_distilfast": dict.fromkeys(ours, interval)})
+
+    assert against("bf16", "fp32", "bf16") == "bf16"
+    assert against("int8", "bf16", "fp32") == "fp32"
+    assert against("fp16", "triton fp32", "triton fp16", "cuda fp16") == "triton fp16"
 
 
 def test_the_readme_is_filled_from_rows(tmp_path):
