@@ -32,7 +32,7 @@ def unavailable() -> str | None:
     try:
         module = extension()
     except ImportError:
-        return "The extension distilfast._cuda was not built: there was no nvcc."
+        return "The extension distilfast._cuda was not built; it is where nvcc is found, or with CMAKE_ARGS=-DCUDA=ON."
     return module.unavailable()
 
 
