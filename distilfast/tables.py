@@ -25,8 +25,14 @@ def facts(data: Mapping[str, Any]) -> Table:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for depth, name, value in _flat(data):
-        table.add_row("  " * depth + name.removesuffix("_bytes").replace("_", " "), _spoken(name, value))
+        table.add_row("  " * depth + _label(name), _spoken(name, value))
     return table
+
+
+def _label(name: str) -> str:
+    """Words apart, but for a proper name such as avx512_bf16."""
+    is_proper = any(character.isdigit() for character in name)
+    return name if is_proper else name.removesuffix("_bytes").replace("_", " ")
 
 
 def _flat(data: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, Any]]:
