@@ -1,9 +1,9 @@
 """linear: act(x Wᵀ + b), act in none, gelu (erf), relu, tanh: [T, K] · [N, K] → [S, T, N].
 
 W stays as the checkpoint stores it, K contiguous: the matrix instructions read both operands along K. Products are of
-the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products of two-way splits on NVIDIA, 1e-7 off
-like a chain of FMAs, where plain TF32 would be 3e-4 off; the exact fp32 matrix instructions on AMD) and are summed in
-fp32 (see ``multiply_add``). Bias and activation are applied to the fp32 sums.
+the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products of two-way splits on NVIDIA, since a
+plain one keeps 10 bits of mantissa; the exact fp32 matrix instructions on AMD) and are summed in fp32 (see
+``multiply_add``). Bias and activation are applied to the fp32 sums.
 
 For few tokens the time is that of reading W once, and a grid of N / block_n programs would leave most of the chip idle;
 so K is split into S parts, each a program's, and the partial sums are stored as fp32 [S, T, N] for add_layer_norm to

@@ -43,28 +43,24 @@ Table = tuple[tuple[int, Tile], ...]
 
 _ANY = LARGEST_BUCKET
 
+_SM_90_LINEAR: Table = (
+    (16, Tile(16, 16, 128, num_warps=2, num_stages=6)),
+    (32, Tile(32, 32, 128, num_warps=4, num_stages=5)),
+    (64, Tile(64, 32, 128, num_warps=4, num_stages=4)),
+    (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
+    (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
+)
 # Narrow operands: fp16 and bf16. `linear_parts` is the linear before add_layer_norm, as wide as the model, whose K may
 # be shared; `linear_gelu` has entries of its own only where those of `linear` would not do.
 _NARROW: dict[str, dict[str, Table]] = {
     "sm_90": {
         "linear": (
-            (16, Tile(16, 16, 128, num_warps=2, num_stages=6)),
-            (32, Tile(32, 32, 128, num_warps=4, num_stages=5)),
-            (64, Tile(64, 32, 128, num_warps=4, num_stages=4)),
-            (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
-            (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
+            *_SM_90_LINEAR,
             (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
             (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
         ),
         # erf holds registers of its own: 128 × 256 sums beside it would spill.
-        "linear_gelu": (
-            (16, Tile(16, 16, 128, num_warps=2, num_stages=6)),
-            (32, Tile(32, 32, 128, num_warps=4, num_stages=5)),
-            (64, Tile(64, 32, 128, num_warps=4, num_stages=4)),
-            (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
-            (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
-            (_ANY, Tile(128, 128, 64, num_warps=8, num_stages=4)),
-        ),
+        "linear_gelu": (*_SM_90_LINEAR, (_ANY, Tile(128, 128, 64, num_warps=8, num_stages=4))),
         "linear_parts": (
             (16, Tile(16, 32, 64, num_warps=2, num_stages=4, parts=8)),
             (32, Tile(32, 32, 64, num_warps=4, num_stages=4, parts=8)),

@@ -6,7 +6,6 @@ runs, and where there is padding spreads the rows out again, for the others answ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,9 @@ from distilfast import PackedBatch, backends
 GPU_BACKENDS = ("triton", "cuda")
 
 
-def _backend(name: str) -> Any:
-    """The backend's module, None where this version has none of that name."""
-    return backends.module(name) if name in backends.names() else None
-
-
-def _precisions(name: str) -> Sequence[str]:
-    return getattr(_backend(name), "PRECISIONS", ("fp32",))
-
-
 ENTRIES = (
-    *(("", precision) for precision in _precisions("cpu")),
-    *((name, precision) for name in GPU_BACKENDS for precision in _precisions(name)),
+    *(("", precision) for precision in backends.module("cpu").PRECISIONS),
+    *((name, precision) for name in GPU_BACKENDS for precision in backends.module(name).PRECISIONS),
 )
 
 
@@ -37,10 +27,7 @@ def unavailable(contestant: Contestant) -> str | None:
     name = contestant.variant or "cpu"
     if (name == "cpu") != (contestant.device == "cpu"):
         return f"The backend {name} is not for --device {contestant.device}."
-    module = _backend(name)
-    if module is None:
-        return f"This version has no backend {name}."
-    return module.unavailable() or (no_gpu() if name in GPU_BACKENDS else None)
+    return backends.module(name).unavailable() or (no_gpu() if name in GPU_BACKENDS else None)
 
 
 def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -> Loaded:

@@ -15,7 +15,7 @@ from distilfast.weights import Weights
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 CHUNK_TOKENS = 4096
-"""Tokens that are run at a time: the device is full by then, and what it holds for them stays within some 300 MB."""
+"""Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 PERSISTENT = False
 """Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
 

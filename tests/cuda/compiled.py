@@ -21,7 +21,7 @@ ARCHITECTURES = ("80", "86", "89", "90a")
 NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
-MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
+MATRIX_INSTRUCTION = "HMMA"
 
 _ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
@@ -123,7 +123,7 @@ def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str]] | None:
     for line in text.splitlines():
         if found := re.search(r"arch = sm_(\w+)|Function : (\w+)", line):
             architecture, name = found[1] or architecture, found[2] or name
-        elif any(instruction in line for instruction in MATRIX_INSTRUCTIONS):
+        elif MATRIX_INSTRUCTION in line:
             counts[name, architecture] += 1
     return counts
 

@@ -17,7 +17,8 @@ from distilfast import Engine, PackedBatch, parity
 from distilfast.backends import triton as backend
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
-from distilfast.parity import relative_error
+from distilfast.parity import NAIVE_FACTOR, relative_error
+from distilfast.parity.budgets import luck
 
 if reason := backend.unavailable():
     pytest.skip(f"backend triton: {reason}", allow_module_level=True)
@@ -54,6 +55,15 @@ def batch_of(lengths=LENGTHS, seed: int = 0) -> PackedBatch:
     return PackedBatch.from_sequences([rng.integers(0, 200, length).tolist() for length in lengths])
 
 
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """fp32 answers of two buckets, whose tiles add in other orders, or of float64: apart by rounding and no more.
+
+    A row in another's place would differ in its first digit. The bound is a float32 ulp times the additions in a row of
+    the largest sum (width and FFN, two layers and the head).
+    """
+    return relative_error(one, other) <= 2.0**-23 * 2 * (32 + 48)
+
+
 def load(directory: Path, precision: str = "fp32", **options: Any) -> Engine:
     return Engine.from_pretrained(directory, backend="triton", precision=precision, **options)
 
@@ -83,9 +93,9 @@ def test_skipped_rows_change_nothing(tiny_checkpoint: Make, task, precision):
     asked = engine.forward(batch, rows=rows)[1]
     assert skipped.dtype == output.dtype == np.float32
     whole = relative_error(output, truth)
-    assert relative_error(skipped, truth) <= 2 * whole
+    assert relative_error(skipped, truth) <= NAIVE_FACTOR * whole
     wanted = exact(directory, task=task).forward(batch, rows=rows)[1]
-    assert relative_error(asked, wanted) <= 4 * whole  # of four rows
+    assert relative_error(asked, wanted) <= float(luck(len(rows))) * whole
 
 
 def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):
@@ -101,7 +111,7 @@ def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):
     ):
         for one, other in zip(got, wanted, strict=True):
             assert (one is None) == (other is None)
-            assert one is None or np.allclose(one, other, rtol=1e-4, atol=1e-5)
+            assert one is None or same(one, other)
     with pytest.raises(BackendError, match="cannot run 74 tokens at once"):
         engine.forward_on_device(batch)
 
@@ -117,14 +127,14 @@ def test_out_of_memory_halves_the_batch_and_the_engine_works_on(checkpoint: Path
         return run(self, batch, *rest)
 
     monkeypatch.setattr(program.Program, "run", limited)
-    assert np.allclose(engine.forward(batch)[1], wanted, rtol=1e-4, atol=1e-5)
+    assert same(engine.forward(batch)[1], wanted)
     most = 20
     with pytest.raises(BackendError, match=r"has too little memory for a sequence of 40 tokens\.$"):
         engine.forward(batch)
     with pytest.raises(BackendError, match=r"cannot run 81 tokens at once\.$"):
         engine.forward_on_device(batch)
     most = 1000
-    assert np.allclose(engine.forward(batch)[1], wanted, rtol=1e-4, atol=1e-5)
+    assert same(engine.forward(batch)[1], wanted)
 
 
 def test_results_on_the_device(checkpoint: Path):
@@ -182,7 +192,7 @@ def test_torch_in_torch_out(checkpoint: Path):
     outputs = load(checkpoint)(ids, attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))
     assert isinstance(outputs.logits, torch.Tensor)
     truth = exact(checkpoint)(ids.numpy(), attention_mask=np.array([[1, 1, 1], [1, 1, 0]]))
-    assert np.allclose(outputs.logits, truth.logits, rtol=1e-4, atol=1e-5)
+    assert same(outputs.logits.numpy(), truth.logits)
 
 
 def test_info_says_what_runs(checkpoint: Path):
