@@ -27,7 +27,8 @@ Activation activation_named(const std::string& name) {
 }
 
 Precision precision_named(const std::string& name) {
-  static const std::map<std::string, Precision> names = {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}};
+  static const std::map<std::string, Precision> names = {
+      {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
   const auto found = names.find(name);
   if (found == names.end()) throw std::invalid_argument("Precision '" + name + "' is not known.");
   return found->second;
@@ -143,23 +144,26 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  BoundLinear(const Floats& weight, const Floats& bias, const std::string& isa, const std::string& precision,
-              int threads)
+  BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& centre,
+              const std::optional<Ints>& wide, const std::string& isa, const std::string& precision, int threads)
       : threads_(threads) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
+    const Index n = weight.shape(0), k = weight.shape(1);
+    const Precision wanted = precision_named(precision);
+    require(wanted != Precision::int8 || (centre && wide && centre->size() == k && wide->size() == wide_channels(k)),
+            "int8 needs centre [K] and wide [wide_channels(K)].");
     Team team(threads);
-    const LinearKernels& kernels = kernels_for(isa).linear(precision_named(precision));
-    dense_ = std::make_unique<Dense>(kernels, weight.data(), bias.data(), weight.shape(0), weight.shape(1), team);
+    const LinearSource source{weight.data(), n, k, centre ? centre->data() : nullptr, data_or_null(wide)};
+    dense_ = std::make_unique<Dense>(kernels_for(isa).linear(wanted), source, bias.data(), team);
   }
 
   Floats operator()(const Floats& x, const std::string& activation) const {
     require(x.ndim() == 2 && x.shape(1) == dense_->packed().k, "x [T, K] does not have the weight's K columns.");
     Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
     Team team(threads_);
-    const Index scratch = dense_->kernels().scratch(most_linear_rows, dense_->packed().k);
-    const Buffer memory(static_cast<std::size_t>(scratch * threads_));
-    linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(),
-                 {memory.data(), scratch}, team);
+    const Buffer operands(static_cast<std::size_t>(dense_->kernels().operands_size(x.shape(0), x.shape(1))));
+    linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), operands.data(),
+                 team);
     return out;
   }
 
@@ -233,14 +237,17 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and whether this machine has it.");
+  module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("isa"), arg("threads") = 1);
   py::class_<BoundLinear>(module, "Linear")
-      .def(py::init<const Floats&, const Floats&, const std::string&, const std::string&, int>(), arg("weight"),
-           arg("bias"), py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
+      .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::optional<Ints>&,
+                    const std::string&, const std::string&, int>(),
+           arg("weight"), arg("bias"), arg("centre") = py::none(), arg("wide") = py::none(), py::kw_only(), arg("isa"),
+           arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("threads") = 1);

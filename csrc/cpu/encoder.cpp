@@ -62,9 +62,7 @@ class Pass {
       : kernels_(kernels), model_(model), chunk_(chunk), team_(team), trace_(trace), width_(model.shape.width) {
     const Index t = chunk.tokens, r = chunk.num_rows();
     for (const HeadLayer& layer : model.head) head_width_ = std::max(head_width_, layer.dense.columns());
-    // Linears and attention follow each other: a thread has one scratch for both.
-    const Index scratch = std::max(kernels.attention_scratch(width_ / model.shape.heads, chunk.longest),
-                                   model.linear_scratch(std::min(std::max(t, r), most_linear_rows)));
+    const Index scratch = kernels.attention_scratch(width_ / model.shape.heads, chunk.longest);
     scratch_.stride = static_cast<Index>(Arena::padded(scratch));
     const Index all_probabilities = trace ? probabilities_size() : 0;
     const Piece pieces[] = {
@@ -75,6 +73,7 @@ class Pass {
         {&wide_, std::max(t * model.shape.ffn, 2 * r * head_width_)},
         {&rows_x_, r * width_},
         {&rows_q_, r * 3 * width_},
+        {&operands_, model.operands_size(t, r)},
         {&scratch_.data, scratch_.stride * team.threads()},
         {&probabilities_, all_probabilities},
     };
@@ -137,7 +136,7 @@ class Pass {
   // x_ -> x_, all rows.
   void layer(const Layer& layer, Index i) {
     const Index t = chunk_.tokens;
-    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, scratch_, team_);
+    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, team_);
     record(i, "qkv", qkv_, t, 3 * width_);
     attention(qkv_, 3 * width_, chunk_.ends);
     record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
@@ -150,9 +149,9 @@ class Pass {
     const Index r = chunk_.num_rows(), columns = 3 * width_, panel = layer.qkv.kernels().panel;
     // A panel that straddles q and k is computed in both calls.
     const Range keys_values{width_ / panel, layer.qkv.panels()}, queries{0, (width_ + panel - 1) / panel};
-    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, scratch_, team_);
+    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, team_);
     gather(x_, chunk_.rows, width_, rows_x_);
-    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, scratch_, team_);
+    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, team_);
     attention(rows_q_, columns, chunk_.row_ends);
     behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
   }
@@ -174,13 +173,13 @@ class Pass {
 
   // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
   void behind_attention(const Layer& layer, Index i, float* x, Index rows) {
-    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, scratch_, team_);
+    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, operands_, team_);
     record(i, "attention_out", y_, rows, width_);
     add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_);
     record(i, "attention_norm", x, rows, width_);
-    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, scratch_, team_);
+    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, team_);
     record(i, "ffn_in", wide_, rows, model_.shape.ffn);
-    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, scratch_, team_);
+    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, team_);
     record(i, "ffn_out", y_, rows, width_);
     add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_);
     record(i, "output", x, rows, width_);
@@ -194,7 +193,7 @@ class Pass {
       const HeadLayer& layer = model_.head[i];
       const Index columns = layer.dense.columns();
       float* y = i + 1 == model_.head.size() ? out : wide_ + (i % 2) * r * head_width_;
-      linear_stage(layer.dense, x, r, layer.activation, y, scratch_, team_);
+      linear_stage(layer.dense, x, r, layer.activation, y, operands_, team_);
       for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
       if (trace_) trace_("head." + std::to_string(i), y, r, columns);
       x = y;
@@ -210,21 +209,21 @@ class Pass {
   Index head_width_ = 0;
   Scratch scratch_;
   // Scratch: the hidden state, a linear's output, attention's output, [T, 3D], [T, F] or two of the head's outputs, and
-  // of the rows that the head reads the hidden state and the queries.
-  float *x_, *y_, *context_, *qkv_, *wide_, *rows_x_, *rows_q_, *probabilities_;
+  // of the rows that the head reads the hidden state and the queries; what linears make of their input.
+  float *x_, *y_, *context_, *qkv_, *wide_, *rows_x_, *rows_q_, *operands_, *probabilities_;
 };
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-           const LinearKernels& kernels, int threads) {
+           const Kernels& kernels, Precision precision, int threads) {
   Team team(threads);
-  return Model(shape, head, find, kernels, team);
+  return Model(shape, head, find, kernels, precision, team);
 }
 
 }  // namespace
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
                  const Kernels& kernels, Precision precision, int threads)
-    : kernels_(kernels), threads_(threads), model_(load(shape, head, find, kernels.linear(precision), threads)) {}
+    : kernels_(kernels), threads_(threads), model_(load(shape, head, find, kernels, precision, threads)) {}
 
 Encoder::~Encoder() = default;
 

@@ -6,6 +6,7 @@
 #include "cpu/attention/vec.h"
 #include "cpu/embed/vec.h"
 #include "cpu/linear/bf16.h"
+#include "cpu/linear/int8.h"
 
 namespace distilfast {
 
@@ -13,6 +14,7 @@ extern const Kernels kernels_avx512 = {
     "avx512",
     linear_kernels<Fp32Linear>("fp32 fma"),
     linear_kernels<Bf16Widened>("bf16 operands, widened to fp32 fma"),
+    int8_linear_kernels<Int8Widened>("int8 operands, widened to int16 (vpmaddwd)"),
     attention_scratch,
     embed,
     attention,

@@ -4,6 +4,7 @@
 #include "cpu/attention/ref.h"
 #include "cpu/embed/ref.h"
 #include "cpu/linear/ref.h"
+#include "cpu/linear/ref_int8.h"
 
 namespace distilfast {
 
@@ -11,6 +12,7 @@ extern const Kernels kernels_ref = {
     "ref",
     linear_kernels<AsItIs>("fp32 operands, summed in fp64"),
     linear_kernels<ToBf16>("bf16 operands, summed in fp64"),
+    int8_linear_kernels("int8 operands, summed in fp64"),
     attention_scratch,
     embed,
     attention,

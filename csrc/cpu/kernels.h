@@ -23,7 +23,7 @@ struct Range {
 enum class Activation { none, gelu, relu, tanh };
 
 // What the operands of `linear` are rounded to; sums and everything else are fp32 in each.
-enum class Precision { fp32, bf16 };
+enum class Precision { fp32, bf16, int8 };
 
 struct LayerNormWeights {
   const float* weight;  // [D]
@@ -43,6 +43,17 @@ struct Embed {
   float* out;  // [T, D]
 };
 
+// W and what else `pack` reads.
+struct LinearSource {
+  const float* weight;  // [N, K]
+  Index n, k;
+  const float* centre;       // int8: [K], what is taken off x before it is rounded
+  const std::int32_t* wide;  // int8: [wide_channels(K)], the channels of x that are not rounded, ascending
+};
+
+// int8 leaves so many channels as they are: one in 96, and eight at least where there are as many.
+inline Index wide_channels(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
+
 // W and b in the order in which a `linear` reads them, made by its `pack`.
 struct PackedLinear {
   const float* weight;  // fp32, or what `pack` has put into the same 4 bytes
@@ -53,6 +64,8 @@ struct PackedLinear {
 struct Linear {
   const float* x;  // [T, K]
   Index x_stride;
+  Index rows;       // T
+  float* operands;  // x as `run` reads it, left there by `make_operands`; null where that is x itself
   PackedLinear packed;
   Activation activation;
   float* out;  // [T, N]
@@ -85,26 +98,27 @@ struct AddLayerNorm {
   float* out;  // [T, D]; may be x
 };
 
-// `linear` in one precision. Sizes are in floats; `most_rows` is the largest part that `run` will be given.
+// `linear` in one precision. Sizes are in floats.
 struct LinearKernels {
   const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
   Index panel;             // columns of W that are computed at a time
   Index (*packed_size)(Index n, Index k);
-  Index (*scratch)(Index most_rows, Index k);
-  void (*pack)(const float* weight, Index n, Index k, Range panels, float* packed);
-  void (*run)(const Linear&, Range rows, Range panels, float* scratch);
+  void (*pack)(const LinearSource&, Range panels, float* packed);
+  Index (*operands_size)(Index rows, Index k);  // 0: x is read where it is
+  void (*make_operands)(const Linear&, Range rows);
+  void (*run)(const Linear&, Range rows, Range panels);
 };
 
 struct Kernels {
   const char* isa;
-  LinearKernels linear_fp32, linear_bf16;
+  LinearKernels linear_fp32, linear_bf16, linear_int8;
   Index (*attention_scratch)(Index head_size, Index keys);  // floats
   void (*embed)(const Embed&, Range rows);
   void (*attention)(const Attention&, const AttentionPart&, float* scratch);
   void (*add_layer_norm)(const AddLayerNorm&, Range rows);
 
   const LinearKernels& linear(Precision precision) const {
-    return precision == Precision::fp32 ? linear_fp32 : linear_bf16;
+    return precision == Precision::fp32 ? linear_fp32 : precision == Precision::bf16 ? linear_bf16 : linear_int8;
   }
 };
 

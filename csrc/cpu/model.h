@@ -28,7 +28,8 @@ using FindTensor = std::function<const float*(const std::string& name)>;
 
 class Dense {
  public:
-  Dense(const LinearKernels& kernels, const float* weight, const float* bias, Index n, Index k, Team& team);
+  // Packs W; nothing of `source` is read later.
+  Dense(const LinearKernels& kernels, const LinearSource& source, const float* bias, Team& team);
 
   const LinearKernels& kernels() const { return kernels_; }
   Index columns() const { return n_; }
@@ -68,11 +69,14 @@ struct HeadLayer {
 };
 
 struct Model {
-  // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.
-  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-        const LinearKernels& kernels, Team& team);
+  // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this. With
+  // int8 it is also asked for each encoder linear's "<name>.centre" and "<name>.wide" (channel numbers, as floats); the
+  // head's linears, which run on few rows, are then bf16.
+  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, const Kernels& kernels,
+        Precision precision, Team& team);
 
-  Index linear_scratch(Index rows) const;  // floats of a thread: the most that a linear needs
+  // Floats of operands that no linear needs more of: of `tokens` rows in the encoder, `rows` in the head.
+  Index operands_size(Index tokens, Index rows) const;
 
   std::size_t packed_bytes() const;
 

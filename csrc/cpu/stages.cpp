@@ -10,6 +10,9 @@ namespace {
 // More tasks than threads, so that a thread whose core is taken away leaves its share to the others.
 constexpr Index tasks_per_thread = 4;
 
+// A part of a linear has at most so many rows: its rows of x and out stay in L2 beside the streamed panels.
+constexpr Index most_linear_rows = 256;
+
 // So many panels share a part's x while it is in L2.
 constexpr Index most_panels = 8;
 
@@ -31,22 +34,24 @@ void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team
 }
 
 void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                  Index out_stride, Scratch scratch, Team& team) {
-  const Linear op{x, dense.packed().k, dense.packed(), activation, out, out_stride};
+                  Index out_stride, float* operands, Team& team) {
+  const LinearKernels& kernels = dense.kernels();
+  const Linear op{x, dense.packed().k, rows, operands, dense.packed(), activation, out, out_stride};
+  if (kernels.operands_size(rows, op.packed.k) > 0)
+    in_row_slices(rows, team, [&](Range part) { kernels.make_operands(op, part); });
   const Index all = panels.end - panels.begin, row_parts = divide_up(rows, most_linear_rows);
   const Index wanted = divide_up(tasks_per_thread * team.threads(), std::max<Index>(row_parts, 1));
   const Index panel_parts = std::min(all, std::max(divide_up(all, most_panels), team.threads() > 1 ? wanted : 1));
   // Consecutive tasks share rows, not panels: what they share is then in the caches of all threads.
-  team.run(row_parts * panel_parts, [&](Index i, int worker) {
+  team.run(row_parts * panel_parts, [&](Index i, int) {
     const Range part = slice(all, panel_parts, i % panel_parts);
-    dense.kernels().run(op, slice(rows, row_parts, i / panel_parts),
-                        {panels.begin + part.begin, panels.begin + part.end}, scratch.data + worker * scratch.stride);
+    kernels.run(op, slice(rows, row_parts, i / panel_parts), {panels.begin + part.begin, panels.begin + part.end});
   });
 }
 
-void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Scratch scratch,
+void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, float* operands,
                   Team& team) {
-  linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), scratch, team);
+  linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), operands, team);
 }
 
 void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,

@@ -17,20 +17,16 @@ struct Sequences {
 
 void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team);
 
-// A part of a linear has at most so many rows: its rows of x and out stay in L2 beside the streamed panels.
-constexpr Index most_linear_rows = 256;
-
 // What every thread of a team has for itself: `stride` floats each.
 struct Scratch {
   float* data;
   Index stride;
 };
 
-// Panels of the columns of `dense`, all by default. A thread's scratch is what dense.kernels() want for
-// most_linear_rows rows.
+// Panels of the columns of `dense`, all by default. `operands` is null or has room for dense.kernels().operands_size.
 void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                  Index out_stride, Scratch scratch, Team& team);
-void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Scratch scratch,
+                  Index out_stride, float* operands, Team& team);
+void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, float* operands,
                   Team& team);
 
 // A thread's scratch is kernels.attention_scratch(head size, longest sequence); `probabilities` is null or has room for

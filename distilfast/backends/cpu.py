@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from distilfast import quantize
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
@@ -11,7 +12,7 @@ from distilfast.errors import BackendError
 from distilfast.heads import Head
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def unavailable() -> str | None:
@@ -75,6 +76,7 @@ class CpuBackend:
         from distilfast import _cpu
 
         config = weights.config
+        tensors = weights.tensors | quantize.channels(config, weights.tensors) if precision == "int8" else weights.tensors
         self._encoder = _cpu.Encoder(
             width=config.hidden_size,
             heads=config.num_heads,
@@ -86,7 +88,7 @@ class CpuBackend:
                 (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
                 for i, linear in enumerate(head.linears)
             ],
-            tensors=weights.tensors,
+            tensors=tensors,
             isa=self._isa,
             precision=precision,
             threads=self._threads,

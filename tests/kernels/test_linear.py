@@ -9,10 +9,42 @@ import pytest
 from distilfast import _cpu, reference
 from distilfast.backends import cpu
 from distilfast.parity.budgets import to_bf16
+from distilfast.quantize import wide_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 257)
 # (N, K): panels are 48, 24 and 16 columns wide, blocks of K are 256 long.
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
+
+
+def to_int8_steps(x, low, high, steps):
+    """Onto the nearest of ``steps`` steps from low to high, in the float32 operations of the kernels; float64 out."""
+    inverse = np.divide(np.float32(steps), high - low, out=np.zeros_like(low), where=high > low)
+    step = (high - low) / np.float32(steps)
+    return low.astype(np.float64) + step.astype(np.float64) * np.rint((x - low) * inverse)
+
+
+def to_int8(x, wide, around_zero):
+    """Each group of 64 of K in steps of its own, but for the channels that are wide."""
+    rounded = x.astype(np.float64)
+    masked = x * ~np.isin(np.arange(x.shape[1]), wide)
+    for k in range(0, x.shape[1], 64):
+        group = masked[:, k : k + 64]
+        if group.shape[1] < 64:  # the rest of the group is zeros
+            group = np.pad(group, ((0, 0), (0, 64 - group.shape[1])))
+        if around_zero:
+            low, high, steps = np.float32(0) * group[:, :1], np.abs(group).max(axis=1, keepdims=True), 127
+        else:
+            low, high, steps = group.min(axis=1, keepdims=True), group.max(axis=1, keepdims=True), 255
+        rounded[:, k : k + 64] = to_int8_steps(group, low, high, steps)[:, : x.shape[1] - k]
+    rounded[:, wide] = x[:, wide]
+    return rounded
+
+
+def channels(x):
+    """A centre, and the channels that are widest around it."""
+    centre = x.mean(axis=0)
+    reach = np.abs(x - centre).max(axis=0)
+    return centre, np.sort(np.argsort(-reach)[: wide_channels(len(reach))]).astype(np.int32)
 
 
 NARROW = {"fp32": naive.to_fp32, "bf16": to_bf16}
@@ -24,16 +56,29 @@ def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1):
-    return _cpu.Linear(weight, bias, isa=isa, precision=precision, threads=threads)(x, activation)
+def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, channels=(None, None)):
+    if precision == "int8" and channels[0] is None:
+        channels = np.zeros(x.shape[1], np.float32), np.arange(wide_channels(x.shape[1]), dtype=np.int32)
+    return _cpu.Linear(weight, bias, *channels, isa=isa, precision=precision, threads=threads)(x, activation)
 
 
 def check(x, weight, bias, activation, isa, precision, threads=1):
     """Operands are rounded first: what is left is what the sums add, and that is fp32's in every precision."""
-    x, weight = NARROW[precision](x), NARROW[precision](weight)
-    got = linear(x, weight, bias, activation, isa=isa, precision=precision, threads=threads)
+    how = {"isa": isa, "precision": precision, "threads": threads}
+    if precision == "int8":
+        centre, wide = channels(x)
+        got = linear(x, weight, bias, activation, **how, channels=(centre, wide))
+        x, weight = to_int8(x - centre, wide, around_zero=False), to_int8(weight, wide, around_zero=True)
+    else:
+        x, weight = NARROW[precision](x), NARROW[precision](weight)
+        got = linear(x, weight, bias, activation, **how)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)), activation)
-    assert naive.error(got, truth) <= naive.allowed(naive.linear(x, weight, bias, activation), truth)
+    usual = naive.linear(*(a.astype(np.float32) for a in (x, weight, bias)), activation)
+    assert naive.error(got, truth) <= naive.allowed(usual, truth)
+
+
+def test_as_many_channels_are_wide_as_the_kernels_think():
+    assert all(_cpu.wide_channels(k) == wide_channels(k) for k in range(1, 4000))
 
 
 @pytest.mark.parametrize("size", SIZES)

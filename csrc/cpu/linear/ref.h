@@ -30,7 +30,9 @@ struct ToBf16 {
 Index packed_size(Index n, Index k) { return (n + panel - 1) / panel * panel * k; }
 
 template <class Operands>
-void pack_linear(const float* weight, Index n, Index k_total, Range panels, float* packed) {
+void pack_linear(const LinearSource& source, Range panels, float* packed) {
+  const float* weight = source.weight;
+  const Index n = source.n, k_total = source.k;
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index k = 0; k < k_total; ++k)
       for (Index j = 0; j < panel; ++j) {
@@ -53,18 +55,20 @@ inline double apply(Activation activation, double x) {
   return x;
 }
 
-Index linear_scratch(Index, Index) { return 0; }
+Index no_operands(Index, Index) { return 0; }
+void make_no_operands(const Linear&, Range) {}
 
+// x [T, K] and W as packed from `weight` on.
 template <class Operands>
-void linear(const Linear& op, Range rows, Range panels, float*) {
+void multiply(const Linear& op, const float* x, Index x_stride, const float* weight, Range rows, Range panels) {
   const Index n = op.packed.n, k_total = op.packed.k;
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index row = rows.begin; row < rows.end; ++row) {
-      const float* x = op.x + row * op.x_stride;
-      const float* w = op.packed.weight + p * k_total * panel;
+      const float* a = x + row * x_stride;
+      const float* w = weight + p * k_total * panel;
       double sum[panel] = {};
       for (Index k = 0; k < k_total; ++k)
-        for (Index j = 0; j < panel; ++j) sum[j] += static_cast<double>(Operands::round(x[k])) * w[k * panel + j];
+        for (Index j = 0; j < panel; ++j) sum[j] += static_cast<double>(Operands::round(a[k])) * w[k * panel + j];
       for (Index j = 0; j < panel && p * panel + j < n; ++j) {
         const Index column = p * panel + j;
         op.out[row * op.out_stride + column] =
@@ -74,8 +78,13 @@ void linear(const Linear& op, Range rows, Range panels, float*) {
 }
 
 template <class Operands>
+void linear(const Linear& op, Range rows, Range panels) {
+  multiply<Operands>(op, op.x, op.x_stride, op.packed.weight, rows, panels);
+}
+
+template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, packed_size, linear_scratch, pack_linear<Operands>, linear<Operands>};
+  return {arithmetic, panel, packed_size, pack_linear<Operands>, no_operands, make_no_operands, linear<Operands>};
 }
 
 }  // namespace

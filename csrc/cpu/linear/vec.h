@@ -1,13 +1,13 @@
 // linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N]; sums and results are fp32.
 //
-// W lies in memory as it is read: blocks of `depth_block` rows of Wt, in each block panels of `panel` columns, in each
-// panel [slot][column], where a slot is 4 bytes: one fp32 number of K or two bf16 ones. A panel of a block fits L1
-// beside a few rows of x and serves all rows of the part; a part's x block and its out stay in L2. For few tokens the
-// same loop is one pass along W, which is read once from front to back. Blocks are added in the order of k: a sum of
-// short sums, more exact than one long chain, and fixed by K alone.
-// fp32 rows of x are read where they are: a row's 16 consecutive floats share a line, and lines of different rows meet
-// in a set only for few rows at a time. Other operands are made of them in scratch, a block of k at a time.
-// Reference: linear/ref.h.
+// W lies in memory as it is read: blocks of rows of Wt, in each block panels of `panel` columns, in each panel
+// [slot][column], where a slot is 4 bytes: one fp32 number of K, two bf16 ones, four int8 ones. A panel of a block fits
+// L1 beside a few rows of x and serves all rows of the part; a part's x block and its out stay in L2. For few tokens
+// the same loop is one pass along W, which is read once from front to back. Blocks are added in the order of k: a sum
+// of short sums, more exact than one long chain, and fixed by K alone. fp32 rows of x are read where they are: a row's
+// 16 consecutive floats share a line, and lines of different rows meet in a set only for few rows at a time. Other
+// operands are made of x once, [block][row], for all panels to read. Reference: linear/ref.h; int8 has its own panels
+// in linear/int8.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -23,7 +23,6 @@ constexpr int panel_vectors = 3;
 constexpr int panel = panel_vectors * Vec::width;
 // Sums, a row of W and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
-constexpr Index depth_block = 256;
 
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
@@ -33,12 +32,15 @@ struct Fp32Linear : Fp32 {
   static void make_row(const float*, Index, float*) {}
 };
 
+constexpr Index depth_block = 256;
+
+inline Index least(Index a, Index b) { return a < b ? a : b; }
 inline Index slots(Index k, Index per_slot) { return (k + per_slot - 1) / per_slot; }
 
 // Where block `k` of panel `p` begins in the packed W.
 template <class Operands>
 inline Index packed_offset(Index n, Index k_total, Index k, Index p) {
-  const Index depth = k_total - k < depth_block ? k_total - k : depth_block;
+  const Index depth = least(k_total - k, depth_block);
   return slots(k, Operands::per_slot) * round_up(n, panel) + p * slots(depth, Operands::per_slot) * panel;
 }
 
@@ -47,25 +49,41 @@ Index packed_size(Index n, Index k) {
   return slots(k, Operands::per_slot) * round_up(n, panel);
 }
 
+// Where `row` of block `k` begins in the operands.
 template <class Operands>
-Index linear_scratch(Index most_rows, Index k) {
-  return most_rows * Operands::row_size(k < depth_block ? k : depth_block);
+inline Index operand_offset(Index rows, Index k_total, Index k, Index row) {
+  return rows * Operands::row_size(k) + row * Operands::row_size(least(k_total - k, depth_block));
 }
 
 template <class Operands>
-void pack_linear(const float* weight, Index n, Index k_total, Range panels, float* packed) {
+Index operands_size(Index rows, Index k) {
+  return rows * Operands::row_size(k);
+}
+
+template <class Operands>
+void pack_linear(const LinearSource& source, Range panels, float* packed) {
+  const Index n = source.n, k_total = source.k;
   for (Index k0 = 0; k0 < k_total; k0 += depth_block) {
-    const Index depth = k_total - k0 < depth_block ? k_total - k0 : depth_block;
+    const Index depth = least(k_total - k0, depth_block);
     for (Index p = panels.begin; p < panels.end; ++p) {
       float* to = packed + packed_offset<Operands>(n, k_total, k0, p);
       for (Index j = 0; j < panel; ++j) {
         const Index row = p * panel + j;
-        const float* from = weight + row * k_total + k0;
+        const float* from = source.weight + row * k_total + k0;
         for (Index k = 0; k < depth; k += Operands::per_slot)
           to[k / Operands::per_slot * panel + j] = row < n ? Operands::slot(from + k, depth - k) : 0.0f;
       }
     }
   }
+}
+
+template <class Operands>
+void make_operands(const Linear& op, Range rows) {
+  const Index k_total = op.packed.k;
+  for (Index row = rows.begin; row < rows.end; ++row)
+    for (Index k = 0; k < k_total; k += depth_block)
+      Operands::make_row(op.x + row * op.x_stride + k, least(k_total - k, depth_block),
+                         op.operands + operand_offset<Operands>(op.rows, k_total, k, row));
 }
 
 inline Vec apply(Activation activation, Vec x) {
@@ -117,32 +135,35 @@ inline void copy_columns(const float* from, Index from_stride, float* to, Index 
     for (Index j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
 }
 
+// Calls part<count>(first row, c, stride of c) for the tiles of panel `p`: c is their part of out, with what is there
+// already unless this is the `first` time. The last panel may end behind out: c is then a copy of what there is of it.
+template <class Part>
+inline void in_tiles(const Linear& op, Range rows, Index p, bool first, Part part) {
+  const Index column = p * panel, columns = least(op.packed.n - column, panel);
+  in_row_tiles<tile_rows>(rows, [&]<int Rows>(Index row) {
+    float* out = op.out + row * op.out_stride + column;
+    if (columns == panel) return part.template operator()<Rows>(row, out, op.out_stride);
+    float edge[Rows * panel];
+    if (!first) copy_columns<Rows>(out, op.out_stride, edge, panel, columns);
+    part.template operator()<Rows>(row, edge, panel);
+    copy_columns<Rows>(edge, panel, out, op.out_stride, columns);
+  });
+}
+
 template <class Operands>
-void linear(const Linear& op, Range rows, Range panels, float* scratch) {
+void linear(const Linear& op, Range rows, Range panels) {
   const Index n = op.packed.n, k_total = op.packed.k;
   for (Index k = 0; k < k_total; k += depth_block) {
-    const Index depth = k_total - k < depth_block ? k_total - k : depth_block;
+    const Index depth = least(k_total - k, depth_block), made = Operands::row_size(depth);
     const bool first = k == 0, last = k + depth == k_total;
-    // The rows of this block: made in scratch, or where they are.
-    const Index made = Operands::row_size(depth), stride = made ? made : op.x_stride;
-    const float* block = made ? scratch : op.x + rows.begin * op.x_stride + k;
-    for (Index row = rows.begin; made && row < rows.end; ++row)
-      Operands::make_row(op.x + row * op.x_stride + k, depth, scratch + (row - rows.begin) * made);
+    const float* block = made ? op.operands + operand_offset<Operands>(op.rows, k_total, k, 0) : op.x + k;
+    const Index stride = made ? made : op.x_stride;
     for (Index p = panels.begin; p < panels.end; ++p) {
       const float* w = op.packed.weight + packed_offset<Operands>(n, k_total, k, p);
-      const float* bias = op.packed.bias + p * panel;
-      const Index column = p * panel, columns = n - column < panel ? n - column : panel;
-      in_row_tiles<tile_rows>(rows, [&]<int Rows>(Index row) {
-        const float* x = block + (row - rows.begin) * stride;
-        float* out = op.out + row * op.out_stride + column;
-        float edge[Rows * panel];  // the last panel's columns may end before the panel does
-        const bool whole = columns == panel;
-        float* c = whole ? out : edge;
-        const Index c_stride = whole ? op.out_stride : panel;
-        if (!whole && !first) copy_columns<Rows>(out, op.out_stride, edge, panel, columns);
-        block_tile<Operands, Rows>(x, stride, w, slots(depth, Operands::per_slot), c, c_stride, first);
-        if (last) finish_tile<Rows>(c, c_stride, bias, op.activation);
-        if (!whole) copy_columns<Rows>(edge, panel, out, op.out_stride, columns);
+      in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride) {
+        block_tile<Operands, Rows>(block + row * stride, stride, w, slots(depth, Operands::per_slot), c, c_stride,
+                                   first);
+        if (last) finish_tile<Rows>(c, c_stride, op.packed.bias + p * panel, op.activation);
       });
     }
   }
@@ -150,7 +171,13 @@ void linear(const Linear& op, Range rows, Range panels, float* scratch) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, packed_size<Operands>, linear_scratch<Operands>, pack_linear<Operands>, linear<Operands>};
+  return {arithmetic,
+          panel,
+          packed_size<Operands>,
+          pack_linear<Operands>,
+          operands_size<Operands>,
+          make_operands<Operands>,
+          linear<Operands>};
 }
 
 }  // namespace

@@ -58,6 +58,22 @@ inline Vec round_to_bf16(Vec a) {
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
   return {_mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)))};
 }
+inline Vec from_int32(Vec a) { return {_mm256_cvtepi32_ps(_mm256_castps_si256(a.v))}; }
+// 8 numbers, rounded to the nearest of 0..255.
+inline void store_bytes(Vec a, unsigned char* to) {
+  const __m256i whole = _mm256_cvtps_epi32(a.v);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+}
+// Bytes 0 and 2, or 1 and 3, of each four; and sums of the products of such pairs.
+inline Vec even_int8_to_int16(Vec a) {
+  return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_slli_epi16(_mm256_castps_si256(a.v), 8), 8))};
+}
+inline Vec odd_int8_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_castps_si256(a.v), 8))}; }
+inline Vec add_int16_products(Vec a, Vec b, Vec sum) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum.v),
+                                               _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v))))};
+}
 inline float sum(Vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -50,6 +50,20 @@ inline Vec round_to_bf16(Vec a) {
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
   return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
 }
+inline Vec from_int32(Vec a) { return {_mm512_cvtepi32_ps(_mm512_castps_si512(a.v))}; }
+// 16 numbers, rounded to the nearest of 0..255.
+inline void store_bytes(Vec a, unsigned char* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+// Bytes 0 and 2, or 1 and 3, of each four; and sums of the products of such pairs.
+inline Vec even_int8_to_int16(Vec a) {
+  return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_slli_epi16(_mm512_castps_si512(a.v), 8), 8))};
+}
+inline Vec odd_int8_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_castps_si512(a.v), 8))}; }
+inline Vec add_int16_products(Vec a, Vec b, Vec sum) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum.v),
+                                               _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v))))};
+}
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 

@@ -1,0 +1,11 @@
+// The products that AVX512-VNNI adds; everything else is AVX-512's. Everything but the table has internal linkage: see
+// isa_avx512.cpp.
+#include "cpu/vec/avx512.h"
+
+#include "cpu/linear/int8.h"
+
+namespace distilfast {
+
+extern const LinearKernels linear_avx512_vnni = int8_linear_kernels<Int8Dot>("int8 dot product (vpdpbusd)");
+
+}  // namespace distilfast
