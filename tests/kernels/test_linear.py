@@ -16,6 +16,14 @@ ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 257)
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
 
 
+def turned(groups):
+    """Each row of 64 by a Hadamard matrix, in the float32 additions of the kernels."""
+    for distance in (1, 2, 4, 8, 16, 32):
+        pairs = groups.reshape(len(groups), -1, 2, distance)
+        groups = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+    return groups.reshape(len(groups), 64)
+
+
 def to_int8_steps(x, low, high, steps):
     """Onto the nearest of ``steps`` steps from low to high, in the float32 operations of the kernels; float64 out."""
     inverse = np.divide(np.float32(steps), high - low, out=np.zeros_like(low), where=high > low)
@@ -23,21 +31,19 @@ def to_int8_steps(x, low, high, steps):
     return low.astype(np.float64) + step.astype(np.float64) * np.rint((x - low) * inverse)
 
 
-def to_int8(x, wide, around_zero):
-    """Each group of 64 of K in steps of its own, but for the channels that are wide."""
-    rounded = x.astype(np.float64)
-    masked = x * ~np.isin(np.arange(x.shape[1]), wide)
-    for k in range(0, x.shape[1], 64):
-        group = masked[:, k : k + 64]
-        if group.shape[1] < 64:  # the rest of the group is zeros
-            group = np.pad(group, ((0, 0), (0, 64 - group.shape[1])))
-        if around_zero:
+def to_int8(x, wide, weight):
+    """[R, K] as int8 multiplies it: groups of 64 turned and in steps of their own, then the channels that are wide."""
+    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), wide), ((0, 0), (0, -x.shape[1] % 64)))
+    parts = []
+    for k in range(0, masked.shape[1], 64):
+        group = turned(masked[:, k : k + 64])
+        if weight:
+            group = group / np.float32(64)
             low, high, steps = np.float32(0) * group[:, :1], np.abs(group).max(axis=1, keepdims=True), 127
         else:
             low, high, steps = group.min(axis=1, keepdims=True), group.max(axis=1, keepdims=True), 255
-        rounded[:, k : k + 64] = to_int8_steps(group, low, high, steps)[:, : x.shape[1] - k]
-    rounded[:, wide] = x[:, wide]
-    return rounded
+        parts.append(to_int8_steps(group, low, high, steps))
+    return np.concatenate([*parts, x[:, wide]], axis=1)
 
 
 def channels(x):
@@ -68,7 +74,7 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     if precision == "int8":
         centre, wide = channels(x)
         got = linear(x, weight, bias, activation, **how, channels=(centre, wide))
-        x, weight = to_int8(x - centre, wide, around_zero=False), to_int8(weight, wide, around_zero=True)
+        x, weight = to_int8(x - centre, wide, weight=False), to_int8(weight, wide, weight=True)
     else:
         x, weight = NARROW[precision](x), NARROW[precision](weight)
         got = linear(x, weight, bias, activation, **how)

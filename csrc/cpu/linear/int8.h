@@ -2,6 +2,8 @@
 //
 // Numbers of K are rounded in groups of 64 with a scale of their own, in W (symmetric, -127..127) and in each row of x
 // (0..255 above the group's smallest number), so that no number is rounded to a step that one far from it has chosen.
+// Before it is rounded a group is turned by a Hadamard matrix H, in x and in W, which changes no product, H Ht = 64 I,
+// and spreads what one channel has too much of over all 64 (Ashkboos et al., QuaRot, arXiv 2404.00456).
 // The sums of a group are exact in int32. What is not rounded is added in fp32, in front: the few `wide` channels of x,
 // hundreds of times larger than the rest in a trained model, and each group's smallest number times the sum of its
 // weights. Before all that a channel's mean, the `centre`, is taken off x; its product with W has gone into the bias.
@@ -99,26 +101,59 @@ Index int8_operands_size(Index rows, Index k) {
   return rows * (Int8Layout(0, k).side_depth + slots(k, group) * row_group<Dot>);
 }
 
+// H numbers, by butterflies at distances 1, 2, 4 .. 32.
+inline void turn(Vec (&numbers)[group / Vec::width]) {
+  constexpr int count = group / Vec::width;
+#pragma GCC unroll 8
+  for (Vec& number : numbers) {
+    number = butterfly<4>(butterfly<2>(butterfly<1>(number)));
+    if constexpr (Vec::width == 16) number = butterfly<8>(number);
+  }
+#pragma GCC unroll 4
+  for (int distance = 1; distance < count; distance *= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i)
+      if (!(i & distance)) {
+        const Vec a = numbers[i], b = numbers[i + distance];
+        numbers[i] = a + b, numbers[i + distance] = a - b;
+      }
+}
+
+// What is rounded of one group of x or W: zeros where a channel is wide, and behind K.
+inline void load_group(const float* from, Index depth, const float* centre, const float* mask,
+                       Vec (&numbers)[group / Vec::width]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < group / Vec::width; ++i) {
+    const Index k = i * Vec::width, left = depth - k;
+    const Vec all = left >= Vec::width ? Vec::load(from + k) : left > 0 ? Vec::load(from + k, left) : Vec::zero();
+    numbers[i] = (centre ? all - Vec::load(centre + k) : all) * Vec::load(mask + k);
+  }
+}
+
 // One group of one column: 16 slots and the scale, `panel` floats apart. Returns the sum of what the numbers stand for.
 inline float pack_group(const float* w, Index depth, const float* mask, float* to) {
-  float largest = 0.0f;
-  for (Index k = 0; k < depth; ++k) {
-    const float size = __builtin_fabsf(w[k] * mask[k]);
-    largest = size > largest ? size : largest;
+  Vec numbers[group / Vec::width];
+  float turned[group], size = 0.0f;
+  load_group(w, depth, nullptr, mask, numbers);
+  turn(numbers);
+  for (int i = 0; i < group / Vec::width; ++i) {
+    const Vec number = numbers[i] * Vec::all(1.0f / group);  // H Ht = 64 I
+    number.store(turned + i * Vec::width);
+    const float most = largest(abs(number));
+    size = most > size ? most : size;
   }
-  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  const float inverse = size > 0.0f ? 127.0f / size : 0.0f;
   int sum = 0;
   for (Index slot = 0; slot < group_slots; ++slot) {
     std::uint32_t four = 0;
     for (Index i = 0; i < 4; ++i) {
-      const Index k = 4 * slot + i;
-      const int q = k < depth ? static_cast<int>(__builtin_rintf(w[k] * mask[k] * inverse)) : 0;
+      const int q = static_cast<int>(__builtin_rintf(turned[4 * slot + i] * inverse));
       sum += q;
       four |= static_cast<std::uint32_t>(q & 0xff) << 8 * i;
     }
     to[slot * panel] = __builtin_bit_cast(float, four);
   }
-  const float scale = largest / 127.0f;
+  const float scale = size / 127.0f;
   to[group_slots * panel] = scale;
   return static_cast<float>(sum) * scale;
 }
@@ -160,25 +195,24 @@ inline void pack_int8(const LinearSource& source, Range panels, float* packed) {
 // One group of one row: slots and the scale; returns its smallest number.
 template <class Dot>
 inline float make_group(const float* x, Index depth, const float* centre, const float* mask, float* to) {
-  float numbers[group];
-  Vec low = Vec::all(3.4e38f), high = Vec::all(-3.4e38f), all = Vec::zero();
-  for (Index k = 0; k < group; k += Vec::width) {
-    const Index left = depth - k;
-    const Vec whole = left >= Vec::width ? Vec::load(x + k) : left > 0 ? Vec::load(x + k, left) : Vec::zero();
-    const Vec number = (whole - Vec::load(centre + k)) * Vec::load(mask + k);
-    low = min(number, low), high = max(number, high), all = all + number;
-    number.store(numbers + k);
-  }
+  constexpr int count = group / Vec::width;
+  Vec numbers[count];
+  load_group(x, depth, centre, mask, numbers);
+  turn(numbers);
+  Vec low = numbers[0], high = numbers[0], all = numbers[0];
+#pragma GCC unroll 8
+  for (int i = 1; i < count; ++i) low = min(numbers[i], low), high = max(numbers[i], high), all = all + numbers[i];
   // Comparisons lose a NaN; nothing times zero loses one, and infinity becomes one.
-  const float least_number = -largest(Vec::zero() - low) + 0.0f * sum(all), range = largest(high) - least_number;
+  const float smallest = -largest(Vec::zero() - low) + 0.0f * sum(all), range = largest(high) - smallest;
   const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
   std::uint32_t bytes[group_slots];
-  for (Index k = 0; k < group; k += Vec::width)
-    store_bytes((Vec::load(numbers + k) - Vec::all(least_number)) * Vec::all(inverse),
-                reinterpret_cast<unsigned char*>(bytes) + k);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i)
+    store_bytes((numbers[i] - Vec::all(smallest)) * Vec::all(inverse),
+                reinterpret_cast<unsigned char*>(bytes) + i * Vec::width);
   for (Index slot = 0; slot < group_slots; ++slot) Dot::store_slot(bytes[slot], to + slot * Dot::row_slot);
   to[group_slots * Dot::row_slot] = range / 255.0f;
-  return least_number;
+  return smallest;
 }
 
 template <class Dot>

@@ -58,16 +58,17 @@ inline double apply(Activation activation, double x) {
 Index no_operands(Index, Index) { return 0; }
 void make_no_operands(const Linear&, Range) {}
 
-// x [T, K] and W as packed from `weight` on.
+// x [T, depth] and W as packed from `weight` on.
 template <class Operands>
-void multiply(const Linear& op, const float* x, Index x_stride, const float* weight, Range rows, Range panels) {
-  const Index n = op.packed.n, k_total = op.packed.k;
+void multiply(const Linear& op, const float* x, Index x_stride, const float* weight, Index depth, Range rows,
+              Range panels) {
+  const Index n = op.packed.n;
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index row = rows.begin; row < rows.end; ++row) {
       const float* a = x + row * x_stride;
-      const float* w = weight + p * k_total * panel;
+      const float* w = weight + p * depth * panel;
       double sum[panel] = {};
-      for (Index k = 0; k < k_total; ++k)
+      for (Index k = 0; k < depth; ++k)
         for (Index j = 0; j < panel; ++j) sum[j] += static_cast<double>(Operands::round(a[k])) * w[k * panel + j];
       for (Index j = 0; j < panel && p * panel + j < n; ++j) {
         const Index column = p * panel + j;
@@ -79,7 +80,7 @@ void multiply(const Linear& op, const float* x, Index x_stride, const float* wei
 
 template <class Operands>
 void linear(const Linear& op, Range rows, Range panels) {
-  multiply<Operands>(op, op.x, op.x_stride, op.packed.weight, rows, panels);
+  multiply<Operands>(op, op.x, op.x_stride, op.packed.weight, op.packed.k, rows, panels);
 }
 
 template <class Operands>

@@ -15,9 +15,19 @@ inline void round_to_steps(float* numbers, float low, float high, float steps) {
   for (Index k = 0; k < group; ++k) numbers[k] = low + step * std::rint((numbers[k] - low) * inverse);
 }
 
+// H numbers, by butterflies at distances 1, 2, 4 .. 32.
+inline void turn(float* numbers) {
+  for (Index distance = 1; distance < group; distance *= 2)
+    for (Index i = 0; i < group; ++i)
+      if (!(i & distance)) {
+        const float a = numbers[i], b = numbers[i + distance];
+        numbers[i] = a + b, numbers[i + distance] = a - b;
+      }
+}
+
 inline void round_weight_group(float* w) {
   float largest = 0.0f;
-  for (Index k = 0; k < group; ++k) largest = std::fmax(largest, std::fabs(w[k]));
+  for (Index k = 0; k < group; ++k) w[k] /= group, largest = std::fmax(largest, std::fabs(w[k]));
   round_to_steps(w, 0.0f, largest, 127.0f);
 }
 
@@ -27,20 +37,21 @@ inline void round_row_group(float* x) {
   round_to_steps(x, low, high, 255.0f);
 }
 
-// Rounds one group but for its channels that are wide, where `rounded` is 0.
+// Turns and rounds one group but for its channels that are wide, where `rounded` is 0: these follow apart.
 template <class Round>
-inline void round_group(float* row, Index count, const float* rounded, Round round) {
-  float numbers[group] = {};  // a short group ends in zeros
-  for (Index k = 0; k < count; ++k) numbers[k] = row[k] * rounded[k];
+inline void round_group(const float* row, Index count, const float* rounded, Round round, float* numbers) {
+  for (Index k = 0; k < group; ++k) numbers[k] = k < count ? row[k] * rounded[k] : 0.0f;
+  turn(numbers);
   round(numbers);
-  for (Index k = 0; k < count; ++k)
-    if (rounded[k] != 0.0f) row[k] = numbers[k];
 }
 
-inline Index group_end(Index k, Index k_total) { return k_total - k < group ? k_total : k + group; }
+inline Index groups_of(Index k) { return (k + group - 1) / group; }
+inline Index int8_depth(Index k) { return groups_of(k) * group + wide_channels(k); }
 
-// Packed: the centre [K], which channels are rounded (1) and which are wide (0), and W as in linear/ref.h.
-Index int8_packed_size(Index n, Index k) { return 2 * k + packed_size(n, k); }
+// Packed: the centre [K], which channels are rounded (1) and which are wide (0), the wide ones' numbers, and W as in
+// linear/ref.h, where the turned groups and the wide channels take the place of K.
+inline Index packed_weight(Index k) { return 2 * k + wide_channels(k); }
+Index int8_packed_size(Index n, Index k) { return packed_weight(k) + packed_size(n, int8_depth(k)); }
 
 inline void find_rounded(const LinearSource& source, Range channels, float* rounded) {
   for (Index k = channels.begin; k < channels.end; ++k) rounded[k - channels.begin] = 1.0f;
@@ -49,45 +60,50 @@ inline void find_rounded(const LinearSource& source, Range channels, float* roun
       rounded[source.wide[i] - channels.begin] = 0.0f;
 }
 
+inline void pack_what_operands_read(const LinearSource& source, float* packed) {
+  std::memcpy(packed, source.centre, static_cast<std::size_t>(source.k) * sizeof(float));
+  find_rounded(source, {0, source.k}, packed + source.k);
+  for (Index i = 0; i < wide_channels(source.k); ++i) packed[2 * source.k + i] = static_cast<float>(source.wide[i]);
+}
+
 void pack_int8(const LinearSource& source, Range panels, float* packed) {
-  const Index k_total = source.k;
-  if (panels.begin == 0) {
-    std::memcpy(packed, source.centre, static_cast<std::size_t>(k_total) * sizeof(float));
-    find_rounded(source, {0, k_total}, packed + k_total);
-  }
-  float* weight = packed + 2 * k_total;
-  pack_linear<AsItIs>(source, panels, weight);
+  const Index k_total = source.k, depth = int8_depth(k_total);
+  if (panels.begin == 0) pack_what_operands_read(source, packed);
   for (Index p = panels.begin; p < panels.end; ++p)
-    for (Index k = 0, end; k < k_total; k = end) {
-      end = group_end(k, k_total);
-      float rounded[group], column[group];
-      find_rounded(source, {k, end}, rounded);
-      float* block = weight + (p * k_total + k) * panel;
-      for (Index j = 0; j < panel; ++j) {
-        for (Index i = 0; i < end - k; ++i) column[i] = block[i * panel + j];
-        round_group(column, end - k, rounded, round_weight_group);
-        for (Index i = 0; i < end - k; ++i) block[i * panel + j] = column[i];
+    for (Index j = 0; j < panel; ++j) {
+      const Index column = p * panel + j;
+      const float* w = source.weight + column * k_total;
+      float* to = packed + packed_weight(k_total) + p * depth * panel + j;
+      for (Index k = 0; k < k_total; k += group) {
+        const Index end = k_total - k < group ? k_total : k + group;
+        float rounded[group], numbers[group];
+        find_rounded(source, {k, end}, rounded);
+        round_group(w + k, column < source.n ? end - k : 0, rounded, round_weight_group, numbers);
+        for (Index i = 0; i < group; ++i, to += panel) *to = numbers[i];
       }
+      for (Index i = 0; i < wide_channels(k_total); ++i, to += panel)
+        *to = column < source.n ? w[source.wide[i]] : 0.0f;
     }
 }
 
-Index int8_operands_size(Index rows, Index k) { return rows * k; }
+Index int8_operands_size(Index rows, Index k) { return rows * (k + int8_depth(k)); }
 
 void make_int8_operands(const Linear& op, Range rows) {
-  const Index k_total = op.packed.k;
-  const float *centre = op.packed.weight, *rounded = centre + k_total;
+  const Index k_total = op.packed.k, depth = int8_depth(k_total);
+  const float *centre = op.packed.weight, *rounded = centre + k_total, *wide = rounded + k_total;
   for (Index row = rows.begin; row < rows.end; ++row) {
-    float* to = op.operands + row * k_total;
-    for (Index k = 0; k < k_total; ++k) to[k] = op.x[row * op.x_stride + k] - centre[k];
-    for (Index k = 0, end; k < k_total; k = end) {
-      end = group_end(k, k_total);
-      round_group(to + k, end - k, rounded + k, round_row_group);
-    }
+    float* to = op.operands + row * depth;
+    float* x = op.operands + op.rows * depth + row * k_total;
+    for (Index k = 0; k < k_total; ++k) x[k] = op.x[row * op.x_stride + k] - centre[k];
+    for (Index k = 0; k < k_total; k += group, to += group)
+      round_group(x + k, k_total - k, rounded + k, round_row_group, to);
+    for (Index i = 0; i < wide_channels(k_total); ++i) to[i] = x[static_cast<Index>(wide[i])];
   }
 }
 
 void int8_linear(const Linear& op, Range rows, Range panels) {
-  multiply<AsItIs>(op, op.operands, op.packed.k, op.packed.weight + 2 * op.packed.k, rows, panels);
+  const Index k = op.packed.k, depth = int8_depth(k);
+  multiply<AsItIs>(op, op.operands, depth, op.packed.weight + packed_weight(k), depth, rows, panels);
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {

@@ -58,6 +58,19 @@ inline Vec round_to_bf16(Vec a) {
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
   return {_mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)))};
 }
+// Lanes a and b whose numbers differ by Distance become a + b and a - b.
+template <int Distance>
+inline Vec butterfly(Vec a) {
+  __m256 other;
+  if constexpr (Distance == 1)
+    other = _mm256_permute_ps(a.v, 0xb1);
+  else if constexpr (Distance == 2)
+    other = _mm256_permute_ps(a.v, 0x4e);
+  else
+    other = _mm256_permute2f128_ps(a.v, a.v, 1);
+  constexpr int seconds = Distance == 1 ? 0xaa : Distance == 2 ? 0xcc : 0xf0;
+  return {_mm256_blend_ps(_mm256_add_ps(a.v, other), _mm256_sub_ps(other, a.v), seconds)};
+}
 inline Vec from_int32(Vec a) { return {_mm256_cvtepi32_ps(_mm256_castps_si256(a.v))}; }
 // 8 numbers, rounded to the nearest of 0..255.
 inline void store_bytes(Vec a, unsigned char* to) {

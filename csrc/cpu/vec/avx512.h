@@ -50,6 +50,19 @@ inline Vec round_to_bf16(Vec a) {
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
   return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
 }
+// Lanes a and b whose numbers differ by Distance become a + b and a - b.
+template <int Distance>
+inline Vec butterfly(Vec a) {
+  __m512 other;
+  if constexpr (Distance == 1)
+    other = _mm512_permute_ps(a.v, 0xb1);
+  else if constexpr (Distance == 2)
+    other = _mm512_permute_ps(a.v, 0x4e);
+  else
+    other = _mm512_shuffle_f32x4(a.v, a.v, Distance == 4 ? 0xb1 : 0x4e);
+  constexpr __mmask16 seconds = Distance == 1 ? 0xaaaa : Distance == 2 ? 0xcccc : Distance == 4 ? 0xf0f0 : 0xff00;
+  return {_mm512_mask_sub_ps(_mm512_add_ps(a.v, other), seconds, other, a.v)};
+}
 inline Vec from_int32(Vec a) { return {_mm512_cvtepi32_ps(_mm512_castps_si512(a.v))}; }
 // 16 numbers, rounded to the nearest of 0..255.
 inline void store_bytes(Vec a, unsigned char* to) {
