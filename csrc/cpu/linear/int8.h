@@ -46,32 +46,33 @@ struct Int8Layout {
 // Each product of a row's slot and W's: four of K at once, or two and two.
 #if defined(__AVX512VNNI__)
 struct Int8Dot {
+  using Sum = IntVec;
   static constexpr Index row_slot = 1;  // floats of x a slot
   static constexpr int steps = 1;
   static void store_slot(std::uint32_t four, float* to) { *to = __builtin_bit_cast(float, four); }
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
-  static Vec multiply_add(Vec row, Vec column, Vec sum) {
-    return {_mm512_castsi512_ps(
-        _mm512_dpbusd_epi32(_mm512_castps_si512(sum.v), _mm512_castps_si512(row.v), _mm512_castps_si512(column.v)))};
+  static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
+    return {_mm512_dpbusd_epi32(sum.v, _mm512_castps_si512(row.v), _mm512_castps_si512(column.v))};
   }
 };
 #elif defined(__AVXVNNI__)
 struct Int8Dot {
+  using Sum = IntVec;
   static constexpr Index row_slot = 1;
   static constexpr int steps = 1;
   static void store_slot(std::uint32_t four, float* to) { *to = __builtin_bit_cast(float, four); }
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
-  static Vec multiply_add(Vec row, Vec column, Vec sum) {
-    return {_mm256_castsi256_ps(_mm256_dpbusd_avx_epi32(_mm256_castps_si256(sum.v), _mm256_castps_si256(row.v),
-                                                        _mm256_castps_si256(column.v)))};
+  static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
+    return {_mm256_dpbusd_avx_epi32(sum.v, _mm256_castps_si256(row.v), _mm256_castps_si256(column.v))};
   }
 };
 #else
 // For machines without an instruction for it: the even and the odd bytes of a slot are widened to int16, whose products
 // are added in pairs. (The instruction that multiplies bytes saturates its sums.)
 struct Int8Widened {
+  using Sum = IntVec;
   static constexpr Index row_slot = 2;
   static constexpr int steps = 2;
   static void store_slot(std::uint32_t four, float* to) {
@@ -82,7 +83,7 @@ struct Int8Widened {
     return step == 0 ? even_int8_to_int16(Vec::load(slot)) : odd_int8_to_int16(Vec::load(slot));
   }
   static Vec row(const float* a, Index slot, int step) { return Vec::all(a[2 * slot + step]); }
-  static Vec multiply_add(Vec row, Vec column, Vec sum) { return add_int16_products(row, column, sum); }
+  static IntVec multiply_add(Vec row, Vec column, IntVec sum) { return add_int16_products(row, column, sum); }
 };
 #endif
 

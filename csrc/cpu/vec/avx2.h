@@ -25,6 +25,13 @@ struct Vec {
   }
 };
 
+// Eight int32, the sums of int8 products.
+struct IntVec {
+  __m256i v;
+
+  static IntVec zero() { return {_mm256_setzero_si256()}; }
+};
+
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -71,7 +78,8 @@ inline Vec butterfly(Vec a) {
   constexpr int seconds = Distance == 1 ? 0xaa : Distance == 2 ? 0xcc : 0xf0;
   return {_mm256_blend_ps(_mm256_add_ps(a.v, other), _mm256_sub_ps(other, a.v), seconds)};
 }
-inline Vec from_int32(Vec a) { return {_mm256_cvtepi32_ps(_mm256_castps_si256(a.v))}; }
+inline Vec from_int32(IntVec a) { return {_mm256_cvtepi32_ps(a.v)}; }
+
 // 8 numbers, rounded to the nearest of 0..255.
 inline void store_bytes(Vec a, unsigned char* to) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
@@ -83,9 +91,8 @@ inline Vec even_int8_to_int16(Vec a) {
   return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_slli_epi16(_mm256_castps_si256(a.v), 8), 8))};
 }
 inline Vec odd_int8_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_castps_si256(a.v), 8))}; }
-inline Vec add_int16_products(Vec a, Vec b, Vec sum) {
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum.v),
-                                               _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v))))};
+inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
 }
 inline float sum(Vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -23,6 +23,13 @@ struct Vec {
   static __mmask16 first(long n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
+// Sixteen int32, the sums of int8 products.
+struct IntVec {
+  __m512i v;
+
+  static IntVec zero() { return {_mm512_setzero_si512()}; }
+};
+
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -63,7 +70,8 @@ inline Vec butterfly(Vec a) {
   constexpr __mmask16 seconds = Distance == 1 ? 0xaaaa : Distance == 2 ? 0xcccc : Distance == 4 ? 0xf0f0 : 0xff00;
   return {_mm512_mask_sub_ps(_mm512_add_ps(a.v, other), seconds, other, a.v)};
 }
-inline Vec from_int32(Vec a) { return {_mm512_cvtepi32_ps(_mm512_castps_si512(a.v))}; }
+inline Vec from_int32(IntVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
 // 16 numbers, rounded to the nearest of 0..255.
 inline void store_bytes(Vec a, unsigned char* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(a.v)));
@@ -73,9 +81,8 @@ inline Vec even_int8_to_int16(Vec a) {
   return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_slli_epi16(_mm512_castps_si512(a.v), 8), 8))};
 }
 inline Vec odd_int8_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_castps_si512(a.v), 8))}; }
-inline Vec add_int16_products(Vec a, Vec b, Vec sum) {
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum.v),
-                                               _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v))))};
+inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }

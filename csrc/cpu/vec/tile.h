@@ -13,6 +13,7 @@ namespace distilfast {
 namespace {
 
 struct Fp32 {
+  using Sum = Vec;
   static constexpr int steps = 1;  // products of a slot, one after the other
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
@@ -22,14 +23,14 @@ struct Fp32 {
 template <int Rows, int Vectors, class Operands = Fp32>
 struct Tile {
   static constexpr int columns = Vectors * Vec::width;
-  Vec sum[Rows][Vectors];
+  typename Operands::Sum sum[Rows][Vectors];
 
   // `depth` in slots.
   inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec::zero();
+      for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::Sum::zero();
     for (Index k = 0; k < depth; ++k, b += columns) {
 #pragma GCC unroll 2
       for (int step = 0; step < Operands::steps; ++step) {
