@@ -49,7 +49,11 @@ struct Int8Dot {
   using Sum = IntVec;
   static constexpr Index row_slot = 1;  // floats of x a slot
   static constexpr int steps = 1;
-  static void store_slot(std::uint32_t four, float* to) { *to = __builtin_bit_cast(float, four); }
+  static void store(const Vec (&numbers)[group / Vec::width], float* to) {
+#pragma GCC unroll 8
+    for (int i = 0; i < group / Vec::width; ++i)
+      store_bytes(numbers[i], reinterpret_cast<unsigned char*>(to) + i * Vec::width);
+  }
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
   static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
@@ -61,7 +65,11 @@ struct Int8Dot {
   using Sum = IntVec;
   static constexpr Index row_slot = 1;
   static constexpr int steps = 1;
-  static void store_slot(std::uint32_t four, float* to) { *to = __builtin_bit_cast(float, four); }
+  static void store(const Vec (&numbers)[group / Vec::width], float* to) {
+#pragma GCC unroll 8
+    for (int i = 0; i < group / Vec::width; ++i)
+      store_bytes(numbers[i], reinterpret_cast<unsigned char*>(to) + i * Vec::width);
+  }
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
   static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
@@ -75,9 +83,14 @@ struct Int8Widened {
   using Sum = IntVec;
   static constexpr Index row_slot = 2;
   static constexpr int steps = 2;
-  static void store_slot(std::uint32_t four, float* to) {
-    to[0] = __builtin_bit_cast(float, four & 0x00ff00ffu);
-    to[1] = __builtin_bit_cast(float, four >> 8 & 0x00ff00ffu);
+  static void store(const Vec (&numbers)[group / Vec::width], float* to) {
+    std::uint32_t slots[group_slots];
+    for (int i = 0; i < group / Vec::width; ++i)
+      store_bytes(numbers[i], reinterpret_cast<unsigned char*>(slots) + i * Vec::width);
+    for (Index slot = 0; slot < group_slots; ++slot) {
+      to[2 * slot] = __builtin_bit_cast(float, slots[slot] & 0x00ff00ffu);
+      to[2 * slot + 1] = __builtin_bit_cast(float, slots[slot] >> 8 & 0x00ff00ffu);
+    }
   }
   static Vec column(const float* slot, int step) {
     return step == 0 ? even_int8_to_int16(Vec::load(slot)) : odd_int8_to_int16(Vec::load(slot));
@@ -200,18 +213,15 @@ inline float make_group(const float* x, Index depth, const float* centre, const 
   Vec numbers[count];
   load_group(x, depth, centre, mask, numbers);
   turn(numbers);
-  Vec low = numbers[0], high = numbers[0], all = numbers[0];
+  Vec low = numbers[0], high = numbers[0];
 #pragma GCC unroll 8
-  for (int i = 1; i < count; ++i) low = min(numbers[i], low), high = max(numbers[i], high), all = all + numbers[i];
-  // Comparisons lose a NaN; nothing times zero loses one, and infinity becomes one.
-  const float smallest = -largest(Vec::zero() - low) + 0.0f * sum(all), range = largest(high) - smallest;
-  const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
-  std::uint32_t bytes[group_slots];
+  for (int i = 1; i < count; ++i) low = min(low, numbers[i]), high = max(high, numbers[i]);
+  float smallest, greatest;  // a NaN of x is one in all numbers by now
+  smallest_and_largest(low, high, smallest, greatest);
+  const float range = greatest - smallest, inverse = range > 0.0f ? 255.0f / range : 0.0f;
 #pragma GCC unroll 8
-  for (int i = 0; i < count; ++i)
-    store_bytes((numbers[i] - Vec::all(smallest)) * Vec::all(inverse),
-                reinterpret_cast<unsigned char*>(bytes) + i * Vec::width);
-  for (Index slot = 0; slot < group_slots; ++slot) Dot::store_slot(bytes[slot], to + slot * Dot::row_slot);
+  for (int i = 0; i < count; ++i) numbers[i] = (numbers[i] - Vec::all(smallest)) * Vec::all(inverse);
+  Dot::store(numbers, to);
   to[group_slots * Dot::row_slot] = range / 255.0f;
   return smallest;
 }

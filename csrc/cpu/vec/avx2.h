@@ -105,5 +105,18 @@ inline float largest(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 
+// Both at once; NaN where all lanes are NaN.
+inline void smallest_and_largest(Vec low, Vec high, float& smallest, float& greatest) {
+  const __m256 negative = _mm256_sub_ps(_mm256_setzero_ps(), low.v);
+  // Each halved by itself, then the halves of both side by side.
+  const __m256 mixed = _mm256_permute2f128_ps(negative, high.v, 0x20);
+  const __m256 others = _mm256_permute2f128_ps(negative, high.v, 0x31);
+  __m256 most = _mm256_max_ps(mixed, others);
+  most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
+  most = _mm256_max_ps(most, _mm256_permute_ps(most, 0xb1));
+  smallest = -_mm256_cvtss_f32(most);
+  greatest = _mm_cvtss_f32(_mm256_extractf128_ps(most, 1));
+}
+
 }  // namespace
 }  // namespace distilfast

@@ -86,6 +86,19 @@ inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+// Both at once; NaN where all lanes are NaN.
+inline void smallest_and_largest(Vec low, Vec high, float& smallest, float& greatest) {
+  const __m512 negative = _mm512_sub_ps(_mm512_setzero_ps(), low.v);
+  // Each halved by itself, then the halves of both side by side.
+  const __m512 mixed = _mm512_shuffle_f32x4(negative, high.v, 0x44),
+               others = _mm512_shuffle_f32x4(negative, high.v, 0xee);
+  __m512 most = _mm512_max_ps(mixed, others);
+  most = _mm512_max_ps(most, _mm512_shuffle_f32x4(most, most, 0xb1));
+  most = _mm512_max_ps(most, _mm512_permute_ps(most, 0x4e));
+  most = _mm512_max_ps(most, _mm512_permute_ps(most, 0xb1));
+  smallest = -_mm512_cvtss_f32(most);
+  greatest = _mm_cvtss_f32(_mm512_extractf32x4_ps(most, 2));
+}
 
 }  // namespace
 }  // namespace distilfast
