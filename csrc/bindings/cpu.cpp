@@ -163,7 +163,7 @@ class BoundLinear {
     Team team(threads_);
     const Buffer operands(static_cast<std::size_t>(dense_->kernels().operands_size(x.shape(0), x.shape(1))));
     linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), operands.data(),
-                 team);
+                 false, team);
     return out;
   }
 

@@ -129,14 +129,19 @@ class Pass {
                    model_.token_type,
                    model_.embed_norm.view(),
                    x_};
-    embed_stage(kernels_, op, chunk_.tokens, team_);
+    embed_stage(kernels_, op, chunk_.tokens, team_, operands_of(0));
     if (trace_) trace_("embed", x_, chunk_.tokens, width_);
+  }
+
+  // A layer's first linear reads what the stage before it has written.
+  Next operands_of(Index layer) const {
+    return layer < model_.shape.layers ? Next{&model_.layers[layer].qkv, operands_} : Next{};
   }
 
   // x_ -> x_, all rows.
   void layer(const Layer& layer, Index i) {
     const Index t = chunk_.tokens;
-    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, team_);
+    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, true, team_);
     record(i, "qkv", qkv_, t, 3 * width_);
     attention(qkv_, 3 * width_, chunk_.ends);
     record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
@@ -149,9 +154,9 @@ class Pass {
     const Index r = chunk_.num_rows(), columns = 3 * width_, panel = layer.qkv.kernels().panel;
     // A panel that straddles q and k is computed in both calls.
     const Range keys_values{width_ / panel, layer.qkv.panels()}, queries{0, (width_ + panel - 1) / panel};
-    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, team_);
+    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, true, team_);
     gather(x_, chunk_.rows, width_, rows_x_);
-    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, team_);
+    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, false, team_);
     attention(rows_q_, columns, chunk_.row_ends);
     behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
   }
@@ -173,15 +178,15 @@ class Pass {
 
   // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
   void behind_attention(const Layer& layer, Index i, float* x, Index rows) {
-    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, operands_, team_);
+    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, operands_, false, team_);
     record(i, "attention_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_);
+    add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_, {&layer.ffn_in, operands_});
     record(i, "attention_norm", x, rows, width_);
-    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, team_);
+    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, true, team_);
     record(i, "ffn_in", wide_, rows, model_.shape.ffn);
-    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, team_);
+    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, false, team_);
     record(i, "ffn_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_);
+    add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
     record(i, "output", x, rows, width_);
   }
 
@@ -193,7 +198,7 @@ class Pass {
       const HeadLayer& layer = model_.head[i];
       const Index columns = layer.dense.columns();
       float* y = i + 1 == model_.head.size() ? out : wide_ + (i % 2) * r * head_width_;
-      linear_stage(layer.dense, x, r, layer.activation, y, operands_, team_);
+      linear_stage(layer.dense, x, r, layer.activation, y, operands_, false, team_);
       for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
       if (trace_) trace_("head." + std::to_string(i), y, r, columns);
       x = y;

@@ -27,17 +27,31 @@ void in_row_slices(Index rows, Team& team, Part part) {
   team.run(slices, [&](Index i, int) { part(slice(rows, slices, i)); });
 }
 
+Linear described(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Index out_stride,
+                 float* operands) {
+  return {x, dense.packed().k, rows, operands, dense.packed(), activation, out, out_stride};
+}
+
+void make_operands(const Next& next, const float* x, Index rows, Range part) {
+  if (!next.dense || next.dense->kernels().operands_size(rows, next.dense->packed().k) == 0) return;
+  next.dense->kernels().make_operands(described(*next.dense, x, rows, Activation::none, nullptr, 0, next.operands),
+                                      part);
+}
+
 }  // namespace
 
-void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team) {
-  in_row_slices(rows, team, [&](Range part) { kernels.embed(op, part); });
+void embed_stage(const Kernels& kernels, const Embed& op, Index rows, Team& team, Next next) {
+  in_row_slices(rows, team, [&](Range part) {
+    kernels.embed(op, part);
+    make_operands(next, op.out, rows, part);
+  });
 }
 
 void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                  Index out_stride, float* operands, Team& team) {
+                  Index out_stride, float* operands, bool made, Team& team) {
   const LinearKernels& kernels = dense.kernels();
-  const Linear op{x, dense.packed().k, rows, operands, dense.packed(), activation, out, out_stride};
-  if (kernels.operands_size(rows, op.packed.k) > 0)
+  const Linear op = described(dense, x, rows, activation, out, out_stride, operands);
+  if (!made && kernels.operands_size(rows, op.packed.k) > 0)
     in_row_slices(rows, team, [&](Range part) { kernels.make_operands(op, part); });
   const Index all = panels.end - panels.begin, row_parts = divide_up(rows, most_linear_rows);
   const Index wanted = divide_up(tasks_per_thread * team.threads(), std::max<Index>(row_parts, 1));
@@ -50,8 +64,8 @@ void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, 
 }
 
 void linear_stage(const Dense& dense, const float* x, Index rows, Activation activation, float* out, float* operands,
-                  Team& team) {
-  linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), operands, team);
+                  bool made, Team& team) {
+  linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), operands, made, team);
 }
 
 void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,
@@ -83,9 +97,12 @@ void attention_stage(const Kernels& kernels, const Attention& op, Index heads, c
 }
 
 void add_layer_norm_stage(const Kernels& kernels, const Norm& norm, const float* x, const float* residual, Index rows,
-                          float* out, Team& team) {
+                          float* out, Team& team, Next next) {
   const AddLayerNorm op{x, residual, norm.view(), out};
-  in_row_slices(rows, team, [&](Range part) { kernels.add_layer_norm(op, part); });
+  in_row_slices(rows, team, [&](Range part) {
+    kernels.add_layer_norm(op, part);
+    make_operands(next, out, rows, part);
+  });
 }
 
 }  // namespace distilfast
