@@ -10,6 +10,7 @@ extern const Kernels kernels_ref;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const LinearKernels linear_avx512_bf16;
+extern const AttentionKernels attention_avx512_bf16;
 #endif
 
 namespace {
@@ -25,6 +26,7 @@ std::vector<Isa> find_isas() {
     Kernels kernels = kernels_avx512;
     kernels.isa = "avx512_bf16";
     kernels.linear_bf16 = linear_avx512_bf16;
+    kernels.attention_bf16 = attention_avx512_bf16;
     return kernels;
   }();
   return {{"avx512_bf16", bf16, &with_bf16},

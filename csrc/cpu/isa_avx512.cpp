@@ -13,9 +13,10 @@ extern const Kernels kernels_avx512 = {
     "avx512",
     linear_kernels<Fp32Linear>("fp32 fma"),
     linear_kernels<Bf16Widened>("bf16 operands, widened to fp32 fma"),
-    attention_scratch,
+    attention_kernels<Fp32Attention>("fp32 fma"),
+    // Widened pairs of bf16 would cost as many multiply-adds, and the rounding.
+    attention_kernels<Fp32Attention>("fp32 fma"),
     embed,
-    attention,
     add_layer_norm,
 };
 

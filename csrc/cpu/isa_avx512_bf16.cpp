@@ -2,10 +2,13 @@
 // isa_avx512.cpp.
 #include "cpu/vec/avx512.h"
 
+#include "cpu/attention/bf16.h"
 #include "cpu/linear/bf16.h"
 
 namespace distilfast {
 
 extern const LinearKernels linear_avx512_bf16 = linear_kernels<Bf16Dot>("bf16 dot product (vdpbf16ps)");
+extern const AttentionKernels attention_avx512_bf16 =
+    attention_kernels<Bf16Attention>("bf16 dot product (vdpbf16ps)");
 
 }  // namespace distilfast

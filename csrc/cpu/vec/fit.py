@@ -39,5 +39,7 @@ def show(name, coefficients, error):
 if __name__ == "__main__":
     half = float(mp.log(2) / 2)
     show("exp_poly", *fit(mp.exp, -half, half, 6, relative=True))
+    show("exp2_poly", *fit(lambda x: mp.mpf(2) ** x, -0.5, 0.5, 6, relative=True))
+    show("coarse_exp2_poly", *fit(lambda x: mp.mpf(2) ** x, -0.5, 0.5, 4, relative=True))
     show("erf_poly", *fit(lambda t: mp.erf(mp.sqrt(t)) / mp.sqrt(t), 1e-9, 0.85, 6, relative=True))
     show("log_erfc_poly", *fit(lambda z: mp.log(mp.erfc(z)), 0.9, 5.0, 10, relative=False))
