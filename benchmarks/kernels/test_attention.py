@@ -16,9 +16,7 @@ def test_attention(timed, isa, precision, normal, length, head_size):
     qkv = normal(1024, 3 * HEADS * head_size)
     ends = np.arange(0, 1025, length, dtype=np.int32)
     timed(
-        lambda: _cpu.attention(
-            qkv, ends, HEADS, isa=isa, precision=precision, threads=THREADS, probabilities=False
-        ),
+        lambda: _cpu.attention(qkv, ends, HEADS, isa=isa, precision=precision, threads=THREADS, probabilities=False),
         4 * sequences * length**2 * HEADS * head_size,
         precision,
     )

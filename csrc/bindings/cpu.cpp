@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
 #include "cpu/stages.h"

@@ -17,8 +17,8 @@ struct Sequences {
   Index count;
 };
 
-// How the attention of a batch is shared out: pieces, each the queries of a sequence or some of them, to be computed for
-// every head. The most work comes first, so that no thread begins it when the others have nothing left.
+// How the attention of a batch is shared out: pieces, each the queries of a sequence or some of them, to be computed
+// for every head. The most work comes first, so that no thread begins it when the others have nothing left.
 class AttentionPlan {
  public:
   struct Piece {

@@ -54,9 +54,9 @@ def _as_it_is(x: np.ndarray) -> np.ndarray:
 class Arithmetic:
     """How a naive forward rounds, float32 in and out: every tensor once, what is multiplied, every result.
 
-    ``operand``: a linear's input; ``attention``: q, k and v. In a chain of naive steps both are rounded results already;
-    a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors and results of other
-    operations stay float32.
+    ``operand``: a linear's input; ``attention``: q, k and v. In a chain of naive steps both are rounded results
+    already; a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors and results
+    of other operations stay float32.
     """
 
     weight: Narrow = _as_it_is

@@ -1,5 +1,6 @@
 // Each kernel of each ISA against the plain one of `ref`, in buffers of exactly the size the contract names: under the
 // sanitizers an access past any of them is an error. How close the results have to be is proved in tests/kernels.
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -59,7 +60,8 @@ TEST(attention_matches_ref) {
               const AttentionKernels& kernels = all.attention(precision);
               std::vector<float> scratch(kernels.scratch(d, std::max(length, 3))), out(ends.back() * width);
               std::vector<float> probabilities(heads * (length * length + 9));
-              const Attention op{qkv.data(), qkv.data() + width, qkv.data() + 2 * width, 3 * width, 3 * width, d,
+              const Attention op{qkv.data(), qkv.data() + width, qkv.data() + 2 * width,
+                                 3 * width,  3 * width,          d,
                                  0.3f,       out.data(),         width};
               attention_stage(kernels, op, plan, {scratch.data(), 0}, probabilities.data(), team);
               out.insert(out.end(), probabilities.begin(), probabilities.end());
@@ -102,4 +104,27 @@ TEST(an_isa_that_cannot_be_had_is_an_error) {
   }
   CHECK(std::string(kernels_for("ref").isa) == "ref");
   CHECK(&kernels_for("") == supported_kernels().front());
+}
+
+TEST(an_attention_plan_covers_every_query_once_and_begins_with_the_most_work) {
+  const std::vector<std::int32_t> key_ends = {0, 16, 528, 529, 700}, all = key_ends, some = {0, 1, 2, 2, 90};
+  for (const auto& query_ends : {all, some})
+    for (const int threads : {1, 2, 3, 16}) {
+      AttentionPlan plan;
+      plan.cut({key_ends.data(), query_ends.data(), 4}, 5, threads);
+      std::vector<int> covered(query_ends.back());
+      Index work = plan.pieces().front().work();
+      for (const AttentionPlan::Piece& piece : plan.pieces()) {
+        CHECK(piece.work() <= work && piece.work() > 0);
+        work = piece.work();
+        for (Index row = piece.queries.begin; row < piece.queries.end; ++row) ++covered[row];
+        const auto sequence = std::find(key_ends.begin(), key_ends.end(), piece.keys.begin) - key_ends.begin();
+        CHECK(key_ends[sequence + 1] == piece.keys.end);
+        CHECK(query_ends[sequence] <= piece.queries.begin && piece.queries.end <= query_ends[sequence + 1]);
+      }
+      for (const int count : covered) CHECK(count == 1);
+      // The pieces copy their keys and values anew: one thread cuts nothing, many cut what they would wait for.
+      if (threads == 1) CHECK(plan.pieces().size() <= 4);
+      if (threads == 16 && query_ends == all) CHECK(plan.pieces().size() > 4);
+    }
 }

@@ -9,7 +9,7 @@ namespace {
 // largest error 1.7e-08, relative, of exp on [-log(2)/2, log(2)/2]
 constexpr float exp_poly[] = {1.0f, 1.0f, 0.499999911f, 0.166664198f, 0.0416682251f, 0.00837481581f, 0.00138368423f};
 // largest errors 1.6e-08 and 6.3e-06, relative, of 2^x on [-1/2, 1/2]
-constexpr float exp2_poly[] = {1.0f,           0.693147182f,   0.240226462f,  0.0555032864f,
+constexpr float exp2_poly[] = {1.0f,           0.693147182f,   0.240226462f,   0.0555032864f,
                                0.00961848907f, 0.00133999309f, 0.000153458081f};
 constexpr float coarse_exp2_poly[] = {1.0f, 0.693136871f, 0.240232527f, 0.0558372885f, 0.00961810537f};
 // largest error 5.9e-08, relative, of erf(z) / z as a polynomial in z^2 <= 0.85
@@ -37,8 +37,8 @@ inline Vec exp(Vec x) {
   return scale(polynomial(exp_poly, r), n);
 }
 
-// 2^x for x <= 127 by one of the two polynomials: to a unit in the last place, or to 6.5e-6, relative. Both give 1 for 0.
-// Below -126 it stays at 1.2e-38, the smallest normal number.
+// 2^x for x <= 127 by one of the two polynomials: to a unit in the last place, or to 6.5e-6, relative. Both give 1 for
+// 0. Below -126 it stays at 1.2e-38, the smallest normal number.
 template <int N>
 inline Vec exp2(Vec x, const float (&coefficients)[N]) {
   x = max(Vec::all(-126.0f), x);  // this order keeps a NaN
