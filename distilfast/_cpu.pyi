@@ -48,6 +48,10 @@ class Encoder:
         """How the ISA computes linears in this precision."""
 
     @property
+    def attention_arithmetic(self) -> str:
+        """How it computes attention."""
+
+    @property
     def threads(self) -> int: ...
     @property
     def packed_bytes(self) -> int:
@@ -86,8 +90,17 @@ class Linear:
     def __call__(self, x: Floats, activation: str = "none") -> Floats:
         """[T, K] → [T, N]; ``activation``: none, gelu, relu, tanh."""
 
-def attention(qkv: Floats, cu_seqlens: Ints, heads: int, *, isa: str, threads: int = 1) -> tuple[Floats, Floats]:
-    """softmax(q kᵀ / √d) v inside each sequence: [T, 3D] → [T, D], and the probabilities, flat."""
+def attention(
+    qkv: Floats,
+    cu_seqlens: Ints,
+    heads: int,
+    *,
+    isa: str,
+    precision: str = "fp32",
+    threads: int = 1,
+    probabilities: bool = True,
+) -> tuple[Floats, Floats | None]:
+    """softmax(q kᵀ / √d) v inside each sequence: [T, 3D] → [T, D], and the probabilities, flat, where wanted."""
 
 def add_layer_norm(
     x: Floats, residual: Floats, weight: Floats, bias: Floats, *, eps: float, isa: str, threads: int = 1

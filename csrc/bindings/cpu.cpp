@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
 #include "cpu/stages.h"
@@ -172,26 +173,28 @@ class BoundLinear {
   std::unique_ptr<Dense> dense_;
 };
 
-py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa, int threads) {
+py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads, const std::string& isa,
+                          const std::string& precision, int threads, bool probabilities) {
   require(qkv.ndim() == 2 && qkv.shape(1) % (3 * heads) == 0, "qkv [T, 3D] does not hold this many heads.");
-  const Kernels& kernels = kernels_for(isa);
+  const AttentionKernels& kernels = kernels_for(isa).attention(precision_named(precision));
   const Index width = qkv.shape(1) / 3, d = width / heads, count = cu_seqlens.size() - 1;
-  Index longest = 0, probabilities = 0;
+  Index longest = 0, pairs = 0;
   for (Index b = 0; b < count; ++b) {
     const Index length = cu_seqlens.at(b + 1) - cu_seqlens.at(b);
     longest = std::max(longest, length);
-    probabilities += heads * length * length;
+    pairs += heads * length * length;
   }
-  Floats out({qkv.shape(0), width}), weights(probabilities);
+  Floats out({qkv.shape(0), width}), weights(probabilities ? pairs : 0);
   Team team(threads);
-  const Index stride = static_cast<Index>(Arena::padded(kernels.attention_scratch(d, longest)));
+  const Index stride = static_cast<Index>(Arena::padded(kernels.scratch(d, longest)));
   const Buffer scratch(static_cast<std::size_t>(stride * threads));
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
   const float* q = qkv.data();
   const Attention op{q, q + width, q + 2 * width, 3 * width, 3 * width, d, scale, out.mutable_data(), width};
-  attention_stage(kernels, op, heads, {cu_seqlens.data(), cu_seqlens.data(), count}, {scratch.data(), stride},
-                  weights.mutable_data(), team);
-  return py::make_tuple(out, weights);
+  AttentionPlan plan;
+  plan.cut({cu_seqlens.data(), cu_seqlens.data(), count}, heads, threads);
+  attention_stage(kernels, op, plan, {scratch.data(), stride}, probabilities ? weights.mutable_data() : nullptr, team);
+  return py::make_tuple(out, probabilities ? py::object(weights) : py::none());
 }
 
 Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Floats& weight, const Floats& bias,
@@ -231,6 +234,8 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly(
           "arithmetic",
           [](const BoundEncoder& self) { return self.encoder().model().layers.front().qkv.kernels().arithmetic; })
+      .def_property_readonly("attention_arithmetic",
+                             [](const BoundEncoder& self) { return self.encoder().attention().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
       .def_property_readonly("packed_bytes",
                              [](const BoundEncoder& self) { return self.encoder().model().packed_bytes(); })
@@ -250,7 +255,7 @@ PYBIND11_MODULE(_cpu, module) {
            arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
-             arg("threads") = 1);
+             arg("precision") = "fp32", arg("threads") = 1, arg("probabilities") = true);
   module.def("add_layer_norm", &add_layer_norm_alone, arg("x"), arg("residual"), arg("weight"), arg("bias"),
              py::kw_only(), arg("eps"), arg("isa"), arg("threads") = 1);
 }

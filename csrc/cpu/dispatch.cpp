@@ -16,6 +16,7 @@ extern const Kernels kernels_avx512;
 extern const LinearKernels linear_avx2_vnni;
 extern const LinearKernels linear_avx512_vnni;
 extern const LinearKernels linear_avx512_bf16;
+extern const AttentionKernels attention_avx512_bf16;
 #endif
 
 namespace {
@@ -49,8 +50,11 @@ std::vector<Isa> find_isas() {
       extended(kernels_avx2, "avx2_vnni", linear_avx2_vnni, kernels_avx2.linear_bf16);
   static const Kernels kernels_avx512_vnni =
       extended(kernels_avx512, "avx512_vnni", linear_avx512_vnni, kernels_avx512.linear_bf16);
-  static const Kernels kernels_avx512_bf16 =
-      extended(kernels_avx512, "avx512_bf16", linear_avx512_vnni, linear_avx512_bf16);
+  static const Kernels kernels_avx512_bf16 = [] {
+    Kernels kernels = extended(kernels_avx512, "avx512_bf16", linear_avx512_vnni, linear_avx512_bf16);
+    kernels.attention_bf16 = attention_avx512_bf16;
+    return kernels;
+  }();
   return {{"avx512_bf16", avx512_bf16, &kernels_avx512_bf16},
           {"avx512_vnni", avx512_vnni, &kernels_avx512_vnni},
           {"avx512", avx512, &kernels_avx512},

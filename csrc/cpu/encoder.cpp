@@ -47,6 +47,7 @@ struct Chunk {
 struct Workspace {
   Arena arena;
   Chunk chunk;
+  AttentionPlan plan;
 };
 
 namespace {
@@ -58,11 +59,20 @@ void gather(const float* from, const std::vector<std::int32_t>& rows, Index widt
 // One chunk on its way through the model.
 class Pass {
  public:
-  Pass(const Kernels& kernels, const Model& model, const Chunk& chunk, Team& team, const Trace& trace, Arena& arena)
-      : kernels_(kernels), model_(model), chunk_(chunk), team_(team), trace_(trace), width_(model.shape.width) {
-    const Index t = chunk.tokens, r = chunk.num_rows();
+  Pass(const Kernels& kernels, const AttentionKernels& attention, const Model& model, Workspace& workspace, Team& team,
+       const Trace& trace)
+      : kernels_(kernels),
+        attention_(attention),
+        model_(model),
+        chunk_(workspace.chunk),
+        plan_(workspace.plan),
+        team_(team),
+        trace_(trace),
+        width_(model.shape.width) {
+    Arena& arena = workspace.arena;
+    const Index t = chunk_.tokens, r = chunk_.num_rows();
     for (const HeadLayer& layer : model.head) head_width_ = std::max(head_width_, layer.dense.columns());
-    const Index scratch = kernels.attention_scratch(width_ / model.shape.heads, chunk.longest);
+    const Index scratch = attention.scratch(width_ / model.shape.heads, chunk_.longest);
     scratch_.stride = static_cast<Index>(Arena::padded(scratch));
     const Index all_probabilities = trace ? probabilities_size() : 0;
     const Piece pieces[] = {
@@ -86,6 +96,7 @@ class Pass {
 
   void run(const ForwardInput& input, const ForwardOutput& output) {
     embed(input);
+    plan(chunk_.ends);
     const bool skip = !output.hidden && !trace_ && chunk_.num_rows() < chunk_.tokens;
     for (Index i = 0; i < model_.shape.layers; ++i) {
       if (skip && i + 1 == model_.shape.layers)
@@ -143,7 +154,7 @@ class Pass {
     const Index t = chunk_.tokens;
     linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, true, team_);
     record(i, "qkv", qkv_, t, 3 * width_);
-    attention(qkv_, 3 * width_, chunk_.ends);
+    attention(qkv_, 3 * width_);
     record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
     record(i, "context", context_, t, width_);
     behind_attention(layer, i, x_, t);
@@ -157,11 +168,18 @@ class Pass {
     linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, true, team_);
     gather(x_, chunk_.rows, width_, rows_x_);
     linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, false, team_);
-    attention(rows_q_, columns, chunk_.row_ends);
+    plan(chunk_.row_ends);
+    attention(rows_q_, columns);
     behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
   }
 
-  void attention(const float* q, Index q_stride, const std::vector<std::int32_t>& query_ends) {
+  void plan(const std::vector<std::int32_t>& query_ends) {
+    const Sequences sequences{chunk_.ends.data(), query_ends.data(), chunk_.sequences()};
+    plan_.cut(sequences, model_.shape.heads, team_.threads());
+  }
+
+  // Of the queries that the plan was made for.
+  void attention(const float* q, Index q_stride) {
     const Index d = width_ / model_.shape.heads;
     const Attention op{q,
                        qkv_ + width_,
@@ -172,8 +190,7 @@ class Pass {
                        static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))),
                        context_,
                        width_};
-    attention_stage(kernels_, op, model_.shape.heads, {chunk_.ends.data(), query_ends.data(), chunk_.sequences()},
-                    scratch_, probabilities_, team_);
+    attention_stage(attention_, op, plan_, scratch_, probabilities_, team_);
   }
 
   // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
@@ -206,8 +223,10 @@ class Pass {
   }
 
   const Kernels& kernels_;
+  const AttentionKernels& attention_;
   const Model& model_;
   const Chunk& chunk_;
+  AttentionPlan& plan_;
   Team& team_;
   const Trace& trace_;
   const Index width_;
@@ -228,7 +247,10 @@ Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
                  const Kernels& kernels, Precision precision, int threads)
-    : kernels_(kernels), threads_(threads), model_(load(shape, head, find, kernels, precision, threads)) {}
+    : kernels_(kernels),
+      attention_(kernels.attention(precision)),
+      threads_(threads),
+      model_(load(shape, head, find, kernels, precision, threads)) {}
 
 Encoder::~Encoder() = default;
 
@@ -238,7 +260,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   const Index limit = trace ? input.cu_seqlens[input.sequences] : chunk_tokens;  // a trace is one piece
   for (Index sequence = 0, row = 0; sequence < input.sequences;) {
     workspace->chunk.fill(input, limit, sequence, row);
-    Pass(kernels_, model_, workspace->chunk, team, trace, workspace->arena).run(input, output);
+    Pass(kernels_, attention_, model_, *workspace, team, trace).run(input, output);
   }
   // A trace's workspace is as large as its batch: it is not kept.
   if (!trace) return_workspace(std::move(workspace));

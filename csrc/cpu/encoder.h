@@ -45,6 +45,7 @@ class Encoder {
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
   const Kernels& kernels() const { return kernels_; }
+  const AttentionKernels& attention() const { return attention_; }
   int threads() const { return threads_; }
   const Model& model() const { return model_; }
   std::size_t scratch_bytes() const;  // of all workspaces that are not lent out
@@ -54,6 +55,7 @@ class Encoder {
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
   const Kernels& kernels_;
+  const AttentionKernels& attention_;
   int threads_;
   Model model_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // one for each caller there ever was at once

@@ -15,9 +15,10 @@ extern const Kernels kernels_avx2 = {
     linear_kernels<Fp32Linear>("fp32 fma"),
     linear_kernels<Bf16Widened>("bf16 operands, widened to fp32 fma"),
     int8_linear_kernels<Int8Widened>("int8 operands, widened to int16 (vpmaddwd)"),
-    attention_scratch,
+    attention_kernels<Fp32Attention>("fp32 fma"),
+    // Widened pairs of bf16 would cost as many multiply-adds, and the rounding.
+    attention_kernels<Fp32Attention>("fp32 fma"),
     embed,
-    attention,
     add_layer_norm,
 };
 

@@ -13,9 +13,9 @@ extern const Kernels kernels_ref = {
     linear_kernels<AsItIs>("fp32 operands, summed in fp64"),
     linear_kernels<ToBf16>("bf16 operands, summed in fp64"),
     int8_linear_kernels("int8 operands, summed in fp64"),
-    attention_scratch,
+    attention_kernels<AsItIs>("fp32 operands, summed in fp64"),
+    attention_kernels<ToBf16>("bf16 operands, summed in fp64"),
     embed,
-    attention,
     add_layer_norm,
 };
 

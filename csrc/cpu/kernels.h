@@ -22,7 +22,7 @@ struct Range {
 
 enum class Activation { none, gelu, relu, tanh };
 
-// What the operands of `linear` are rounded to; sums and everything else are fp32 in each.
+// What the operands of `linear` and `attention` may be rounded to; sums and everything else are fp32 in each.
 enum class Precision { fp32, bf16, int8 };
 
 struct LayerNormWeights {
@@ -109,16 +109,26 @@ struct LinearKernels {
   void (*run)(const Linear&, Range rows, Range panels);
 };
 
+// `attention` in one precision. A part copies the keys and values of its head into scratch, in the order in which they
+// are read: cut a head into few parts.
+struct AttentionKernels {
+  const char* arithmetic;                         // as in LinearKernels
+  Index (*scratch)(Index head_size, Index keys);  // floats
+  void (*run)(const Attention&, const AttentionPart&, float* scratch);
+};
+
 struct Kernels {
   const char* isa;
   LinearKernels linear_fp32, linear_bf16, linear_int8;
-  Index (*attention_scratch)(Index head_size, Index keys);  // floats
+  AttentionKernels attention_fp32, attention_bf16;
   void (*embed)(const Embed&, Range rows);
-  void (*attention)(const Attention&, const AttentionPart&, float* scratch);
   void (*add_layer_norm)(const AddLayerNorm&, Range rows);
 
   const LinearKernels& linear(Precision precision) const {
     return precision == Precision::fp32 ? linear_fp32 : precision == Precision::bf16 ? linear_bf16 : linear_int8;
+  }
+  const AttentionKernels& attention(Precision precision) const {
+    return precision == Precision::fp32 ? attention_fp32 : attention_bf16;
   }
 };
 

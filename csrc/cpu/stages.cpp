@@ -16,6 +16,9 @@ constexpr Index most_linear_rows = 256;
 // So many panels share a part's x while it is in L2.
 constexpr Index most_panels = 8;
 
+// Fewer queries are not worth the copying of their keys and values, which each piece of a sequence does anew.
+constexpr Index least_queries = 64;
+
 Index divide_up(Index n, Index by) { return (n + by - 1) / by; }
 
 Range slice(Index count, Index parts, Index part) { return {count * part / parts, count * (part + 1) / parts}; }
@@ -68,31 +71,40 @@ void linear_stage(const Dense& dense, const float* x, Index rows, Activation act
   linear_stage(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), operands, made, team);
 }
 
-void attention_stage(const Kernels& kernels, const Attention& op, Index heads, const Sequences& sequences,
-                     Scratch scratch, float* probabilities, Team& team) {
-  // A part packs the keys and values of its head anew, so queries are only split where heads do not go round.
-  const Index units = heads * sequences.count;
-  const Index splits = team.threads() == 1 ? 1 : std::max<Index>(1, divide_up(2 * team.threads(), units));
-  auto keys_of = [&](Index b) { return Range{sequences.key_ends[b], sequences.key_ends[b + 1]}; };
-  auto queries_of = [&](Index b) { return Range{sequences.query_ends[b], sequences.query_ends[b + 1]}; };
-  std::vector<Index> begins;  // of each sequence's probabilities
-  if (probabilities) {
-    Index begin = 0;
-    for (Index b = 0; b < sequences.count; ++b) {
-      begins.push_back(begin);
-      begin += heads * (queries_of(b).end - queries_of(b).begin) * (keys_of(b).end - keys_of(b).begin);
+void AttentionPlan::cut(const Sequences& sequences, Index heads, int threads) {
+  pieces_.clear();
+  heads_ = heads;
+  Index begin = 0, total = 0;
+  for (Index b = 0; b < sequences.count; ++b) {
+    const Range queries{sequences.query_ends[b], sequences.query_ends[b + 1]};
+    const Range keys{sequences.key_ends[b], sequences.key_ends[b + 1]};
+    const Piece all{queries, keys, begin, (queries.end - queries.begin) * (keys.end - keys.begin)};
+    begin += heads * all.work(), total += heads * all.work();
+    if (all.work() > 0) pieces_.push_back(all);
+  }
+  const Index share = threads == 1 ? total : divide_up(total, tasks_per_thread * threads);
+  for (std::size_t i = 0, sequences_left = pieces_.size(); i < sequences_left; ++i) {
+    const Piece all = pieces_[i];
+    const Index rows = all.queries.end - all.queries.begin, keys = all.keys.end - all.keys.begin;
+    const Index parts = std::clamp<Index>(divide_up(all.work(), share), 1, std::max<Index>(rows / least_queries, 1));
+    for (Index part = 0; part < parts; ++part) {
+      const Range own = slice(rows, parts, part);
+      Piece& piece = part == 0 ? pieces_[i] : pieces_.emplace_back(all);
+      piece.queries = {all.queries.begin + own.begin, all.queries.begin + own.end};
+      piece.probabilities = all.probabilities + own.begin * keys;
     }
   }
-  team.run(units * splits, [&](Index i, int worker) {
-    const Index b = i / (heads * splits), head = i / splits % heads;
-    const Range keys = keys_of(b), all = queries_of(b);
-    const Index rows = all.end - all.begin;
-    const Range part = slice(rows, splits, i % splits);
-    if (part.begin == part.end) return;
-    float* to =
-        probabilities ? probabilities + begins[b] + (head * rows + part.begin) * (keys.end - keys.begin) : nullptr;
-    kernels.attention(op, {head, {all.begin + part.begin, all.begin + part.end}, keys, to},
-                      scratch.data + worker * scratch.stride);
+  std::sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) { return a.work() > b.work(); });
+}
+
+void attention_stage(const AttentionKernels& kernels, const Attention& op, const AttentionPlan& plan, Scratch scratch,
+                     float* probabilities, Team& team) {
+  const Index heads = plan.heads();
+  team.run(heads * static_cast<Index>(plan.pieces().size()), [&](Index i, int worker) {
+    const AttentionPlan::Piece& piece = plan.pieces()[static_cast<std::size_t>(i / heads)];
+    const Index head = i % heads;
+    float* to = probabilities ? probabilities + piece.probabilities + head * piece.head_probabilities : nullptr;
+    kernels.run(op, {head, piece.queries, piece.keys, to}, scratch.data + worker * scratch.stride);
   });
 }
 

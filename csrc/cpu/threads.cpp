@@ -2,13 +2,10 @@
 
 #include <atomic>
 #include <chrono>
-#include <fstream>
-#include <string>
 #include <thread>
 
 #if defined(__linux__)
 #include <pthread.h>
-#include <sched.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -41,33 +38,94 @@ bool spin_until(Done done) {
   return done();
 }
 
+// So long a job may go on while others wait; it ends with a task, which may itself take longer. Most stages of a short
+// request are shorter, and waking the next one costs a tenth of it.
+constexpr std::chrono::microseconds turn_time{200};
+
+// Turns in the order of arrival. Who waits parks at once: the threads of the one whose turn it is want the cores.
+class Turns {
+ public:
+  void take() {
+    const std::uint32_t ticket = tickets_.fetch_add(1);
+    std::atomic<std::uint32_t>& turn = turn_of(ticket);
+    for (std::uint32_t seen; (seen = turn.load()) != ticket;) turn.wait(seen);
+    current_ = ticket;
+  }
+  void end() {
+    const std::uint32_t next = current_ + 1;
+    turn_of(next).store(next);
+    turn_of(next).notify_all();
+  }
+  // While it is somebody's turn: does another wait for it?
+  bool awaited() const { return tickets_.load(std::memory_order_relaxed) != current_ + 1; }
+
+ private:
+  struct alignas(64) Place {
+    std::atomic<std::uint32_t> turn{0};
+  };
+  // Places to wait at, so that an end wakes the next one and not all; a power of two, for tickets to wrap around.
+  static constexpr std::uint32_t places = 32;
+
+  std::atomic<std::uint32_t>& turn_of(std::uint32_t ticket) { return places_[ticket % places].turn; }
+
+  alignas(64) std::atomic<std::uint32_t> tickets_{0};
+  std::uint32_t current_ = 0;  // written by the one whose turn it is
+  Place places_[places];
+};
+
+class Turn {
+ public:
+  explicit Turn(Turns& turns) : turns_(turns) { turns.take(); }
+  ~Turn() { turns_.end(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Turns& turns_;
+};
+
 }  // namespace
 
 class ThreadPool {
  public:
   static ThreadPool& instance();
 
-  std::mutex& owner() { return owner_; }
-
-  // Only while the owner's lock is held. Throws std::system_error where no thread can be had; the pool stays usable.
+  // Throws std::system_error where no thread can be had; the pool stays usable.
   void grow_to(int workers) {
+    if (workers_.load() >= workers) return;
+    const Turn turn(turns_);
     for (; workers_ < workers; ++workers_) std::thread([this, id = workers_ + 1] { work(id); }).detach();
   }
 
   void run(int threads, Index tasks, Team::Call call, void* context) {
+    for (Index first = 0; first < tasks;) {
+      const Turn turn(turns_);
+      first = run_from(first, threads, tasks, call, context);
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  // Tasks from `first` on until there are no more, or the turn is over and others wait; returns the first that is left.
+  Index run_from(Index first, int threads, Index tasks, Team::Call call, void* context) {
     call_ = call, context_ = context, tasks_ = tasks, threads_ = threads;
-    next_.store(0, std::memory_order_relaxed);
+    turn_end_ = Clock::now() + turn_time;
+    next_.store(first, std::memory_order_relaxed);
     epoch_.fetch_add(1);  // odd: open
     epoch_.notify_all();
     take_tasks(0);
     epoch_.fetch_add(1);  // even: closed; a worker that has not begun stays out
     auto none_inside = [this] { return inside_.load() == 0; };
     while (!spin_until(none_inside)) std::this_thread::yield();
+    return next_.load(std::memory_order_relaxed);
   }
 
- private:
   void take_tasks(int worker) {
-    for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) call_(context_, i, worker);
+    for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
+      call_(context_, i, worker);
+      if (turns_.awaited() && Clock::now() > turn_end_) return;
+    }
   }
 
   // The caller closes the job and then looks who is inside; a worker steps inside and then looks whether the job is
@@ -85,12 +143,13 @@ class ThreadPool {
     }
   }
 
-  std::mutex owner_;
-  int workers_ = 0;
+  Turns turns_;
+  std::atomic<int> workers_{0};
   Team::Call call_ = nullptr;
   void* context_ = nullptr;
   Index tasks_ = 0;
   int threads_ = 0;
+  Clock::time_point turn_end_;
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
   alignas(64) std::atomic<Index> next_{0};
   alignas(64) std::atomic<int> inside_{0};
@@ -112,19 +171,6 @@ void after_fork_in_child() {
 const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 #endif
 
-// The cgroup's CPU quota in cores, or 0 where there is none. Versions 2 and 1 of the control files.
-double cgroup_quota() {
-  std::string quota;
-  double period = 0;
-  if (std::ifstream file("/sys/fs/cgroup/cpu.max"); file >> quota >> period)
-    return quota == "max" || period <= 0 ? 0 : std::stod(quota) / period;
-  std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double microseconds = 0;
-  if (quota_file >> microseconds && period_file >> period && microseconds > 0 && period > 0)
-    return microseconds / period;
-  return 0;
-}
-
 }  // namespace
 
 ThreadPool& ThreadPool::instance() {
@@ -135,20 +181,9 @@ ThreadPool& ThreadPool::instance() {
 
 std::mutex& process_mutex() { return process_lock; }
 
-int available_cores() {
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
-#endif
-  if (const double quota = cgroup_quota(); quota > 0 && quota < cores) cores = static_cast<int>(quota + 0.999);
-  return cores < 1 ? 1 : cores;
-}
-
 Team::Team(int threads) : threads_(threads) {
   if (threads == 1) return;
   pool_ = &ThreadPool::instance();
-  lock_ = std::unique_lock(pool_->owner());
   pool_->grow_to(threads - 1);
 }
 

@@ -105,11 +105,12 @@ class CpuBackend:
         )
 
     def info(self) -> dict[str, object]:
-        """ISA and why it was chosen, how it computes the linears, threads, and the bytes held."""
+        """ISA and why it was chosen, how it computes linears and attention, threads, and the bytes held."""
         return {
             "isa": self._encoder.isa,
             "isa_why": self._why,
             "arithmetic": self._encoder.arithmetic,
+            "attention_arithmetic": self._encoder.attention_arithmetic,
             "threads": self._encoder.threads,
             "packed_bytes": self._encoder.packed_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,

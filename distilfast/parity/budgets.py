@@ -52,13 +52,16 @@ def _as_it_is(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a naive forward rounds, float32 in and out: every tensor once, a linear's input, every result.
+    """How a naive forward rounds, float32 in and out: every tensor once, what is multiplied, every result.
 
-    ``linears_only``: the tensors and results of other operations stay float32.
+    ``operand``: a linear's input; ``attention``: q, k and v. In a chain of naive steps both are rounded results
+    already; a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors and results
+    of other operations stay float32.
     """
 
     weight: Narrow = _as_it_is
     operand: Narrow = _as_it_is
+    attention: Narrow = _as_it_is
     result: Narrow = _as_it_is
     linears_only: bool = False
 
@@ -147,18 +150,18 @@ BUDGETS = {
     "bf16": Budget(
         "at most the error of a naive bfloat16 forward; a step alone at most twice",
         factor=1.0,
-        arithmetic=Arithmetic(to_bf16, to_bf16, to_bf16),
+        arithmetic=Arithmetic(to_bf16, to_bf16, to_bf16, to_bf16),
         torch="bfloat16",
     ),
     "fp16": Budget(
         "at most the error of a naive float16 forward; a step alone at most twice",
         factor=1.0,
-        arithmetic=Arithmetic(to_fp16, to_fp16, to_fp16),
+        arithmetic=Arithmetic(to_fp16, to_fp16, to_fp16, to_fp16),
         torch="float16",
     ),
     "int8": Budget(
         "each token's cosine at least 0.999 in every hidden state, and at most twice the error of naive int8 linears",
-        arithmetic=Arithmetic(to_int8, to_int8, linears_only=True),
+        arithmetic=Arithmetic(to_int8, to_int8, to_bf16, linears_only=True),
         cosine=0.999,
     ),
 }

@@ -31,6 +31,7 @@ class Step:
     inputs: tuple[str, ...]
     run: Run
     linear: bool = False
+    attention: bool = False
 
 
 def steps(batch: PackedBatch, config: ModelConfig, head: Head) -> list[Step]:
@@ -62,6 +63,8 @@ def apply(
         return step.run(tensors, *inputs)
     if step.linear:
         inputs = [arithmetic.operand(x) for x in inputs]
+    if step.attention:
+        inputs = [arithmetic.attention(x) for x in inputs]
     result = step.run(tensors, *inputs)
     return result if arithmetic.linears_only and not step.linear else arithmetic.result(result)
 
@@ -88,8 +91,8 @@ def _layer(at: str, x: str, batch: PackedBatch, config: ModelConfig) -> list[Ste
     attended = at + "attention_norm"
     return [
         Step(at + "qkv", (x,), _dense(at + "qkv"), linear=True),
-        Step(at + "probabilities", (at + "qkv",), attention(1)),
-        Step(at + "context", (at + "qkv",), attention(0)),
+        Step(at + "probabilities", (at + "qkv",), attention(1), attention=True),
+        Step(at + "context", (at + "qkv",), attention(0), attention=True),
         Step(at + "attention_out", (at + "context",), _dense(at + "attention_out"), linear=True),
         norm("attention_norm", "attention_norm", at + "attention_out", x),
         Step(at + "ffn_in", (attended,), _dense(at + "ffn_in", config.activation), linear=True),

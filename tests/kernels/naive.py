@@ -55,14 +55,20 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
     return centred / np.sqrt(variance + np.float32(eps)) * weight + bias
 
 
-def attention(qkv: np.ndarray, cu_seqlens: np.ndarray, num_heads: int, narrow: Narrow = to_fp32) -> np.ndarray:
-    """Scores, probabilities and context, each of them rounded."""
+def attention(
+    qkv: np.ndarray,
+    cu_seqlens: np.ndarray,
+    num_heads: int,
+    narrow: Narrow = to_fp32,
+    narrow_weights: Narrow | None = None,
+) -> np.ndarray:
+    """Scores, probabilities and context, each of them rounded; ``narrow_weights``: the probabilities otherwise."""
     tokens, width = qkv.shape
     context = np.empty((tokens, num_heads, width // 3 // num_heads), np.float32)
     for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         q, k, v = qkv[start:end].reshape(end - start, 3, num_heads, -1).transpose(1, 2, 0, 3)
         scores = narrow(q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[-1])))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights = narrow(weights / weights.sum(axis=-1, keepdims=True))
+        weights = (narrow_weights or narrow)(weights / weights.sum(axis=-1, keepdims=True))
         context[start:end] = (weights @ v).transpose(1, 0, 2)
     return narrow(context.reshape(tokens, -1))

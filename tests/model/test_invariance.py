@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from distilfast import Engine, PackedBatch
+from distilfast.backends import cpu
 
 Make = Callable[..., Path]
 Load = Callable[..., Engine]
@@ -109,12 +110,13 @@ def test_any_place_in_a_batch(
     assert_same([together[0], *together[-2:]], [wanted] * 3)
 
 
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
 @pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
 def test_rows_that_nobody_reads_change_nothing(
-    checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], task: str
+    checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], task: str, precision: str
 ) -> None:
     """Skipped in the last layer, computed because the hidden state is wanted, or computed for a trace."""
-    engine = forced_engine(checkpoint(task), threads=2)
+    engine = forced_engine(checkpoint(task), threads=2, precision=precision)
     skipped = answers(engine, sequences)
     assert_same(answers(engine, sequences, hidden=True), skipped)
     if task == "text-classification":
@@ -125,11 +127,12 @@ def test_rows_that_nobody_reads_change_nothing(
             assert_same(list(engine(ids, mask, **asked).logits), skipped)
 
 
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
 def test_any_rows_of_a_masked_lm(
-    checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]]
+    checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], precision: str
 ) -> None:
     """The scores of a row are the same whichever other rows are asked for; also none in some sequences."""
-    engine = forced_engine(checkpoint("fill-mask"), threads=2)
+    engine = forced_engine(checkpoint("fill-mask"), threads=2, precision=precision)
     batch = PackedBatch.from_sequences(sequences)
     _, every = engine.forward(batch)
     rng = np.random.default_rng(1)

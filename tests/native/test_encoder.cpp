@@ -157,6 +157,73 @@ TEST(every_task_runs_once) {
   }
 }
 
+namespace {
+
+// Which tasks of a job ran how often, and whether a worker ever had two of them at once.
+struct Tally {
+  Tally(Index tasks, int threads) : runs(static_cast<std::size_t>(tasks)), busy(static_cast<std::size_t>(threads)) {}
+
+  template <class Work>
+  void count(Index task, int worker, Work work) {
+    if (busy[static_cast<std::size_t>(worker)].exchange(true)) alone = false;
+    ++runs[static_cast<std::size_t>(task)];
+    work();
+    busy[static_cast<std::size_t>(worker)] = false;
+  }
+  bool right() const {
+    for (const auto& each : runs)
+      if (each != 1) return false;
+    return alone;
+  }
+
+  std::vector<std::atomic<int>> runs;
+  std::vector<std::atomic<bool>> busy;
+  std::atomic<bool> alone{true};
+};
+
+}  // namespace
+
+TEST(interrupted_jobs_run_every_task_once) {
+  constexpr Index tasks = 400;
+  constexpr int threads = 3;
+  std::atomic<int> right{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&] {
+      Team team(threads);
+      Tally tally(tasks, threads);
+      volatile int sink = 0;
+      team.run(tasks, [&](Index i, int worker) {
+        // Long enough for the others' impatience to be noticed many times in a job.
+        tally.count(i, worker, [&] {
+          for (int k = 0; k < 20000; ++k) sink = k;
+        });
+      });
+      right += tally.right();
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(right == 4);
+}
+
+TEST(a_short_job_does_not_wait_for_a_long_one) {
+  constexpr Index tasks = 500000;
+  std::atomic<bool> begun{false}, arrived{false}, done{false}, overtaken{false};
+  std::thread longer([&] {
+    Team team(2);
+    team.run(tasks, [&](Index i, int) {
+      begun = true;
+      while (!arrived) std::this_thread::yield();
+      std::this_thread::yield();
+      if (i >= tasks - 2) overtaken = done.load();
+    });
+  });
+  while (!begun) std::this_thread::yield();
+  arrived = true;
+  Team(2).run(2, [&](Index, int) { done = true; });
+  longer.join();
+  CHECK(overtaken);
+}
+
 TEST(a_missing_tensor_is_named) {
   Tensors tensors;
   std::string message;

@@ -1,5 +1,6 @@
 // Each kernel of each ISA against the plain one of `ref`, in buffers of exactly the size the contract names: under the
 // sanitizers an access past any of them is an error. How close the results have to be is proved in tests/kernels.
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -11,18 +12,18 @@ namespace {
 
 const Index row_counts[] = {1, 2, 7, 8, 9, 15, 16, 17, 33};
 
-bool close(const std::vector<float>& a, const std::vector<float>& b) {
+bool close(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
   for (std::size_t i = 0; i < a.size(); ++i)
-    if (!(std::fabs(a[i] - b[i]) <= 1e-4f * (1.0f + std::fabs(b[i])))) return false;
+    if (!(std::fabs(a[i] - b[i]) <= tolerance * (1.0f + std::fabs(b[i])))) return false;
   return true;
 }
 
 // The same operation by one ISA and by ref, compared.
 template <class Run>
-void against_ref(Run run) {
+void against_ref(Run run, float tolerance = 1e-4f) {
   Team team(1);
   const std::vector<float> wanted = run(kernels_for("ref"), team);
-  for (const Kernels* kernels : supported_kernels()) CHECK(close(run(*kernels, team), wanted));
+  for (const Kernels* kernels : supported_kernels()) CHECK(close(run(*kernels, team), wanted, tolerance));
 }
 
 std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
@@ -46,23 +47,28 @@ TEST(linear_matches_ref) {
 }
 
 TEST(attention_matches_ref) {
-  for (const Index d : {1, 8, 17, 32, 64, 80})
-    for (const std::int32_t length : {1, 2, 15, 16, 17, 33, 130}) {
-      const Index heads = 2, width = heads * d;
-      const std::vector<std::int32_t> ends = {0, length, length + 3};
-      const auto qkv = numbers(ends.back() * 3 * width, 4);
-      against_ref([&](const Kernels& kernels, Team& team) {
-        const Index stride = static_cast<Index>(Arena::padded(kernels.attention_scratch(d, std::max(length, 3))));
-        std::vector<float> scratch(stride), out(ends.back() * width);
-        std::vector<float> probabilities(heads * (length * length + 9));
-        const Attention op{
-            qkv.data(), qkv.data() + width, qkv.data() + 2 * width, 3 * width, 3 * width, d, 0.3f, out.data(), width};
-        attention_stage(kernels, op, heads, {ends.data(), ends.data(), 2}, {scratch.data(), stride},
-                        probabilities.data(), team);
-        out.insert(out.end(), probabilities.begin(), probabilities.end());
-        return out;
-      });
-    }
+  for (const Precision precision : {Precision::fp32, Precision::bf16})
+    for (const Index d : {1, 8, 17, 32, 64, 80})
+      for (const std::int32_t length : {1, 2, 15, 16, 17, 33, 130}) {
+        const Index heads = 2, width = heads * d;
+        const std::vector<std::int32_t> ends = {0, length, length + 3};
+        const auto qkv = numbers(ends.back() * 3 * width, 4);
+        AttentionPlan plan;
+        plan.cut({ends.data(), ends.data(), 2}, heads, 1);
+        against_ref(
+            [&](const Kernels& all, Team& team) {
+              const AttentionKernels& kernels = all.attention(precision);
+              std::vector<float> scratch(kernels.scratch(d, std::max(length, 3))), out(ends.back() * width);
+              std::vector<float> probabilities(heads * (length * length + 9));
+              const Attention op{qkv.data(), qkv.data() + width, qkv.data() + 2 * width,
+                                 3 * width,  3 * width,          d,
+                                 0.3f,       out.data(),         width};
+              attention_stage(kernels, op, plan, {scratch.data(), 0}, probabilities.data(), team);
+              out.insert(out.end(), probabilities.begin(), probabilities.end());
+              return out;
+            },
+            precision == Precision::fp32 ? 1e-4f : 2e-2f);
+      }
 }
 
 TEST(embed_and_add_layer_norm_match_ref) {
@@ -98,4 +104,27 @@ TEST(an_isa_that_cannot_be_had_is_an_error) {
   }
   CHECK(std::string(kernels_for("ref").isa) == "ref");
   CHECK(&kernels_for("") == supported_kernels().front());
+}
+
+TEST(an_attention_plan_covers_every_query_once_and_begins_with_the_most_work) {
+  const std::vector<std::int32_t> key_ends = {0, 16, 528, 529, 700}, all = key_ends, some = {0, 1, 2, 2, 90};
+  for (const auto& query_ends : {all, some})
+    for (const int threads : {1, 2, 3, 16}) {
+      AttentionPlan plan;
+      plan.cut({key_ends.data(), query_ends.data(), 4}, 5, threads);
+      std::vector<int> covered(query_ends.back());
+      Index work = plan.pieces().front().work();
+      for (const AttentionPlan::Piece& piece : plan.pieces()) {
+        CHECK(piece.work() <= work && piece.work() > 0);
+        work = piece.work();
+        for (Index row = piece.queries.begin; row < piece.queries.end; ++row) ++covered[row];
+        const auto sequence = std::find(key_ends.begin(), key_ends.end(), piece.keys.begin) - key_ends.begin();
+        CHECK(key_ends[sequence + 1] == piece.keys.end);
+        CHECK(query_ends[sequence] <= piece.queries.begin && piece.queries.end <= query_ends[sequence + 1]);
+      }
+      for (const int count : covered) CHECK(count == 1);
+      // The pieces copy their keys and values anew: one thread cuts nothing, many cut what they would wait for.
+      if (threads == 1) CHECK(plan.pieces().size() <= 4);
+      if (threads == 16 && query_ends == all) CHECK(plan.pieces().size() > 4);
+    }
 }

@@ -4,13 +4,17 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
+#include "cpu/linear/ref.h"
 
 namespace distilfast {
 namespace {
 
 Index attention_scratch(Index, Index keys) { return keys; }
 
+// Operands are rounded: q, k, v and the probabilities before they are divided by their sum.
+template <class Operands>
 void attention(const Attention& op, const AttentionPart& part, float* scratch) {
+  const auto operand = [](float x) { return static_cast<double>(Operands::round(x)); };
   const Index keys = part.keys.end - part.keys.begin, d = op.head_size;
   for (Index row = part.queries.begin; row < part.queries.end; ++row) {
     const float* q = op.q + row * op.q_stride + part.head * d;
@@ -19,7 +23,7 @@ void attention(const Attention& op, const AttentionPart& part, float* scratch) {
     double high = -INFINITY, total = 0.0;
     for (Index j = 0; j < keys; ++j) {
       double score = 0.0;
-      for (Index c = 0; c < d; ++c) score += static_cast<double>(q[c]) * k[j * op.kv_stride + c];
+      for (Index c = 0; c < d; ++c) score += operand(q[c]) * operand(k[j * op.kv_stride + c]);
       scratch[j] = static_cast<float>(score * op.scale);
       high = scratch[j] > high ? scratch[j] : high;
     }
@@ -29,13 +33,18 @@ void attention(const Attention& op, const AttentionPart& part, float* scratch) {
     }
     for (Index c = 0; c < d; ++c) {
       double sum = 0.0;
-      for (Index j = 0; j < keys; ++j) sum += static_cast<double>(scratch[j]) * v[j * op.kv_stride + c];
+      for (Index j = 0; j < keys; ++j) sum += operand(scratch[j]) * operand(v[j * op.kv_stride + c]);
       op.out[row * op.out_stride + part.head * d + c] = static_cast<float>(sum / total);
     }
     if (part.probabilities)
       for (Index j = 0; j < keys; ++j)
         part.probabilities[(row - part.queries.begin) * keys + j] = static_cast<float>(scratch[j] / total);
   }
+}
+
+template <class Operands>
+constexpr AttentionKernels attention_kernels(const char* arithmetic) {
+  return {arithmetic, attention_scratch, attention<Operands>};
 }
 
 }  // namespace

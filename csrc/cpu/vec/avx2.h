@@ -94,6 +94,26 @@ inline Vec odd_int8_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srai_ep
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
 }
+// rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then halves of registers.
+inline void transpose(Vec (&rows)[8]) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  // b[4 g + c]: column c of each 4 x 4 block of rows 4 g .. 4 g + 3.
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44), b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44), b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    rows[c].v = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+    rows[4 + c].v = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+  }
+}
 inline float sum(Vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));

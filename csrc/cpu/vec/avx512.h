@@ -84,6 +84,35 @@ inline Vec odd_int8_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srai_ep
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
+// rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then quarters of registers.
+inline void transpose(Vec (&rows)[16]) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  auto low = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  auto high = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  // b[4 g + c]: column c of each 4 x 4 block of rows 4 g .. 4 g + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = low(a[i], a[i + 2]), b[i + 1] = high(a[i], a[i + 2]);
+    b[i + 2] = low(a[i + 1], a[i + 3]), b[i + 3] = high(a[i + 1], a[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+    const __m512 even2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+    const __m512 odd2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+    rows[c].v = _mm512_shuffle_f32x4(even, even2, 0x88), rows[8 + c].v = _mm512_shuffle_f32x4(even, even2, 0xdd);
+    rows[4 + c].v = _mm512_shuffle_f32x4(odd, odd2, 0x88), rows[12 + c].v = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+  }
+}
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 // Both at once; NaN where all lanes are NaN.

@@ -39,5 +39,9 @@ def show(name, coefficients, error):
 if __name__ == "__main__":
     half = float(mp.log(2) / 2)
     show("exp_poly", *fit(mp.exp, -half, half, 6, relative=True))
+    show("exp2_poly", *fit(lambda x: mp.mpf(2) ** x, -0.5, 0.5, 6, relative=True))
+    # 1 + x q(x), so that 2^0 is exact; what q is off by, 2^x is by at most (1 - 2^-x) of it, 0.42 at x = -1/2.
+    coefficients, error = fit(lambda x: (mp.mpf(2) ** x - 1) / x, -0.5, 0.5, 3, relative=True)
+    show("coarse_exp2_poly", [1.0, *coefficients], 0.42 * error)
     show("erf_poly", *fit(lambda t: mp.erf(mp.sqrt(t)) / mp.sqrt(t), 1e-9, 0.85, 6, relative=True))
     show("log_erfc_poly", *fit(lambda z: mp.log(mp.erfc(z)), 0.9, 5.0, 10, relative=False))

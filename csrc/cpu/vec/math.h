@@ -8,6 +8,10 @@ namespace {
 
 // largest error 1.7e-08, relative, of exp on [-log(2)/2, log(2)/2]
 constexpr float exp_poly[] = {1.0f, 1.0f, 0.499999911f, 0.166664198f, 0.0416682251f, 0.00837481581f, 0.00138368423f};
+// largest errors 1.6e-08 and 6.3e-06, relative, of 2^x on [-1/2, 1/2]
+constexpr float exp2_poly[] = {1.0f,           0.693147182f,   0.240226462f,   0.0555032864f,
+                               0.00961848907f, 0.00133999309f, 0.000153458081f};
+constexpr float coarse_exp2_poly[] = {1.0f, 0.693136871f, 0.240232527f, 0.0558372885f, 0.00961810537f};
 // largest error 5.9e-08, relative, of erf(z) / z as a polynomial in z^2 <= 0.85
 constexpr float erf_poly[] = {1.12837923f,    -0.376126349f,    0.112836957f,   -0.0268593933f,
                               0.00520102121f, -0.000814258063f, 8.36957697e-05f};
@@ -31,6 +35,15 @@ inline Vec exp(Vec x) {
   // log(2) in two parts: the first has few enough bits for n * part to be exact.
   const Vec r = fma(n, Vec::all(-1.42860677e-06f), fma(n, Vec::all(-0.693145752f), x));
   return scale(polynomial(exp_poly, r), n);
+}
+
+// 2^x for x <= 127 by one of the two polynomials: to a unit in the last place, or to 6.5e-6, relative. Both give 1 for
+// 0. Below -126 it stays at 1.2e-38, the smallest normal number.
+template <int N>
+inline Vec exp2(Vec x, const float (&coefficients)[N]) {
+  x = max(Vec::all(-126.0f), x);  // this order keeps a NaN
+  const Vec n = round(x);
+  return scale(polynomial(coefficients, x - n), n);
 }
 
 // x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf; further

@@ -1,0 +1,73 @@
+// How many cores a control group's files allow, in both versions and as a container sees them.
+#include <filesystem>
+#include <fstream>
+
+#include "check.h"
+#include "cpu/cores.h"
+
+using namespace distilfast;
+
+namespace {
+
+// A directory of control files that is gone with the test.
+class Controls {
+ public:
+  Controls() : root_(std::filesystem::temp_directory_path() / ("distilfast-cores-" + std::to_string(count_++))) {
+    std::filesystem::remove_all(root_);
+  }
+  ~Controls() { std::filesystem::remove_all(root_); }
+
+  Controls& write(const std::string& file, const std::string& text) {
+    std::filesystem::create_directories((root_ / file).parent_path());
+    std::ofstream(root_ / file) << text << "\n";
+    return *this;
+  }
+  double quota() const { return cgroup_quota(root_.string(), (root_ / "membership").string()); }
+
+ private:
+  static inline int count_ = 0;
+  std::filesystem::path root_;
+};
+
+}  // namespace
+
+TEST(a_group_without_a_quota_allows_every_core) {
+  CHECK(Controls().quota() == 0);
+  CHECK(Controls().write("membership", "0::/").quota() == 0);
+  CHECK(Controls().write("membership", "0::/a/b").write("cpu.max", "max 100000").quota() == 0);
+  CHECK(Controls().write("cpu/cpu.cfs_quota_us", "-1").write("cpu/cpu.cfs_period_us", "100000").quota() == 0);
+}
+
+TEST(the_groups_quota_is_read_in_version_2) {
+  CHECK(Controls().write("membership", "0::/").write("cpu.max", "150000 100000").quota() == 1.5);
+  CHECK(Controls().write("membership", "0::/a/b").write("a/b/cpu.max", "50000 100000").quota() == 0.5);
+}
+
+TEST(a_group_around_it_may_allow_less) {
+  Controls controls;
+  controls.write("membership", "0::/a/b").write("a/b/cpu.max", "400000 100000").write("a/cpu.max", "200000 100000");
+  CHECK(controls.quota() == 2);
+  CHECK(controls.write("a/b/cpu.max", "max 100000").quota() == 2);
+  CHECK(controls.write("a/b/cpu.max", "100000 100000").quota() == 1);
+}
+
+TEST(a_container_sees_its_own_files_under_another_path) {
+  CHECK(Controls().write("membership", "0::/host/pod7").write("cpu.max", "300000 100000").quota() == 3);
+  CHECK(Controls().write("cpu.max", "300000 100000").quota() == 3);  // and may not be told its path at all
+}
+
+TEST(the_groups_quota_is_read_in_version_1) {
+  Controls controls;
+  controls.write("membership", "7:memory:/elsewhere\n4:cpu,cpuacct:/pod\n1:name=systemd:/");
+  controls.write("memory/elsewhere/cpu.cfs_quota_us", "1").write("memory/elsewhere/cpu.cfs_period_us", "1");
+  controls.write("cpu,cpuacct/pod/cpu.cfs_quota_us", "250000").write("cpu,cpuacct/pod/cpu.cfs_period_us", "100000");
+  CHECK(controls.quota() == 2.5);
+  CHECK(Controls().write("cpu/cpu.cfs_quota_us", "50000").write("cpu/cpu.cfs_period_us", "100000").quota() == 0.5);
+}
+
+TEST(nonsense_is_no_quota) {
+  CHECK(Controls().write("membership", "::\n0:\nnothing").write("cpu.max", "many few").quota() == 0);
+  CHECK(Controls().write("cpu.max", "0 100000").quota() == 0);
+  CHECK(Controls().write("cpu.max", "100000 0").quota() == 0);
+  CHECK(Controls().write("cpu.max", "100000").quota() == 0);
+}
