@@ -124,7 +124,8 @@ class ThreadPool {
   void take_tasks(int worker) {
     for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
       call_(context_, i, worker);
-      if (turns_.awaited() && Clock::now() > turn_end_) return;
+      // Only where tasks are left: the line that says who waits is another core's, and a job's end would wait for it.
+      if (next_.load(std::memory_order_relaxed) < tasks_ && turns_.awaited() && Clock::now() > turn_end_) return;
     }
   }
 

@@ -112,6 +112,14 @@ inline void pack_values(const float* v, Index stride, Index keys, Index head_siz
   });
 }
 
+// [rows, d] with a stride -> slots, [rows][to_stride]
+template <class Operands>
+inline void make_queries(const float* q, Index stride, Index rows, Index head_size, float* to, Index to_stride) {
+  for (Index row = 0; row < rows; ++row)
+    for (Index c = 0; c < head_size; c += Vec::width * Operands::per_slot)
+      Operands::key_slots(q + row * stride + c, head_size - c).store(to + row * to_stride + c / Operands::per_slot);
+}
+
 // scores = q kt, [rows][scores_stride]
 template <class Operands>
 inline void score_block(const float* q, Index q_stride, Index rows, const float* packed, Index keys, Index depth,
@@ -204,10 +212,7 @@ void attention(const Attention& op, const AttentionPart& part, float* scratch) {
   for (Index begin = part.queries.begin; begin < part.queries.end; begin += most) {
     const Index rows = part.queries.end - begin < most ? part.queries.end - begin : most;
     const float* q = op.q + begin * op.q_stride + head;
-    for (Index row = 0; row < rows; ++row)
-      for (Index slot = 0; slot < key_depth; slot += Vec::width)
-        Operands::key_slots(q + row * op.q_stride + slot * per_slot, d - slot * per_slot)
-            .store(queries + row * q_stride + slot);
+    make_queries<Operands>(q, op.q_stride, rows, d, queries, q_stride);
     score_block<Operands>(queries, q_stride, rows, packed_keys, keys, key_depth, scores);
     float* probabilities = part.probabilities ? part.probabilities + (begin - part.queries.begin) * keys : nullptr;
     float inverse[most_block_rows];
