@@ -215,16 +215,18 @@ class Pass {
 };
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-           const LinearKernels& kernels, int threads) {
+           const LinearKernels& kernels, std::span<const float> packed, int threads) {
   Team team(threads);
-  return Model(shape, head, find, kernels, team);
+  return Model(shape, head, find, kernels, packed, team);
 }
 
 }  // namespace
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 const Kernels& kernels, Precision precision, int threads)
-    : kernels_(kernels), threads_(threads), model_(load(shape, head, find, kernels.linear(precision), threads)) {}
+                 const Kernels& kernels, Precision precision, std::span<const float> packed, int threads)
+    : kernels_(kernels),
+      threads_(threads),
+      model_(load(shape, head, find, kernels.linear(precision), packed, threads)) {}
 
 Encoder::~Encoder() = default;
 

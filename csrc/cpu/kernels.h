@@ -88,6 +88,7 @@ struct AddLayerNorm {
 // `linear` in one precision. Sizes are in floats; `most_rows` is the largest part that `run` will be given.
 struct LinearKernels {
   const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
+  int packing;             // version of what `pack` writes: packed weights on disk are read by the same one only
   Index panel;             // columns of W that are computed at a time
   Index (*packed_size)(Index n, Index k);
   Index (*scratch)(Index most_rows, Index k);

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from distilfast import cache
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
 from distilfast.heads import Head
-from distilfast.weights import Weights
+from distilfast.weights import StoredTensors, Weights
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -66,7 +67,7 @@ class CpuBackend:
         return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
-        """Pack the weights for the chosen ISA; raises BackendError for a precision that is not there."""
+        """Pack the weights for the chosen ISA, or map what was packed; raises BackendError for an unknown precision."""
         if precision not in PRECISIONS:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cpu; it has {', '.join(PRECISIONS)}."
@@ -75,6 +76,10 @@ class CpuBackend:
         from distilfast import _cpu
 
         config = weights.config
+        columns = [len(weights.tensors[f"head.{i}.bias"]) for i in range(len(head.linears))]
+        entry = self._entry(weights, columns)
+        if entry.packed is None:
+            weights.check_finite()
         self._encoder = _cpu.Encoder(
             width=config.hidden_size,
             heads=config.num_heads,
@@ -82,15 +87,30 @@ class CpuBackend:
             ffn=config.ffn_size,
             eps=config.layer_norm_eps,
             activation=config.activation,
-            head=[
-                (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
-                for i, linear in enumerate(head.linears)
-            ],
+            head=[(n, linear.activation, linear.norm) for n, linear in zip(columns, head.linears, strict=True)],
             tensors=weights.tensors,
             isa=self._isa,
             precision=precision,
+            packed=entry.packed,
             threads=self._threads,
         )
+        if entry.packed is None:
+            entry.keep(self._encoder.packed)
+        self._packed_weights = entry.origin
+
+    def _entry(self, weights: Weights, columns: list[int]) -> cache.Entry:
+        """The cache's entry for these weights: the packed bytes follow from the shape and the tensors they are of."""
+        from distilfast import _cpu
+
+        stored = weights.tensors if isinstance(weights.tensors, StoredTensors) else None
+        needs = stored.needs.values() if stored else ()
+        config = weights.config
+        facts = {
+            "layout": _cpu.packed_layout(self._isa, self._precision),
+            "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
+            "tensors": [[need.name, need.pieces, need.shape] for need in needs],
+        }
+        return cache.find(stored.files if stored else (), facts, self._threads)
 
     def forward(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
@@ -101,12 +121,13 @@ class CpuBackend:
         )
 
     def info(self) -> dict[str, object]:
-        """ISA and why it was chosen, how it computes the linears, threads, and the bytes held."""
+        """ISA and why it was chosen, how it computes the linears, threads, where the packed weights are from, bytes."""
         return {
             "isa": self._encoder.isa,
             "isa_why": self._why,
             "arithmetic": self._encoder.arithmetic,
             "threads": self._encoder.threads,
+            "packed_weights": self._packed_weights,
             "packed_bytes": self._encoder.packed_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }

@@ -36,12 +36,12 @@ struct Fixture {
   Tensors tensors;
   std::unique_ptr<Encoder> encoder;
 
-  Fixture(const Kernels& kernels, int threads) {
+  Fixture(const Kernels& kernels, int threads, std::span<const float> packed = {}) {
     encoder = std::make_unique<Encoder>(
         shape,
         std::vector<HeadLinear>{
             {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}},
-        [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32, threads);
+        [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32, packed, threads);
   }
 };
 

@@ -25,6 +25,10 @@ constexpr int panel = panel_vectors * Vec::width;
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
 constexpr Index depth_block = 256;
 
+// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
+// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
+constexpr int packing = 1;
+
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
   static constexpr Index per_slot = 1;  // numbers of K
@@ -150,7 +154,8 @@ void linear(const Linear& op, Range rows, Range panels, float* scratch) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, packed_size<Operands>, linear_scratch<Operands>, pack_linear<Operands>, linear<Operands>};
+  return {arithmetic,      packing, panel, packed_size<Operands>, linear_scratch<Operands>, pack_linear<Operands>,
+          linear<Operands>};
 }
 
 }  // namespace
