@@ -129,7 +129,7 @@ def _write(path: Path, key: bytes, packed: np.ndarray, threads: int) -> None:
     checksum = _cpu.checksum(packed, threads=threads)
     header = _HEADER.pack(_MAGIC, _FORMAT, packed.nbytes, checksum, key).ljust(_PAGE - 4, b"\0")
     _remove_abandoned(path.parent)
-    _replace(path, [header + _crc(header), memoryview(packed)])
+    _replace(path, [header + _crc(header), packed.data])
     _evict(path)
 
 
