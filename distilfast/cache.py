@@ -223,11 +223,11 @@ def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     number, name = tempfile.mkstemp(suffix=_TEMPORARY, prefix=".", dir=path.parent)
     try:
         with open(number, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held as long as this process lives: see _remove_abandoned
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is renamed or its writer dead: see _remove_abandoned
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            # No fsync, which takes seconds on a busy disk: what a power failure leaves of a file, its checksums tell.
             os.rename(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

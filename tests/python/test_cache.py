@@ -566,7 +566,6 @@ def killed_before(function: str) -> str:
 
 MOMENTS = [
     *(killed_at(size) for size in sorted(random.Random(1).sample(range(1, 60_000), 6))),
-    killed_before("fsync"),
     killed_before("rename"),
     "real = os.rename\nos.rename = lambda *names: (real(*names), os.kill(os.getpid(), signal.SIGKILL))",
     "cache._evict = lambda path: os.kill(os.getpid(), signal.SIGKILL)",
@@ -589,8 +588,8 @@ def test_killed_while_writing(store: Path, model: Path, truth: bytes, moment: st
 
 def test_the_file_of_a_living_writer_is_left_alone(store: Path, model: Path, tiny_checkpoint: Make) -> None:
     hold = (
-        "real = os.fsync\ndef held(number):\n    print('ready', flush=True); sys.stdin.readline(); real(number)\n"
-        "os.fsync = held"
+        "real = os.rename\ndef held(*names):\n    print('ready', flush=True); sys.stdin.readline(); real(*names)\n"
+        "os.rename = held"
     )
     process = start(model, hold)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
