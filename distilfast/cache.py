@@ -216,14 +216,11 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write ``parts`` as ``path`` all at once: readers have the old file or the new one. Raises OSError."""
-    import tempfile  # as above
-
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(path.parent, path.parent.stat())
-    number, name = tempfile.mkstemp(suffix=_TEMPORARY, prefix=".", dir=path.parent)
+    number, name = _temporary(path.parent)
     try:
         with open(number, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is renamed or its writer dead: see _remove_abandoned
             for part in parts:
                 file.write(part)
             file.flush()
@@ -233,6 +230,23 @@ def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _temporary(directory: Path) -> tuple[int, str]:
+    """A new file, open and locked for as long as this process has it open: others see that its writer is alive."""
+    import tempfile  # as above
+
+    while True:
+        number, name = tempfile.mkstemp(suffix=_TEMPORARY, prefix=".", dir=directory)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            if os.fstat(number).st_nlink:
+                return number, name
+        except OSError:  # a file system without locks
+            os.unlink(name)
+            os.close(number)
+            raise
+        os.close(number)  # another process took it for abandoned before it was locked
 
 
 def _remove_abandoned(directory: Path) -> None:

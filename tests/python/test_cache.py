@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -599,6 +601,33 @@ def test_the_file_of_a_living_writer_is_left_alone(store: Path, model: Path, tin
     process.stdin.flush()
     assert is_written(finish(process)[1])
     assert len(entries(store)) == 2
+
+
+def test_a_file_that_is_taken_for_abandoned_is_made_anew(
+    store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process comes between the making of a file and its lock."""
+    lock, taken = fcntl.flock, []
+
+    def late(number: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        taken.extend(store.glob(".*"))
+        cache._remove_abandoned(store)
+        lock(number, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    bits, origin = answer(model)
+    assert len(taken) == 1 and bits == truth and is_written(origin)
+    assert list(store.iterdir()) == [only_entry(store)]
+
+
+def test_a_file_system_without_locks(store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(number: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert answer(model) == (truth, "packed, cache not writable: No locks available")
+    assert list(store.iterdir()) == []
 
 
 # --- its size, its place ---
