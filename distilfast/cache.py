@@ -84,7 +84,7 @@ def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int)
     if directory is None:
         return Entry(None, b"", "packed, cache off", threads)
     if not files:
-        return Entry(None, b"", "packed, not cached: only safetensors files are", threads)
+        return Entry(None, b"", "packed, not cached: they are not from safetensors files", threads)
     everything = {
         "version": __version__,
         "byte_order": sys.byteorder,

@@ -44,7 +44,8 @@ struct Fixture {
 
   Fixture(const Kernels& kernels, int threads) {
     encoder = std::make_unique<Encoder>(
-        shape, head, [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32, {}, threads);
+        shape, head, [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32,
+        std::span<const float>(), threads);
   }
 };
 

@@ -678,7 +678,7 @@ def test_a_pickle_is_not_cached(store: Path, model: Path, truth: bytes) -> None:
 
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
-    assert answer(model) == (truth, "packed, not cached: only safetensors files are")
+    assert answer(model) == (truth, "packed, not cached: they are not from safetensors files")
     assert not store.exists()
 
 
