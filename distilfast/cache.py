@@ -111,7 +111,8 @@ def _read(path: Path, key: bytes, threads: int) -> np.ndarray | None:
         if (magic, version, body_bytes, stored_key) != (_MAGIC, _FORMAT, size, key):
             return None
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-        with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages for files is slower, not wrong
+        # For the reason that csrc/cpu/arena.h gives; a system that has none for files is only slower.
+        with contextlib.suppress(OSError, AttributeError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         body = np.frombuffer(mapped, np.float32, offset=_PAGE)
         if _cpu.checksum(body, threads=threads) != checksum:

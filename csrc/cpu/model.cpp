@@ -23,27 +23,27 @@ std::string layer_prefix(Index layer) { return "layer." + std::to_string(layer) 
 
 std::string head_name(std::size_t linear) { return "head." + std::to_string(linear); }
 
-std::vector<Image::Linear> linears_of(const EncoderShape& shape, const std::vector<HeadLinear>& head) {
+std::vector<Image::Part> parts_of(const EncoderShape& shape, const std::vector<HeadLinear>& head) {
   const Index d = shape.width, f = shape.ffn;
-  std::vector<Image::Linear> linears;
+  std::vector<Image::Part> parts;
   for (Index i = 0; i < shape.layers; ++i) {
     const std::string at = layer_prefix(i);
-    linears.push_back({at + "qkv", 3 * d, d});
-    linears.push_back({at + "attention_out", d, d});
-    linears.push_back({at + "ffn_in", f, d});
-    linears.push_back({at + "ffn_out", d, f});
+    parts.push_back({at + "qkv", 3 * d, d});
+    parts.push_back({at + "attention_out", d, d});
+    parts.push_back({at + "ffn_in", f, d});
+    parts.push_back({at + "ffn_out", d, f});
   }
   Index width = d;
   for (std::size_t i = 0; i < head.size(); ++i) {
-    linears.push_back({head_name(i), head[i].columns, width});
+    parts.push_back({head_name(i), head[i].columns, width});
     width = head[i].columns;
   }
-  return linears;
+  return parts;
 }
 
-std::size_t floats_of(const LinearKernels& kernels, const std::vector<Image::Linear>& linears) {
+std::size_t floats_of(const LinearKernels& kernels, const std::vector<Image::Part>& parts) {
   std::size_t floats = 0;
-  for (const auto& [name, n, k] : linears) floats += Dense::packed_size(kernels, n, k);
+  for (const auto& [name, n, k] : parts) floats += Dense::packed_size(kernels, n, k);
   return floats;
 }
 
@@ -51,9 +51,9 @@ Norm norm_of(const FindTensor& find, const std::string& name, Index width, float
   return Norm(tensor(find, name + ".weight"), tensor(find, name + ".bias"), width, eps);
 }
 
-Image image_of(const LinearKernels& kernels, const std::vector<Image::Linear>& linears, const FindTensor& find,
+Image image_of(const LinearKernels& kernels, const std::vector<Image::Part>& parts, const FindTensor& find,
                std::span<const float> packed, Team& team) {
-  return packed.empty() ? Image(kernels, linears, find, team) : Image(kernels, linears, packed);
+  return packed.empty() ? Image(kernels, parts, find, team) : Image(kernels, parts, packed);
 }
 
 }  // namespace
@@ -80,21 +80,21 @@ Dense::Dense(const LinearKernels& kernels, Index n, Index k, const float* packed
       weight_(packed),
       bias_(packed + cache_lines(kernels.packed_size(n, k))) {}
 
-Image::Image(const LinearKernels& kernels, const std::vector<Linear>& linears, const FindTensor& find, Team& team)
-    : owned_(floats_of(kernels, linears)), floats_(owned_.data(), owned_.size()) {
+Image::Image(const LinearKernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team)
+    : owned_(floats_of(kernels, parts)), floats_(owned_.data(), owned_.size()) {
   float* packed = owned_.data();
-  for (const auto& [name, n, k] : linears) {
+  for (const auto& [name, n, k] : parts) {
     Dense::pack(kernels, tensor(find, name + ".weight"), tensor(find, name + ".bias"), n, k, packed, team);
     linears_.emplace(name, Dense(kernels, n, k, packed));
     packed += Dense::packed_size(kernels, n, k);
   }
 }
 
-Image::Image(const LinearKernels& kernels, const std::vector<Linear>& linears, std::span<const float> packed)
+Image::Image(const LinearKernels& kernels, const std::vector<Part>& parts, std::span<const float> packed)
     : floats_(packed) {
-  if (packed.size() != floats_of(kernels, linears))
+  if (packed.size() != floats_of(kernels, parts))
     throw std::invalid_argument("The image of packed weights does not have the model's size.");
-  for (const auto& [name, n, k] : linears) {
+  for (const auto& [name, n, k] : parts) {
     linears_.emplace(name, Dense(kernels, n, k, packed.data()));
     packed = packed.subspan(Dense::packed_size(kernels, n, k));
   }
@@ -111,7 +111,7 @@ Norm::Norm(const float* weight, const float* bias, Index width, float eps)
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
              const LinearKernels& kernels, std::span<const float> packed, Team& team)
     : shape(shape),
-      image(image_of(kernels, linears_of(shape, head_linears), find, packed, team)),
+      image(image_of(kernels, parts_of(shape, head_linears), find, packed, team)),
       word(find("embed.word")),
       position(find("embed.position")),
       token_type(find("embed.token_type")),

@@ -54,15 +54,15 @@ class Dense {
 // Its bytes are a function of the checkpoint, the linears' sizes and `image_layout` alone.
 class Image {
  public:
-  struct Linear {
+  struct Part {  // a linear [N, K]
     std::string name;
     Index n, k;
   };
 
   // Packs the tensors that `find` has.
-  Image(const LinearKernels& kernels, const std::vector<Linear>& linears, const FindTensor& find, Team& team);
+  Image(const LinearKernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team);
   // Reads an image that was packed before and must outlive this; throws std::invalid_argument where its size is wrong.
-  Image(const LinearKernels& kernels, const std::vector<Linear>& linears, std::span<const float> packed);
+  Image(const LinearKernels& kernels, const std::vector<Part>& parts, std::span<const float> packed);
 
   const Dense& linear(const std::string& name) const { return linears_.at(name); }
   std::span<const float> floats() const { return floats_; }
