@@ -61,15 +61,17 @@ class Entry:
         self.packed = None if path is None else _read(path, key, threads)
         self.origin = origin if self.packed is None else f"cache ({path})"
 
-    def keep(self, packed: np.ndarray) -> None:
-        """Write ``packed`` (float32, flat) for the next process, unless there is no cache."""
+    def keep(self, packed: np.ndarray) -> np.ndarray | None:
+        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be."""
         if self._path is None:
-            return
+            return None
         try:
             _write(self._path, self._key, packed, self._threads)
-            self.origin = f"packed, written to {self._path}"
         except OSError as error:
             self.origin = f"packed, cache not writable: {_reason(error)}"
+            return None
+        self.origin = f"packed, written to {self._path}"
+        return _read(self._path, self._key, self._threads)
 
 
 def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int) -> Entry:

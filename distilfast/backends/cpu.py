@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from distilfast import cache
@@ -80,7 +82,8 @@ class CpuBackend:
         entry = self._entry(weights, columns)
         if entry.packed is None:
             weights.check_finite()
-        self._encoder = _cpu.Encoder(
+        encoder = partial(
+            _cpu.Encoder,
             width=config.hidden_size,
             heads=config.num_heads,
             layers=config.num_layers,
@@ -91,11 +94,13 @@ class CpuBackend:
             tensors=weights.tensors,
             isa=self._isa,
             precision=precision,
-            packed=entry.packed,
             threads=self._threads,
         )
+        self._encoder = encoder(packed=entry.packed)
         if entry.packed is None:
-            entry.keep(self._encoder.packed)
+            kept = entry.keep(self._encoder.packed)
+            if kept is not None:  # so that this process, too, shares them with all later ones
+                self._encoder = encoder(packed=kept)
         self._packed_weights = entry.origin
 
     def _entry(self, weights: Weights, columns: list[int]) -> cache.Entry:

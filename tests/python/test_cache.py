@@ -516,16 +516,15 @@ def test_threads_at_once(store: Path, model: Path, truth: bytes) -> None:
 
 
 def test_two_processes_share_the_pages(store: Path, tiny_checkpoint: Make) -> None:
-    """Pss is a process's share of what it has mapped: half of it where two map the same."""
+    """Pss is a process's share of what it has mapped: half of it where two map the same, the one that wrote it too."""
     model = tiny_checkpoint("distilbert", TASK, config={"hidden_dim": 4096})
-    answer(model)
-    entry = only_entry(store)
-    wait = "sys.stdin.readline()"
-    processes = [start(model, after=wait) for _ in range(2)]
+    processes = []
     try:
-        for process in processes:
+        for expected in (is_written, is_read):
+            processes.append(process := start(model, after="sys.stdin.readline()"))
             assert process.stdout is not None
-            assert process.stdout.readline() and is_read(process.stdout.readline())
+            assert process.stdout.readline() and expected(process.stdout.readline().strip())
+        entry = only_entry(store)
         for process in processes:
             sizes = mapping(process.pid, entry)
             assert sizes["Rss"] * 1024 >= entry.stat().st_size > 2_000_000
