@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ Job = tuple[str, str, str]
 def main() -> None:
     """Evaluate every job under every precision, print the table, append the rows to --out."""
     arguments = _arguments()
+    os.environ.setdefault("DISTILFAST_CACHE", "off")  # many models, each used once: not for the user's cache
     console = Console(markup=False, highlight=False)
     jobs = [*_fine_tunes(arguments), *map(tuple, arguments.job or [])]
     if not jobs:

@@ -50,9 +50,9 @@ class Run:
     workers: list[Worker] = field(default_factory=list)
 
     @contextmanager
-    def another(self, worker: Worker) -> Iterator[Worker]:
-        """A fresh process of the same contestant, loaded; raises Failure."""
-        fresh = Worker(worker.contestant, self.directory, self.threads, self.scratch)
+    def another(self, worker: Worker, packed: Path | None = None) -> Iterator[Worker]:
+        """A fresh process of the same contestant, loaded; raises Failure. ``packed``: see ``Worker``."""
+        fresh = Worker(worker.contestant, self.directory, self.threads, self.scratch, packed)
         try:
             fresh.load()
             yield fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -36,8 +37,13 @@ class Failure(Exception):
 class Worker:
     """The process and the pipe to it."""
 
-    def __init__(self, contestant: Contestant, directory: Path, threads: int, scratch: Path) -> None:
-        """Start the process; ``load`` waits until it is ready."""
+    def __init__(
+        self, contestant: Contestant, directory: Path, threads: int, scratch: Path, packed: Path | None = None
+    ) -> None:
+        """Start the process; ``load`` waits until it is ready.
+
+        ``packed``: where distilfast keeps packed weights; None for a folder of this run, never the user's.
+        """
         self.contestant = contestant
         self.detail = ""
         self._pipe, theirs = Pipe()
@@ -48,6 +54,7 @@ class Worker:
             cwd=Path(__file__).resolve().parents[1],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ | {"DISTILFAST_CACHE": str(packed or scratch / "packed")},
         )
         theirs.close()
 

@@ -3,6 +3,8 @@
 T tokens, B sequences, R rows read by the head, D hidden size, H heads. Errors are ValueError with one sentence.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,12 +24,17 @@ class Encoder:
         eps: float,
         activation: str,
         head: list[tuple[int, str, bool]],
-        tensors: dict[str, Floats],
+        tensors: Mapping[str, Floats],
         isa: str,
         precision: str,
+        packed: Floats | None,
         threads: int,
     ) -> None:
-        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names."""
+        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
+
+        ``packed``: what another encoder of the same shape, ``packed_layout`` and tensors had as ``packed``; then the
+        linears are not looked up in ``tensors``, and nothing is copied. None: pack them.
+        """
 
     def forward(
         self,
@@ -58,8 +65,18 @@ class Encoder:
         """Of the linears' weights; the embedding tables stay where they were."""
 
     @property
+    def packed(self) -> Floats:
+        """All packed linears, flat and read-only, where they lie."""
+
+    @property
     def scratch_bytes(self) -> int:
         """Of all arenas that no forward is using."""
+
+def packed_layout(isa: str, precision: str) -> str:
+    """What the bytes of packed weights depend on beside the checkpoint, in words."""
+
+def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
+    """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""
 
 def isas() -> list[tuple[str, bool]]:
     """Every ISA there is, the fastest first, and whether this machine has it."""

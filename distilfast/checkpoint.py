@@ -1,5 +1,7 @@
 """From a directory or hub id to the tensors in its files, under the names they are stored with.
 
+A tensor is made when it is asked for: who has its packed form already never reads it.
+
 Format of model.safetensors: the README of huggingface/safetensors (8 bytes little-endian header length, a JSON header
 with dtype, shape and data_offsets of each tensor, then the data).
 """
@@ -9,6 +11,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +43,37 @@ _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8"
     "U8": "u1",
     "BOOL": "?",
 }
+
+
+class Stored:
+    """One tensor of a checkpoint: ``shape``, ``dtype`` as it is read, and ``array``, made on first use."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[], np.ndarray]) -> None:
+        """``make`` returns the array, C-contiguous, of this shape and dtype."""
+        self.shape, self.dtype = shape, dtype
+        self._make = make
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The values; read-only where they are a view of the mapped file."""
+        return self._make()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A mapped file and its status when it was opened: whoever replaces the path later changes neither."""
+
+    path: Path
+    status: os.stat_result
+    data: mmap.mmap
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by stored name, and the files that they all lie in; no files where a pickle was read."""
+
+    tensors: dict[str, Stored]
+    files: tuple[StoredFile, ...] = ()
 
 
 def resolve(model: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
@@ -100,70 +137,77 @@ def _hub_reason(error: Exception, local_files_only: bool) -> str:
     return _clause(error)
 
 
-def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the checkpoint in ``directory``, under its stored name.
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """The checkpoint in ``directory``; of its tensors only names, shapes and types are read.
 
     fp16 and bf16 are widened to float32, exactly; float32 tensors of a safetensors file are read-only views of the
     mapped file, which must not be overwritten in place while they are in use. Raises WeightsError naming the file
     that cannot be used.
     """
     if (directory / _SAFETENSORS).exists():
-        return _read_safetensors(directory / _SAFETENSORS)
+        return _open_safetensors(directory / _SAFETENSORS)
     if (directory / _INDEX).exists():
-        return _read_shards(directory / _INDEX)
+        return _open_shards(directory / _INDEX)
     if (directory / _PICKLE).exists():
-        return _read_pickle(directory / _PICKLE)
+        return Checkpoint(_read_pickle(directory / _PICKLE))
     raise WeightsError(f"{directory} has no {_SAFETENSORS}, {_INDEX} or {_PICKLE}.")
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _open_shards(index: Path) -> Checkpoint:
     try:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"{index} is not a JSON object with a weight_map.") from None
-    tensors: dict[str, np.ndarray] = {}
+    shards = []
     for file in files:
         if Path(file).name != file:  # an index must not lead out of its own directory
             raise WeightsError(f"{index} names {file!r}, which is not a plain file name.")
         if not (index.parent / file).exists():
             raise WeightsError(f"{index} names {file}, which does not exist.")
-        tensors |= _read_safetensors(index.parent / file)
-    return tensors
+        shards.append(_open_safetensors(index.parent / file))
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    return Checkpoint(tensors, tuple(file for shard in shards for file in shard.files))
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _open_safetensors(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="numpy"):
             pass  # it has checked every offset and shape against the size of the file
         with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}.") from None
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    return {name: _mapped_tensor(path, name, entry, data, start) for name, entry in header.items()}
+    tensors = {name: _mapped_tensor(path, name, entry, data, start) for name, entry in header.items()}
+    return Checkpoint(tensors, (StoredFile(path, status, data),))
 
 
-def _mapped_tensor(path: Path, name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> np.ndarray:
+def _mapped_tensor(path: Path, name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> Stored:
     """One tensor of a header that safetensors has accepted."""
     dtype = entry["dtype"]
     if dtype not in _DTYPES:
         raise WeightsError(f"{path} stores {name} as {dtype}; F32, F16 and BF16 can be read.")
-    shape, offset = entry["shape"], start + entry["data_offsets"][0]
-    array = np.frombuffer(data, _DTYPES[dtype], math.prod(shape), offset).reshape(shape)
-    if dtype == "BF16":
-        bits = array.astype(np.uint32)
-        bits <<= 16  # bfloat16 is the upper half of a float32
-        return bits.view(np.float32)
-    if dtype == "F16":
-        return array.astype(np.float32)
-    return array if array.flags.aligned else array.copy()
+    shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
+
+    def make() -> np.ndarray:
+        array = np.frombuffer(data, _DTYPES[dtype], math.prod(shape), offset).reshape(shape)
+        if dtype == "BF16":
+            bits = array.astype(np.uint32)
+            bits <<= 16  # bfloat16 is the upper half of a float32
+            return bits.view(np.float32)
+        if dtype == "F16":
+            return array.astype(np.float32)
+        return array if array.flags.aligned else array.copy()
+
+    return Stored(shape, np.dtype(np.float32 if dtype in ("BF16", "F16") else _DTYPES[dtype]), make)
 
 
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+def _read_pickle(path: Path) -> dict[str, Stored]:
     try:
         import torch
     except ImportError:
@@ -177,12 +221,12 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path} cannot be read as plain tensors by torch: {_clause(error)}.") from error
 
 
-def _from_torch(tensor: Any) -> np.ndarray:
+def _from_torch(tensor: Any) -> Stored:
     tensor = tensor.detach()
     if tensor.is_floating_point() and tensor.element_size() == 2:
         tensor = tensor.float()
     array: np.ndarray = tensor.contiguous().numpy()
-    return array
+    return Stored(array.shape, array.dtype, lambda: array)
 
 
 def _clause(error: Exception) -> str:

@@ -170,6 +170,27 @@ def environment(name: str) -> str | None:
     return os.environ.get(f"DISTILFAST_{name}") or None
 
 
+def cache_directory() -> Path | None:
+    """Where packed weights are kept: ``DISTILFAST_CACHE``, None where it is "off"; else the user's cache.
+
+    Raises OSError where the user has no home directory.
+    """
+    wish = environment("CACHE")
+    if wish == "off":
+        return None
+    chosen = Path(wish or os.path.join(_user_cache(), "distilfast"))
+    try:
+        return chosen.expanduser()
+    except RuntimeError:
+        raise OSError("there is no home directory") from None
+
+
+def _user_cache() -> str:
+    """``XDG_CACHE_HOME``, which its specification wants ignored where it is relative, or its default."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    return chosen if os.path.isabs(chosen) else "~/.cache"
+
+
 def environment_threads() -> int | None:
     """``DISTILFAST_THREADS`` as a number; raises InputError where it is none."""
     text = environment("THREADS")

@@ -16,7 +16,7 @@ from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
-from distilfast.weights import Weights, load_weights, resolve
+from distilfast.weights import Weights, open_weights, resolve
 
 
 class Engine:
@@ -63,7 +63,7 @@ class Engine:
         """
         directory = resolve(model, revision=revision)
         config = ModelConfig.from_file(directory / "config.json")
-        weights, head = load_weights(directory, config, task or config.task)
+        weights, head = open_weights(directory, config, task or config.task)
         return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
 
     @property

@@ -7,11 +7,11 @@ from typing import Any
 
 from distilfast import __version__, backends
 from distilfast.backends import cpu
-from distilfast.config import environment_threads
+from distilfast.config import cache_directory, environment_threads
 
 
 def info() -> dict[str, Any]:
-    """Versions, the processor, each backend or why it is missing, the ISA chosen and why, and the threads."""
+    """Versions, the processor, each backend or why it is missing, the ISA chosen and why, the threads, the cache."""
     facts: dict[str, Any] = {
         "version": __version__,
         "python": platform.python_version(),
@@ -25,8 +25,16 @@ def info() -> dict[str, Any]:
             "isa": isa,
             "isa_why": why,
             "threads": environment_threads() or cpu.available_cores(),
+            "cache": _cache(),
         }
     return facts
+
+
+def _cache() -> str:
+    try:
+        return str(cache_directory() or "off")
+    except OSError as error:
+        return f"none: {error}"
 
 
 def processor() -> str:

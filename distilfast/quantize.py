@@ -12,7 +12,7 @@ no data. Whatever they are, they cost accuracy only, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -23,8 +23,10 @@ from distilfast.config import ModelConfig
 LINEARS = ("qkv", "attention_out", "ffn_in", "ffn_out")
 """The linears of a layer, which int8 rounds; the head's stay bf16."""
 
+VERSION = 1
+"""Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
+
 _LENGTHS = (32, 64, 96)
-_Tensors = dict[str, np.ndarray]
 
 
 def wide_channels(k: int) -> int:
@@ -32,14 +34,14 @@ def wide_channels(k: int) -> int:
     return min(k, max(8, k // 96))
 
 
-def channels(config: ModelConfig, tensors: _Tensors) -> _Tensors:
+def channels(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What int8 needs beside the weights, for each linear of the encoder by its canonical name.
 
     ``<name>.centre`` float32 [K]; ``<name>.wide`` float32 [wide_channels(K)], channel numbers, ascending; and
     ``<name>.bias`` float32 [N], which takes the place of the checkpoint's. ``tensors``: float32, canonical names.
     """
     made = {}
-    for name, x in _inputs(config, tensors):
+    for name, x in _inputs(config, dict(tensors)):
         centre = x.mean(axis=0)
         reach = np.abs(x - centre).max(axis=0)
         widest = np.argsort(-reach, kind="stable")[: wide_channels(len(reach))]
@@ -49,7 +51,7 @@ def channels(config: ModelConfig, tensors: _Tensors) -> _Tensors:
     return made
 
 
-def _inputs(config: ModelConfig, tensors: _Tensors) -> Iterator[tuple[str, np.ndarray]]:
+def _inputs(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Every linear of the encoder and its input [T, K] where random ids go through the model."""
     generator = np.random.default_rng(0)
     lengths = [min(length, config.max_positions) for length in _LENGTHS]

@@ -9,17 +9,18 @@ Sources: modeling_distilbert.py and modeling_bert.py of transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from distilfast.checkpoint import read_tensors, resolve
+from distilfast.checkpoint import Stored, StoredFile, open_checkpoint, resolve
 from distilfast.config import ModelConfig
 from distilfast.errors import InputError, WeightsError
 from distilfast.heads import TASKS, Head, head_for
 
-__all__ = ["StoredTensor", "Weights", "layout", "load_weights", "resolve"]
+__all__ = ["StoredTensor", "StoredTensors", "Weights", "layout", "load_weights", "open_weights", "resolve"]
 
 Modules = dict[str, tuple[str, str]]
 """Canonical name: (the checkpoint's module or modules, a letter for each dimension of the weight)."""
@@ -79,14 +80,6 @@ _LISTED = 8  # names of one kind in one error message
 
 
 @dataclass(frozen=True)
-class Weights:
-    """``tensors``: float32, C-contiguous, read-only where they are views of the file; canonical names."""
-
-    config: ModelConfig
-    tensors: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
 class StoredTensor:
     """Where a checkpoint keeps one canonical tensor: ``pieces``, each of ``shape``, one below the other."""
 
@@ -95,15 +88,71 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
+class StoredTensors(Mapping[str, np.ndarray]):
+    """The canonical tensors of a checkpoint, each made when it is first asked for: read, widened, joined.
+
+    ``files`` hold all of them, or are none where a pickle was read; ``needs`` says from which stored tensors each
+    one is made.
+    """
+
+    def __init__(
+        self, directory: Path, needs: Sequence[StoredTensor], stored: dict[str, Stored], files: tuple[StoredFile, ...]
+    ) -> None:
+        self.files = files
+        self.needs = {need.name: need for need in needs}
+        self._directory, self._stored = directory, stored
+        self._joined: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        pieces = [self._stored[piece] for piece in self.needs[name].pieces]
+        if len(pieces) == 1:
+            return pieces[0].array
+        if name not in self._joined:
+            self._joined[name] = np.concatenate([piece.array for piece in pieces])
+        return self._joined[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.needs)
+
+    def __len__(self) -> int:
+        return len(self.needs)
+
+    def check_finite(self) -> None:
+        """Read every value; raises WeightsError naming the stored tensors with NaN or inf."""
+        pieces = dict.fromkeys(piece for need in self.needs.values() for piece in need.pieces)
+        _check_finite(self._directory, {piece: self._stored[piece].array for piece in pieces})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``tensors``: float32, C-contiguous, read-only where they are views of the file; canonical names."""
+
+    config: ModelConfig
+    tensors: Mapping[str, np.ndarray]
+
+    def check_finite(self) -> None:
+        """Read every value of a checkpoint that nobody has read yet; raises WeightsError for NaN or inf."""
+        if isinstance(self.tensors, StoredTensors):
+            self.tensors.check_finite()
+
+
 def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weights, Head]:
     """Read the encoder and the head of ``task`` from a local checkpoint.
 
     Raises WeightsError: one for a file that cannot be read, one that names everything missing, unexpected or
     misshapen, one that names the tensors with NaN or inf. A missing head is never invented.
     """
+    weights, head = open_weights(directory, config, task)
+    weights.check_finite()
+    return Weights(config, dict(weights.tensors)), head
+
+
+def open_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weights, Head]:
+    """Like ``load_weights``, but no value is read before it is asked for: whoever uses them calls ``check_finite``."""
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
-    stored = _plain_names(read_tensors(directory), config.model_type)
+    checkpoint = open_checkpoint(directory)
+    stored = _plain_names(checkpoint.tensors, config.model_type)
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)
     for name, same in _shared(config):
@@ -117,8 +166,7 @@ def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weigh
     ]
     if problems:
         raise WeightsError(f"The tensors in {directory} do not fit its config.json: {'; '.join(problems)}.")
-    _check_finite(directory, {piece: stored[piece] for piece in used})
-    tensors = {need.name: _joined([stored[piece] for piece in need.pieces]) for need in needs}
+    tensors = StoredTensors(directory, needs, stored, checkpoint.files)
     return Weights(config, tensors), head_for(config, task, pooler=pooler)
 
 
@@ -179,7 +227,7 @@ def _shared(config: ModelConfig) -> list[tuple[str, str]]:
     return bias + ([(projection, word), (word, projection)] if config.tied else [])
 
 
-def _plain_names(tensors: dict[str, np.ndarray], model_type: str) -> dict[str, np.ndarray]:
+def _plain_names(tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
     """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``."""
     plain = {}
     for name, tensor in tensors.items():
@@ -191,19 +239,19 @@ def _plain_names(tensors: dict[str, np.ndarray], model_type: str) -> dict[str, n
     return plain
 
 
-def _missing(task: str, used: dict[str, StoredTensor], stored: dict[str, np.ndarray]) -> list[str]:
+def _missing(task: str, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
     missing = [piece for piece in used if piece not in stored]
     only_head = bool(missing) and all(used[piece].name.startswith("head.") for piece in missing)
     return _listed(f"there is no complete {task} head; missing" if only_head else "missing", missing)
 
 
-def _misfit(piece: str, need: StoredTensor, stored: dict[str, np.ndarray]) -> str | None:
-    array = stored.get(piece)
-    if array is None:
+def _misfit(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:
+    tensor = stored.get(piece)
+    if tensor is None:
         return None
-    if array.shape != need.shape:
-        return f"{piece} is {list(array.shape)} and must be {list(need.shape)}"
-    return None if array.dtype == np.float32 else f"{piece} is {array.dtype} and must be a 16- or 32-bit float"
+    if tensor.shape != need.shape:
+        return f"{piece} is {list(tensor.shape)} and must be {list(need.shape)}"
+    return None if tensor.dtype == np.float32 else f"{piece} is {tensor.dtype} and must be a 16- or 32-bit float"
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:
@@ -222,7 +270,3 @@ def _check_finite(directory: Path, tensors: dict[str, np.ndarray]) -> None:
 def _is_finite(tensor: np.ndarray) -> bool:
     with np.errstate(all="ignore"):  # the sum of finite numbers may overflow, so it only acquits
         return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())
-
-
-def _joined(pieces: list[np.ndarray]) -> np.ndarray:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

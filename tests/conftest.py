@@ -40,6 +40,14 @@ _TINY: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests and their subprocesses keep packed weights: not in the user's cache."""
+    path = tmp_path_factory.mktemp("packed")
+    os.environ["DISTILFAST_CACHE"] = str(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def data_directory() -> Path:
     """The labelled texts and the real vocabulary beside the project; see SOURCES.md there."""

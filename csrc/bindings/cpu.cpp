@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "cpu/checksum.h"
 #include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
@@ -41,27 +42,33 @@ void require(bool condition, const char* sentence) {
 
 const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
 
-// An encoder and the Python arrays that its embedding tables live in.
+// An encoder and the Python arrays that its embedding tables and its packed weights live in.
 class BoundEncoder {
  public:
   BoundEncoder(Index width, Index heads, Index layers, Index ffn, float eps, const std::string& activation,
-               const std::vector<std::tuple<Index, std::string, bool>>& head, std::map<std::string, Floats> tensors,
-               const std::string& isa, const std::string& precision, int threads)
+               const std::vector<std::tuple<Index, std::string, bool>>& head, const py::object& tensors,
+               const std::string& isa, const std::string& precision, const std::optional<Floats>& packed, int threads)
       : width_(width) {
     require(threads >= 1, "threads must be at least 1.");
     std::vector<HeadLinear> linears;
     for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
-    for (const char* table : {"embed.word", "embed.position", "embed.token_type"})
-      if (const auto found = tensors.find(table); found != tensors.end()) tables_.push_back(found->second);
     const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
-    std::map<std::string, const float*> pointers;
-    for (const auto& [name, tensor] : tensors) pointers[name] = tensor.data();
-    const FindTensor find = [&](const std::string& name) {
-      const auto found = pointers.find(name);
-      return found == pointers.end() ? nullptr : found->second;
+    std::span<const float> image;
+    if (packed) {
+      kept_.push_back(*packed);
+      image = {packed->data(), static_cast<std::size_t>(packed->size())};
+    }
+    std::vector<Floats> used;  // a tensor that was made when it was asked for lives until it is packed
+    const FindTensor find = [&](const std::string& name) -> const float* {
+      py::gil_scoped_acquire acquire;
+      if (!tensors.contains(name)) return nullptr;
+      const Floats tensor = tensors[py::str(name)].cast<Floats>();
+      (name.starts_with("embed.") ? kept_ : used).push_back(tensor);
+      return tensor.data();
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), precision_named(precision), threads);
+    encoder_ =
+        std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), precision_named(precision), image, threads);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -123,7 +130,7 @@ class BoundEncoder {
   }
 
   Index width_;
-  std::vector<Floats> tables_;
+  std::vector<Floats> kept_;
   std::unique_ptr<Encoder> encoder_;
 };
 
@@ -155,7 +162,10 @@ class BoundLinear {
             "int8 needs centre [K] and wide [wide_channels(K)].");
     Team team(threads);
     const LinearSource source{weight.data(), n, k, centre ? centre->data() : nullptr, data_or_null(wide)};
-    dense_ = std::make_unique<Dense>(kernels_for(isa).linear(wanted), source, bias.data(), team);
+    const LinearKernels& kernels = kernels_for(isa).linear(wanted);
+    packed_ = Buffer(Dense::packed_size(kernels, n, k));
+    Dense::pack(kernels, source, bias.data(), packed_.data(), team);
+    dense_ = std::make_unique<Dense>(kernels, n, k, packed_.data());
   }
 
   Floats operator()(const Floats& x, const std::string& activation) const {
@@ -170,6 +180,7 @@ class BoundLinear {
 
  private:
   int threads_;
+  Buffer packed_;
   std::unique_ptr<Dense> dense_;
 };
 
@@ -208,6 +219,27 @@ Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Float
   return out;
 }
 
+std::string packed_layout(const std::string& isa, const std::string& precision) {
+  return image_layout(kernels_for(isa), precision_named(precision));
+}
+
+std::uint64_t checksum_of(const py::buffer& block, int threads) {
+  const py::buffer_info info = block.request();
+  const auto bytes = static_cast<std::size_t>(info.size * info.itemsize);
+  require(PyBuffer_IsContiguous(info.view(), 'C'), "The block must be contiguous.");
+  py::gil_scoped_release release;
+  Team team(threads);
+  return checksum({static_cast<const std::byte*>(info.ptr), bytes}, team);
+}
+
+// The packed weights where they lie, for as long as the encoder lives.
+Floats packed_of(const py::object& self) {
+  const std::span<const float> packed = self.cast<const BoundEncoder&>().encoder().model().image.floats();
+  Floats view({static_cast<Index>(packed.size())}, packed.data(), self);
+  view.attr("setflags")(py::arg("write") = false);
+  return view;
+}
+
 py::list isa_list() {
   py::list all;
   for (const Isa& isa : isas()) all.append(py::make_tuple(isa.name, isa.supported));
@@ -224,10 +256,10 @@ PYBIND11_MODULE(_cpu, module) {
 
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<Index, Index, Index, Index, float, const std::string&,
-                    const std::vector<std::tuple<Index, std::string, bool>>&, std::map<std::string, Floats>,
-                    const std::string&, const std::string&, int>(),
+                    const std::vector<std::tuple<Index, std::string, bool>>&, const py::object&, const std::string&,
+                    const std::string&, const std::optional<Floats>&, int>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
-           arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("threads"))
+           arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def_property_readonly("isa", [](const BoundEncoder& self) { return self.encoder().kernels().isa; })
@@ -237,10 +269,15 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly("attention_arithmetic",
                              [](const BoundEncoder& self) { return self.encoder().attention().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
-      .def_property_readonly("packed_bytes",
-                             [](const BoundEncoder& self) { return self.encoder().model().packed_bytes(); })
+      .def_property_readonly(
+          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().image.floats().size_bytes(); })
+      .def_property_readonly("packed", &packed_of)
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
+  module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
+             "What the bytes of packed weights depend on beside the checkpoint, in words.");
+  module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
+             "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and whether this machine has it.");
   module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");

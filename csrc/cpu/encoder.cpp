@@ -238,19 +238,19 @@ class Pass {
 };
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-           const Kernels& kernels, Precision precision, int threads) {
+           const Kernels& kernels, Precision precision, std::span<const float> packed, int threads) {
   Team team(threads);
-  return Model(shape, head, find, kernels, precision, team);
+  return Model(shape, head, find, kernels, precision, packed, team);
 }
 
 }  // namespace
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 const Kernels& kernels, Precision precision, int threads)
+                 const Kernels& kernels, Precision precision, std::span<const float> packed, int threads)
     : kernels_(kernels),
       attention_(kernels.attention(precision)),
       threads_(threads),
-      model_(load(shape, head, find, kernels, precision, threads)) {}
+      model_(load(shape, head, find, kernels, precision, packed, threads)) {}
 
 Encoder::~Encoder() = default;
 

@@ -101,6 +101,7 @@ struct AddLayerNorm {
 // `linear` in one precision. Sizes are in floats.
 struct LinearKernels {
   const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
+  int packing;             // version of what `pack` writes: packed weights on disk are read by the same one only
   Index panel;             // columns of W that are computed at a time
   Index (*packed_size)(Index n, Index k);
   void (*pack)(const LinearSource&, Range panels, float* packed);

@@ -7,80 +7,147 @@ namespace distilfast {
 
 namespace {
 
-// Loads tensors by canonical name; knows what every kind of layer consists of.
-class Loader {
- public:
-  Loader(const FindTensor& find, const Kernels& kernels, Precision precision, Team& team, float eps)
-      : find_(find), kernels_(kernels), precision_(precision), team_(team), eps_(eps) {}
+// Raise this when Image or Dense lay out their parts otherwise; a kernel's own order has a version beside its `pack`.
+constexpr int parts_layout = 1;
 
-  const float* tensor(const std::string& name) const {
-    if (const float* data = find_(name)) return data;
-    throw std::invalid_argument("The weights lack " + name + ".");
-  }
-  Norm norm(const std::string& name, Index width) const {
-    return Norm(tensor(name + ".weight"), tensor(name + ".bias"), width, eps_);
-  }
-  Layer layer(const std::string& at, const EncoderShape& shape) const {
-    const Index d = shape.width, f = shape.ffn;
-    return {dense(at + "qkv", 3 * d, d), dense(at + "attention_out", d, d), norm(at + "attention_norm", d),
-            dense(at + "ffn_in", f, d),  dense(at + "ffn_out", d, f),       norm(at + "output_norm", d)};
-  }
-  Dense head_dense(const std::string& name, Index n, Index k) const {
-    return dense(name, n, k, precision_ == Precision::int8 ? Precision::bf16 : precision_);
-  }
+std::size_t cache_lines(Index floats) { return (static_cast<std::size_t>(floats) + 15) / 16 * 16; }
 
- private:
-  Dense dense(const std::string& name, Index n, Index k) const { return dense(name, n, k, precision_); }
-  Dense dense(const std::string& name, Index n, Index k, Precision precision) const {
-    LinearSource source{tensor(name + ".weight"), n, k, nullptr, nullptr};
-    std::vector<std::int32_t> wide;
-    if (precision == Precision::int8) {
-      source.centre = tensor(name + ".centre");
-      const float* channels = tensor(name + ".wide");
-      wide.assign(channels, channels + wide_channels(k));
-      source.wide = wide.data();
-    }
-    return Dense(kernels_.linear(precision), source, tensor(name + ".bias"), team_);
-  }
+Index panels_of(const LinearKernels& kernels, Index n) { return (n + kernels.panel - 1) / kernels.panel; }
 
-  const FindTensor& find_;
-  const Kernels& kernels_;
-  Precision precision_;
-  Team& team_;
-  float eps_;
-};
+const float* tensor(const FindTensor& find, const std::string& name) {
+  if (const float* data = find(name)) return data;
+  throw std::invalid_argument("The weights lack " + name + ".");
+}
+
+std::string layer_prefix(Index layer) { return "layer." + std::to_string(layer) + "."; }
+
+std::string head_name(std::size_t linear) { return "head." + std::to_string(linear); }
+
+// The head's linears run on few rows, where rounding them to int8 would gain nothing.
+Precision head_precision(Precision precision) { return precision == Precision::int8 ? Precision::bf16 : precision; }
+
+std::vector<Image::Part> parts_of(const EncoderShape& shape, const std::vector<HeadLinear>& head, Precision precision) {
+  const Index d = shape.width, f = shape.ffn;
+  std::vector<Image::Part> parts;
+  for (Index i = 0; i < shape.layers; ++i) {
+    const std::string at = layer_prefix(i);
+    parts.push_back({at + "qkv", 3 * d, d, precision});
+    parts.push_back({at + "attention_out", d, d, precision});
+    parts.push_back({at + "ffn_in", f, d, precision});
+    parts.push_back({at + "ffn_out", d, f, precision});
+  }
+  Index width = d;
+  for (std::size_t i = 0; i < head.size(); ++i) {
+    parts.push_back({head_name(i), head[i].columns, width, head_precision(precision)});
+    width = head[i].columns;
+  }
+  return parts;
+}
+
+std::size_t floats_of(const Kernels& kernels, const std::vector<Image::Part>& parts) {
+  std::size_t floats = 0;
+  for (const auto& [name, n, k, precision] : parts) floats += Dense::packed_size(kernels.linear(precision), n, k);
+  return floats;
+}
+
+void pack(const Kernels& kernels, const Image::Part& part, const FindTensor& find, float* packed, Team& team) {
+  LinearSource source{tensor(find, part.name + ".weight"), part.n, part.k, nullptr, nullptr};
+  std::vector<std::int32_t> wide;
+  if (part.precision == Precision::int8) {
+    source.centre = tensor(find, part.name + ".centre");
+    const float* channels = tensor(find, part.name + ".wide");
+    wide.assign(channels, channels + wide_channels(part.k));
+    source.wide = wide.data();
+  }
+  Dense::pack(kernels.linear(part.precision), source, tensor(find, part.name + ".bias"), packed, team);
+}
+
+Norm norm_of(const FindTensor& find, const std::string& name, Index width, float eps) {
+  return Norm(tensor(find, name + ".weight"), tensor(find, name + ".bias"), width, eps);
+}
+
+Image image_of(const Kernels& kernels, const std::vector<Image::Part>& parts, const FindTensor& find,
+               std::span<const float> packed, Team& team) {
+  return packed.empty() ? Image(kernels, parts, find, team) : Image(kernels, parts, packed);
+}
 
 }  // namespace
 
-Dense::Dense(const LinearKernels& kernels, const LinearSource& source, const float* bias, Team& team)
+std::size_t Dense::packed_size(const LinearKernels& kernels, Index n, Index k) {
+  return cache_lines(kernels.packed_size(n, k)) + cache_lines(panels_of(kernels, n) * kernels.panel);
+}
+
+void Dense::pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+                 Team& team) {
+  const Index n = source.n, k = source.k;
+  team.run(panels_of(kernels, n), [&](Index panel, int) { kernels.pack(source, {panel, panel + 1}, packed); });
+  // What no kernel reads is zero all the same: an image's bytes are the same each time.
+  float* behind = packed + kernels.packed_size(n, k);
+  float* const packed_bias = packed + cache_lines(kernels.packed_size(n, k));
+  std::fill(behind, packed_bias, 0.0f);
+  std::fill(std::copy(bias, bias + n, packed_bias), packed + packed_size(kernels, n, k), 0.0f);
+}
+
+Dense::Dense(const LinearKernels& kernels, Index n, Index k, const float* packed)
     : kernels_(kernels),
-      n_(source.n),
-      k_(source.k),
-      panels_((n_ + kernels.panel - 1) / kernels.panel),
-      weight_(static_cast<std::size_t>(kernels.packed_size(n_, k_))),
-      bias_(static_cast<std::size_t>(panels_ * kernels.panel)) {
-  std::copy(bias, bias + n_, bias_.begin());
-  team.run(panels_, [&](Index panel, int) { kernels.pack(source, {panel, panel + 1}, weight_.data()); });
+      n_(n),
+      k_(k),
+      panels_(panels_of(kernels, n)),
+      weight_(packed),
+      bias_(packed + cache_lines(kernels.packed_size(n, k))) {}
+
+Image::Image(const Kernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team)
+    : owned_(floats_of(kernels, parts)), floats_(owned_.data(), owned_.size()) {
+  float* packed = owned_.data();
+  for (const Part& part : parts) {
+    const LinearKernels& linear = kernels.linear(part.precision);
+    pack(kernels, part, find, packed, team);
+    linears_.emplace(part.name, Dense(linear, part.n, part.k, packed));
+    packed += Dense::packed_size(linear, part.n, part.k);
+  }
+}
+
+Image::Image(const Kernels& kernels, const std::vector<Part>& parts, std::span<const float> packed) : floats_(packed) {
+  if (packed.size() != floats_of(kernels, parts))
+    throw std::invalid_argument("The image of packed weights does not have the model's size.");
+  for (const auto& [name, n, k, precision] : parts) {
+    linears_.emplace(name, Dense(kernels.linear(precision), n, k, packed.data()));
+    packed = packed.subspan(Dense::packed_size(kernels.linear(precision), n, k));
+  }
+}
+
+std::string image_layout(const Kernels& kernels, Precision precision) {
+  const auto described = [&](Precision each) {
+    const LinearKernels& linear = kernels.linear(each);
+    return std::string(linear.arithmetic) + ", panels of " + std::to_string(linear.panel) + ", packing " +
+           std::to_string(linear.packing);
+  };
+  const Precision head = head_precision(precision);
+  return described(precision) + (head == precision ? "" : "; head " + described(head)) + ", parts " +
+         std::to_string(parts_layout);
 }
 
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
-             const Kernels& kernels, Precision precision, Team& team)
+             const Kernels& kernels, Precision precision, std::span<const float> packed, Team& team)
     : shape(shape),
+      image(image_of(kernels, parts_of(shape, head_linears, precision), find, packed, team)),
       word(find("embed.word")),
       position(find("embed.position")),
       token_type(find("embed.token_type")),
-      embed_norm(Loader(find, kernels, precision, team, shape.eps).norm("embed.norm", shape.width)) {
-  const Loader loader(find, kernels, precision, team, shape.eps);
-  for (Index i = 0; i < shape.layers; ++i) layers.push_back(loader.layer("layer." + std::to_string(i) + ".", shape));
-  Index width = shape.width;
+      embed_norm(norm_of(find, "embed.norm", shape.width, shape.eps)) {
+  for (Index i = 0; i < shape.layers; ++i) {
+    const std::string at = layer_prefix(i);
+    layers.push_back({image.linear(at + "qkv"), image.linear(at + "attention_out"),
+                      norm_of(find, at + "attention_norm", shape.width, shape.eps), image.linear(at + "ffn_in"),
+                      image.linear(at + "ffn_out"), norm_of(find, at + "output_norm", shape.width, shape.eps)});
+  }
   for (const HeadLinear& linear : head_linears) {
-    const std::string name = "head." + std::to_string(head.size());
-    head.push_back({loader.head_dense(name, linear.columns, width), linear.activation, {}});
-    if (linear.norm) head.back().norm.push_back(loader.norm(name + ".norm", linear.columns));
-    width = linear.columns;
+    const std::string name = head_name(head.size());
+    head.push_back({image.linear(name), linear.activation, {}});
+    if (linear.norm) head.back().norm.push_back(norm_of(find, name + ".norm", linear.columns, shape.eps));
   }
 }
 
@@ -93,14 +160,6 @@ Index Model::operands_size(Index tokens, Index rows) const {
   for (const Layer& layer : layers) count(layer.qkv, tokens), count(layer.ffn_in, tokens), count(layer.ffn_out, tokens);
   for (const HeadLayer& layer : head) count(layer.dense, rows);
   return most;
-}
-
-std::size_t Model::packed_bytes() const {
-  std::size_t bytes = 0;
-  for (const Layer& layer : layers)
-    bytes += layer.qkv.bytes() + layer.attention_out.bytes() + layer.ffn_in.bytes() + layer.ffn_out.bytes();
-  for (const HeadLayer& layer : head) bytes += layer.dense.bytes();
-  return bytes;
 }
 
 }  // namespace distilfast

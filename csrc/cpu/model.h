@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,23 +28,55 @@ struct HeadLinear {
 // Called with a tensor's canonical name; returns its fp32 values, row-major, or null where the model has none.
 using FindTensor = std::function<const float*(const std::string& name)>;
 
+// One linear over its packed weight and bias, which lie in memory of someone else's and must outlive it.
 class Dense {
  public:
-  // Packs W; nothing of `source` is read later.
-  Dense(const LinearKernels& kernels, const LinearSource& source, const float* bias, Team& team);
+  // Floats that the packed weight and bias take up: whole cache lines.
+  static std::size_t packed_size(const LinearKernels& kernels, Index n, Index k);
+  static void pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+                   Team& team);
+
+  // `packed`: what `pack` wrote, on the boundary of a cache line.
+  Dense(const LinearKernels& kernels, Index n, Index k, const float* packed);
 
   const LinearKernels& kernels() const { return kernels_; }
   Index columns() const { return n_; }
   Index panels() const { return panels_; }
-  PackedLinear packed() const { return {weight_.data(), bias_.data(), n_, k_}; }
-  std::size_t bytes() const { return (weight_.size() + bias_.size()) * sizeof(float); }
+  PackedLinear packed() const { return {weight_, bias_, n_, k_}; }
 
  private:
   const LinearKernels& kernels_;
   Index n_, k_, panels_;
-  Buffer weight_;
-  std::vector<float> bias_;
+  const float *weight_, *bias_;
 };
+
+// All packed linears of a model in one block of memory, so that it can be kept in a file and mapped by many processes.
+// Its bytes are a function of the checkpoint, the linears' sizes and `image_layout` alone.
+class Image {
+ public:
+  struct Part {  // a linear [N, K]
+    std::string name;
+    Index n, k;
+    Precision precision;
+  };
+
+  // Packs the tensors that `find` has; for int8 it is asked for "<name>.centre" and "<name>.wide" too (channel numbers,
+  // as floats).
+  Image(const Kernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team);
+  // Reads an image that was packed before and must outlive this; throws std::invalid_argument where its size is wrong.
+  Image(const Kernels& kernels, const std::vector<Part>& parts, std::span<const float> packed);
+
+  const Dense& linear(const std::string& name) const { return linears_.at(name); }
+  std::span<const float> floats() const { return floats_; }
+
+ private:
+  Buffer owned_;  // empty where the image is someone else's
+  std::span<const float> floats_;
+  std::map<std::string, Dense> linears_;
+};
+
+// What else the bytes of an image depend on, in words: the key of an image that is kept for later.
+std::string image_layout(const Kernels& kernels, Precision precision);
 
 class Norm {
  public:
@@ -69,18 +103,17 @@ struct HeadLayer {
 };
 
 struct Model {
-  // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this. With
-  // int8 it is also asked for each encoder linear's "<name>.centre" and "<name>.wide" (channel numbers, as floats); the
-  // head's linears, which run on few rows, are then bf16.
+  // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.
+  // Where `packed` has an image, which must outlive this too, the linears are not asked for. With int8 the head's
+  // linears, which run on few rows, are bf16.
   Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, const Kernels& kernels,
-        Precision precision, Team& team);
+        Precision precision, std::span<const float> packed, Team& team);
 
   // Floats of operands that no linear needs more of: of `tokens` rows in the encoder, `rows` in the head.
   Index operands_size(Index tokens, Index rows) const;
 
-  std::size_t packed_bytes() const;
-
   EncoderShape shape;
+  Image image;
   const float *word, *position, *token_type;
   Norm embed_norm;
   std::vector<Layer> layers;

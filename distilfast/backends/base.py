@@ -26,7 +26,10 @@ class Backend(Protocol):
     detail: str  # "avx512 fp32, 2 threads": what `info` and every benchmark row print
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
-        """Take the weights over; raises BackendError for a precision this backend does not have."""
+        """Take the weights over; raises BackendError for a precision this backend does not have.
+
+        Nobody has looked at their values yet: ``weights.check_finite()`` does, unless what was packed of them is known.
+        """
         ...
 
     def forward(

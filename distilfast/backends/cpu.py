@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from distilfast import quantize
+from distilfast import cache, quantize
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
 from distilfast.heads import Head
-from distilfast.weights import Weights
+from distilfast.weights import StoredTensors, Weights
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -67,7 +69,7 @@ class CpuBackend:
         return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
-        """Pack the weights for the chosen ISA; raises BackendError for a precision that is not there."""
+        """Pack the weights for the chosen ISA, or map what was packed; raises BackendError for an unknown precision."""
         if precision not in PRECISIONS:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cpu; it has {', '.join(PRECISIONS)}."
@@ -76,25 +78,48 @@ class CpuBackend:
         from distilfast import _cpu
 
         config = weights.config
-        tensors = (
-            weights.tensors | quantize.channels(config, weights.tensors) if precision == "int8" else weights.tensors
-        )
-        self._encoder = _cpu.Encoder(
+        columns = [len(weights.tensors[f"head.{i}.bias"]) for i in range(len(head.linears))]
+        entry = self._entry(weights, columns)
+        tensors = weights.tensors
+        if entry.packed is None:
+            weights.check_finite()
+            if precision == "int8":
+                tensors = dict(tensors) | quantize.channels(config, tensors)
+        encoder = partial(
+            _cpu.Encoder,
             width=config.hidden_size,
             heads=config.num_heads,
             layers=config.num_layers,
             ffn=config.ffn_size,
             eps=config.layer_norm_eps,
             activation=config.activation,
-            head=[
-                (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
-                for i, linear in enumerate(head.linears)
-            ],
+            head=[(n, linear.activation, linear.norm) for n, linear in zip(columns, head.linears, strict=True)],
             tensors=tensors,
             isa=self._isa,
             precision=precision,
             threads=self._threads,
         )
+        self._encoder = encoder(packed=entry.packed)
+        if entry.packed is None:
+            kept = entry.keep(self._encoder.packed)
+            if kept is not None:  # so that this process, too, shares them with all later ones
+                self._encoder = encoder(packed=kept)
+        self._packed_weights = entry.origin
+
+    def _entry(self, weights: Weights, columns: list[int]) -> cache.Entry:
+        """The cache's entry for these weights: the packed bytes follow from the shape and the tensors they are of."""
+        from distilfast import _cpu
+
+        stored = weights.tensors if isinstance(weights.tensors, StoredTensors) else None
+        needs = stored.needs.values() if stored else ()
+        config = weights.config
+        facts = {
+            "layout": _cpu.packed_layout(self._isa, self._precision),
+            "channels": quantize.VERSION if self._precision == "int8" else None,
+            "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
+            "tensors": [[need.name, need.pieces, need.shape] for need in needs],
+        }
+        return cache.find(stored.files if stored else (), facts, self._threads)
 
     def forward(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
@@ -105,13 +130,14 @@ class CpuBackend:
         )
 
     def info(self) -> dict[str, object]:
-        """ISA and why it was chosen, how it computes linears and attention, threads, and the bytes held."""
+        """ISA and why it was chosen, how linears and attention are computed, threads, where packed weights are from."""
         return {
             "isa": self._encoder.isa,
             "isa_why": self._why,
             "arithmetic": self._encoder.arithmetic,
             "attention_arithmetic": self._encoder.attention_arithmetic,
             "threads": self._encoder.threads,
+            "packed_weights": self._packed_weights,
             "packed_bytes": self._encoder.packed_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }

@@ -57,6 +57,7 @@ class CudaBackend:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
             )
+        weights.check_finite()
         self._precision = precision
         config = weights.config
         try:
@@ -71,7 +72,7 @@ class CudaBackend:
                     (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
                     for i, linear in enumerate(head.linears)
                 ],
-                tensors=weights.tensors,
+                tensors=dict(weights.tensors),
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
                 persistent=PERSISTENT,

@@ -32,6 +32,7 @@ class ReferenceBackend:
         """Keep the weights in float64; raises BackendError for any precision but fp64."""
         if precision not in PRECISIONS:
             raise BackendError(f"precision {precision!r} is not available on backend reference; it has fp64.")
+        weights.check_finite()
         self._config, self._head = weights.config, head
         self._tensors = {name: tensor.astype(np.float64) for name, tensor in weights.tensors.items()}
 

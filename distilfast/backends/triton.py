@@ -116,6 +116,7 @@ class TritonBackend:
             )
         if precision == "bf16" and self._is_interpreted:
             raise BackendError("precision 'bf16' is wrong in triton's interpreter; it runs fp32 and fp16.")
+        weights.check_finite()
         self._precision, self._head = precision, head
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         try:

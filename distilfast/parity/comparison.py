@@ -154,7 +154,8 @@ class _Comparison:
     def __init__(self, engine: Engine, weights: Weights, exact: Tensors, side: Side, budget: Budget) -> None:
         self._engine, self._exact, self._side, self._budget = engine, exact, side, budget
         self._arithmetic = plain_arithmetic(engine.precision, budget)
-        self._plain = narrowed(weights.tensors, self._arithmetic) if self._arithmetic else weights.tensors
+        tensors = dict(weights.tensors)
+        self._plain = narrowed(tensors, self._arithmetic) if self._arithmetic else tensors
         self._tallies: dict[str, Tally] = {}
         self.tokens = 0
         self.last_hidden = f"layer.{engine.config.num_layers - 1}.output"

@@ -49,7 +49,7 @@ class ReferenceSide:
     def __init__(self, weights: Weights, exact: Tensors, head: Head, precision: str, budget: Budget) -> None:
         """``exact``: the tensors in float64, of ``in_float64``."""
         self.weights, self.head, self._arithmetic = weights, head, budget.arithmetic
-        self._exact, self._plain = exact, narrowed(weights.tensors, budget.arithmetic)
+        self._exact, self._plain = exact, narrowed(dict(weights.tensors), budget.arithmetic)
         self.yardstick = f"plain {'fp32' if precision == 'fp64' else precision}"
 
     def truth(self, batch: PackedBatch) -> Trace:

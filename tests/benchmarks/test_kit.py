@@ -204,7 +204,12 @@ def test_rows_are_there_although_a_later_measurement_fails(tiny, tmp_path, monke
     monkeypatch.setattr("sys.argv", ["run.py", *map(str, words), "--out", str(out)])
     with pytest.raises(KeyboardInterrupt):
         run.main()
-    assert [row["what"] for row in rows.read([out])] == ["parity", "cold_start"]
+    found = rows.read([out])
+    assert [(row["what"], row.get("case")) for row in found] == [
+        ("parity", None),
+        ("cold_start", "prepared"),
+        ("cold_start", "first start"),
+    ]
     assert all(row["detail"].endswith("fp32, 2 threads") or row["detail"] for row in rows.read([out]))
 
 
@@ -329,6 +334,26 @@ def test_a_worker_answers_and_takes_samples(worker, tiny):
     assert len(worker("memory_of_shapes", [(1, 3)] * 9, 1, 0.0)) == 2
     assert len(worker("memory_of_shapes", [(1, 3)] * 9, 3, 60.0)) == 3
     assert min(worker("load", batches, 200.0, 0.1)) > 0
+
+
+def test_packed_weights_are_kept_where_the_run_says(worker, tiny, tmp_path, packed_weights):
+    users = sorted(packed_weights.iterdir())
+    assert len(list((tmp_path / "packed").glob("*.packed"))) == 1
+    other = Worker(Contestant("distilfast", "fp32"), tiny, 1, tmp_path, tmp_path / "other")
+    other.load()
+    other.close()
+    assert len(list((tmp_path / "other").glob("*.packed"))) == 1
+    assert sorted(packed_weights.iterdir()) == users
+
+
+def test_cold_starts_stand_beside_each_other():
+    row = {"what": "cold_start", "contestant": "distilfast", "precision": "fp32", "seconds": 0.2}
+    other = row | {"contestant": "other", "seconds": 3.0}
+    assert tables.cold_start([row | {"case": "prepared"}, row | {"case": "first start", "seconds": 0.4}, other]) == [
+        ["process start to first answer, s", "prepared", "first start"],
+        ["distilfast fp32", "0.20", "0.40"],
+        ["other fp32", "3.00", "–"],
+    ]
 
 
 def test_a_failure_is_one_line_and_the_worker_lives_on(worker, tiny):

@@ -3,12 +3,16 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "allocations.h"
 #include "check.h"
+#include "cpu/checksum.h"
 #include "cpu/encoder.h"
 
 using namespace distilfast;
@@ -17,6 +21,8 @@ namespace {
 
 constexpr EncoderShape shape{50, 5, 2, 70, 1e-12f, Activation::gelu};  // nothing a multiple of a vector
 constexpr Index vocabulary = 90, positions = 40;
+const std::vector<HeadLinear> head = {
+    {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}};
 
 class Tensors {
  public:
@@ -38,10 +44,8 @@ struct Fixture {
 
   Fixture(const Kernels& kernels, int threads) {
     encoder = std::make_unique<Encoder>(
-        shape,
-        std::vector<HeadLinear>{
-            {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}},
-        [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32, threads);
+        shape, head, [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32,
+        std::span<const float>(), threads);
   }
 };
 
@@ -76,6 +80,74 @@ std::vector<float> head_of(const Encoder& encoder, const Batch& batch) {
 }
 
 }  // namespace
+
+TEST(an_encoder_over_packed_weights_asks_for_no_linear) {
+  for (const Kernels* kernels : supported_kernels())
+    for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+      Tensors tensors;
+      bool only_norms = false;
+      const FindTensor find = [&](const std::string& name) {
+        CHECK(!only_norms || name.find("norm") != std::string::npos || name.starts_with("embed."));
+        return tensors(name);
+      };
+      const Encoder packs(shape, head, find, *kernels, precision, {}, 2);
+      only_norms = true;
+      const std::span<const float> packed = packs.model().image.floats();
+      const Encoder reads(shape, head, find, *kernels, precision, packed, 2);
+      CHECK(reads.model().image.floats().data() == packed.data());
+      const Batch batch({3, 40, 1, 17});
+      CHECK(head_of(reads, batch) == head_of(packs, batch));
+      bool refused = false;
+      try {
+        const Encoder wrong(shape, head, find, *kernels, precision, packed.first(packed.size() - 16), 2);
+      } catch (const std::invalid_argument&) {
+        refused = true;
+      }
+      CHECK(refused);
+    }
+}
+
+TEST(an_image_has_the_same_bytes_with_any_threads) {
+  for (const Kernels* kernels : supported_kernels()) {
+    const Fixture one(*kernels, 1), more(*kernels, 3);
+    const std::span<const float> a = one.encoder->model().image.floats(), b = more.encoder->model().image.floats();
+    CHECK(a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
+  }
+}
+
+// Sizes straddle the eight lanes and the parts that threads take.
+TEST(a_checksum_sees_every_changed_bit_whoever_computes_it) {
+  Team one(1), more(3);
+  for (const std::size_t size : {1, 63, 64, 65, 1 << 20, (1 << 20) + 1, (3 << 20) - 1}) {
+    std::vector<std::byte> block(size);
+    for (std::size_t i = 0; i < size; ++i) block[i] = static_cast<std::byte>(i * 131 >> 3);
+    const std::uint64_t wanted = checksum(block, one);
+    CHECK(checksum(block, more) == wanted);
+    for (const std::size_t at : {std::size_t{0}, size / 3, size / 2, size - 1})
+      for (int bit = 0; bit < 8; ++bit) {
+        block[at] ^= static_cast<std::byte>(1 << bit);
+        CHECK(checksum(block, more) != wanted);
+        block[at] ^= static_cast<std::byte>(1 << bit);
+      }
+    CHECK(checksum(std::span(block).first(size - 1), one) != wanted);
+    block.push_back(std::byte{0});
+    CHECK(checksum(block, one) != wanted);
+  }
+}
+
+// The sum alone does not see these: two words of a lane change places, or their uppermost bits flip.
+TEST(a_checksum_sees_changes_that_cancel_out) {
+  Team team(1);
+  std::vector<std::uint64_t> words(256);
+  for (std::size_t i = 0; i < words.size(); ++i) words[i] = i * i;
+  const auto sum = [&] { return checksum(std::as_bytes(std::span(words)), team); };
+  const std::uint64_t wanted = sum();
+  std::swap(words[8], words[16]);
+  CHECK(sum() != wanted);
+  std::swap(words[8], words[16]);
+  words[8] ^= std::uint64_t{1} << 63, words[16] ^= std::uint64_t{1} << 63;
+  CHECK(sum() != wanted);
+}
 
 TEST(skipping_rows_changes_no_bit) {
   for (const Kernels* kernels : supported_kernels()) {
@@ -230,7 +302,7 @@ TEST(a_missing_tensor_is_named) {
   try {
     const Encoder encoder(
         shape, {}, [&](const std::string& name) { return name == "layer.1.ffn_in.bias" ? nullptr : tensors(name); },
-        kernels_for("ref"), Precision::fp32, 1);
+        kernels_for("ref"), Precision::fp32, {}, 1);
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }

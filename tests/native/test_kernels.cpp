@@ -28,7 +28,9 @@ void against_ref(Run run, float tolerance = 1e-4f) {
 
 std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
   const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3);
-  const Dense dense(kernels, w.data(), b.data(), n, k, team);
+  const Buffer packed(Dense::packed_size(kernels, n, k));
+  Dense::pack(kernels, w.data(), b.data(), n, k, packed.data(), team);
+  const Dense dense(kernels, n, k, packed.data());
   std::vector<float> out(rows * n), scratch(kernels.scratch(rows, k));
   linear_stage(dense, x.data(), rows, act, out.data(), {scratch.data(), 0}, team);
   return out;

@@ -20,6 +20,9 @@
 namespace distilfast {
 namespace {
 
+// Like `packing` in vec.h, for `pack_int8`.
+constexpr int int8_packing = 1;
+
 constexpr Index group = 64;  // of K
 constexpr Index group_slots = group / 4;
 constexpr Index packed_group = (group_slots + 1) * panel;  // floats
@@ -177,6 +180,7 @@ inline void pack_what_operands_read(const LinearSource& source, const Int8Layout
     packed[k] = k < at.k ? source.centre[k] : 0.0f;
     packed[at.mask() + k] = k < at.k ? 1.0f : 0.0f;
   }
+  for (Index i = at.wide_at(); i < at.side(0); ++i) packed[i] = 0.0f;
   for (Index i = 0; i < at.wide; ++i) {
     packed[at.mask() + source.wide[i]] = 0.0f;
     packed[at.wide_at() + i] = __builtin_bit_cast(float, source.wide[i]);
@@ -296,7 +300,13 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 
 template <class Dot>
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic,      panel, int8_packed_size, pack_int8, int8_operands_size<Dot>, make_int8_operands<Dot>,
+  return {arithmetic,
+          int8_packing,
+          panel,
+          int8_packed_size,
+          pack_int8,
+          int8_operands_size<Dot>,
+          make_int8_operands<Dot>,
           int8_linear<Dot>};
 }
 

@@ -12,6 +12,10 @@ namespace {
 // Sixteen columns at a time, [k][column], so that a compiler for any machine finds something to vectorise.
 constexpr Index panel = 16;
 
+// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
+// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
+constexpr int packing = 1;
+
 struct AsItIs {
   static float round(float x) { return x; }
 };
@@ -85,7 +89,8 @@ void linear(const Linear& op, Range rows, Range panels) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, packed_size, pack_linear<Operands>, no_operands, make_no_operands, linear<Operands>};
+  return {arithmetic,  packing,          panel,           packed_size, pack_linear<Operands>,
+          no_operands, make_no_operands, linear<Operands>};
 }
 
 }  // namespace

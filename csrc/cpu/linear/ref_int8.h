@@ -7,6 +7,9 @@
 namespace distilfast {
 namespace {
 
+// Like `packing` in ref.h, for `pack_int8`.
+constexpr int int8_packing = 1;
+
 constexpr Index group = 64;
 
 // Puts `steps` steps between `low` and `high`, and every number onto the nearest.
@@ -107,7 +110,8 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, int8_packed_size, pack_int8, int8_operands_size, make_int8_operands, int8_linear};
+  return {arithmetic,         int8_packing,       panel,      int8_packed_size, pack_int8,
+          int8_operands_size, make_int8_operands, int8_linear};
 }
 
 }  // namespace

@@ -24,6 +24,10 @@ constexpr int panel = panel_vectors * Vec::width;
 // Sums, a row of W and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
 
+// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
+// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
+constexpr int packing = 1;
+
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
   static constexpr Index per_slot = 1;  // numbers of K
@@ -172,6 +176,7 @@ void linear(const Linear& op, Range rows, Range panels) {
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
   return {arithmetic,
+          packing,
           panel,
           packed_size<Operands>,
           pack_linear<Operands>,

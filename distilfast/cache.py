@@ -1,0 +1,264 @@
+"""Packed weights on disk, so that the next process maps what this one packed.
+
+A file is named by its key, a digest of all that its bytes depend on: the checkpoint's content, the layout of the packed
+weights and this version of distilfast. It is written under a temporary name and renamed, so a reader finds all of it or
+nothing; header and body have checksums, and what is damaged, foreign or of another version is packed anew and written
+over. All processes map the same pages. Whatever goes wrong with the disk is no error: the weights are packed as if
+there were no cache, and ``Entry.origin`` says so.
+
+The digest of a checkpoint's file takes longer than all the rest, so it is remembered by path, size, inode, mtime and
+ctime; not that of a file that was changed so recently that it could change again within one tick of these clocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import stat
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilfast import __version__
+from distilfast.checkpoint import StoredFile
+from distilfast.config import cache_directory
+
+MOST_BYTES = 4 << 30
+"""Bound of all files together; the file whose last use is longest ago goes first."""
+MOST_DIGESTS = 64
+"""Digests that are remembered."""
+SETTLED_NS = 2_000_000_000
+"""How old the last change of a file must be for its digest to be remembered: the coarsest clock of a file system."""
+
+_SUFFIX, _TEMPORARY, _DIGESTS = ".packed", ".tmp", "digests.json"
+# Magic, format of this file, bytes of the body, its checksum, the key; zeros up to a page, whose last four bytes are
+# the CRC of all others.
+_HEADER = struct.Struct("<8sIxxxxQQ32s")
+_MAGIC, _FORMAT = b"DFPACKED", 1
+_PAGE = 4096
+_PART = 16 << 20  # bytes of a checkpoint that one thread digests at a time
+
+
+class Entry:
+    """One model's packed weights in the cache, there or not.
+
+    ``packed``: float32, read-only and mapped, or None. ``origin``: where the weights come from, in words.
+    """
+
+    def __init__(self, path: Path | None, key: bytes, origin: str, threads: int) -> None:
+        """``path`` None: there is no cache, and ``origin`` says why."""
+        self._path, self._key, self._threads = path, key, threads
+        self.packed = None if path is None else _read(path, key, threads)
+        self.origin = origin if self.packed is None else f"cache ({path})"
+
+    def keep(self, packed: np.ndarray) -> np.ndarray | None:
+        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be."""
+        if self._path is None:
+            return None
+        try:
+            _write(self._path, self._key, packed, self._threads)
+        except OSError as error:
+            self.origin = f"packed, cache not writable: {_reason(error)}"
+            return None
+        self.origin = f"packed, written to {self._path}"
+        return _read(self._path, self._key, self._threads)
+
+
+def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int) -> Entry:
+    """The entry for what is packed of ``files`` in the way that ``facts`` (of JSON's types) describe.
+
+    ``threads``: how many may read and digest. Raises nothing.
+    """
+    try:
+        directory = cache_directory()
+    except OSError as error:
+        return Entry(None, b"", f"packed, no cache: {_reason(error)}", threads)
+    if directory is None:
+        return Entry(None, b"", "packed, cache off", threads)
+    if not files:
+        return Entry(None, b"", "packed, not cached: they are not from safetensors files", threads)
+    everything = {
+        "version": __version__,
+        "byte_order": sys.byteorder,
+        "files": [_digest(directory, file, threads) for file in files],
+        **facts,
+    }
+    key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).digest()
+    return Entry(directory / f"{key.hex()[:32]}{_SUFFIX}", key, "packed", threads)
+
+
+# --- one file ---
+
+
+def _read(path: Path, key: bytes, threads: int) -> np.ndarray | None:
+    """The mapped body of a whole file with this key that can be trusted, or None."""
+    from distilfast import _cpu
+
+    with contextlib.suppress(OSError), _opened(path) as file:
+        size = os.fstat(file).st_size - _PAGE
+        header = os.pread(file, _PAGE, 0)
+        if size <= 0 or _crc(header[:-4]) != header[-4:]:
+            return None
+        magic, version, body_bytes, checksum, stored_key = _HEADER.unpack_from(header)
+        if (magic, version, body_bytes, stored_key) != (_MAGIC, _FORMAT, size, key):
+            return None
+        mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        # For the reason that csrc/cpu/arena.h gives; a system that has none for files is only slower.
+        with contextlib.suppress(OSError, AttributeError):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        body = np.frombuffer(mapped, np.float32, offset=_PAGE)
+        if _cpu.checksum(body, threads=threads) != checksum:
+            return None
+        with contextlib.suppress(OSError):  # a read-only disk
+            os.utime(path)  # its last use, by which _evict goes
+        return body
+    return None
+
+
+def _write(path: Path, key: bytes, packed: np.ndarray, threads: int) -> None:
+    """Raises OSError, and then has left nothing behind."""
+    from distilfast import _cpu
+
+    checksum = _cpu.checksum(packed, threads=threads)
+    header = _HEADER.pack(_MAGIC, _FORMAT, packed.nbytes, checksum, key).ljust(_PAGE - 4, b"\0")
+    _remove_abandoned(path.parent)
+    _replace(path, [header + _crc(header), packed.data])
+    _evict(path)
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "little")
+
+
+def _evict(kept: Path) -> None:
+    """Remove the files used longest ago until the bound is kept; never ``kept``, whatever its size."""
+    files = []
+    for path in kept.parent.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError):  # another process was faster
+            status = path.stat()
+            files.append((path != kept, -status.st_mtime_ns, status.st_size, path))
+    total = 0
+    for _, _, size, path in sorted(files):
+        total += size
+        if total > MOST_BYTES and path != kept:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+# --- the digest of a checkpoint's file ---
+
+
+def _digest(directory: Path, file: StoredFile, threads: int) -> str:
+    """The file's content as hexadecimal SHA-256 digits of its parts' digests; from memory where it is unchanged."""
+    remembered = _remembered(directory)
+    path, status = os.path.abspath(file.path), file.status
+    identity = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    found = remembered.get(path)
+    if isinstance(found, list) and found[:-1] == identity and isinstance(found[-1], str):
+        return found[-1]
+    now = time.time_ns()
+    digest = _digest_of(file.data, threads)
+    if max(status.st_mtime_ns, status.st_ctime_ns) < now - SETTLED_NS:
+        remembered.pop(path, None)  # the newest last
+        latest = dict([*remembered.items(), (path, [*identity, digest])][-MOST_DIGESTS:])
+        with contextlib.suppress(OSError):
+            _replace(directory / _DIGESTS, [json.dumps(latest).encode()])
+    return digest
+
+
+def _digest_of(data: mmap.mmap, threads: int) -> str:
+    from concurrent.futures import ThreadPoolExecutor  # not before it is needed: most starts do without
+
+    with memoryview(data) as view, ThreadPoolExecutor(threads) as pool:  # hashlib lets go of the interpreter's lock
+        parts = pool.map(lambda at: hashlib.sha256(view[at : at + _PART]).digest(), range(0, len(view), _PART))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _remembered(directory: Path) -> dict[str, Any]:
+    try:
+        with _opened(directory / _DIGESTS) as file:
+            found = json.loads(os.read(file, 1 << 20))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# --- trust, and writing in one piece ---
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of a file that only this user or root can have written; raises OSError for any other."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a file")
+        _check_owner(path, status)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (os.geteuid(), 0):
+        raise OSError(f"{path} belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{path} can be written by other users")
+
+
+def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write ``parts`` as ``path`` all at once: readers have the old file or the new one. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(path.parent, path.parent.stat())
+    number, name = _temporary(path.parent)
+    try:
+        with open(number, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            # No fsync, which takes seconds on a busy disk: what a power failure leaves of a file, its checksums tell.
+            os.rename(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _temporary(directory: Path) -> tuple[int, str]:
+    """A new file, open and locked for as long as this process has it open: others see that its writer is alive."""
+    import tempfile  # as above
+
+    while True:
+        number, name = tempfile.mkstemp(suffix=_TEMPORARY, prefix=".", dir=directory)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            if os.fstat(number).st_nlink:
+                return number, name
+        except OSError:  # a file system without locks
+            os.unlink(name)
+            os.close(number)
+            raise
+        os.close(number)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove temporary files whose writer has died, and with it the lock on its file."""
+    for path in directory.glob(f".*{_TEMPORARY}"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).rstrip(".")
