@@ -93,11 +93,11 @@ class DeviceArray {
     return facts;
   }
 
-  static py::tuple dlpack_device() { return py::make_tuple(dlpack_device_type, current_device()); }
+  py::tuple dlpack_device() const { return py::make_tuple(dlpack_device_type, owner_->device()); }
 
-  // `stream`: the reader's, where it is not the one of the forward; -1: it needs no order.
+  // `stream`: the reader's; none: the default one, as DLPack has it; -1: it needs no order.
   py::capsule dlpack(const std::optional<std::intptr_t>& stream) const {
-    if (stream && *stream != -1) owner_->share_with(static_cast<StreamHandle>(*stream));
+    if (stream != -1) owner_->share_with(static_cast<StreamHandle>(stream.value_or(0)));
     struct Exported {
       DLManagedTensor managed;
       DeviceArray array;
@@ -105,7 +105,7 @@ class DeviceArray {
     auto* exported = new Exported{{}, *this};
     DLTensor& tensor = exported->managed.tensor;
     tensor = {const_cast<float*>(data_),
-              {dlpack_device_type, current_device()},
+              {dlpack_device_type, owner_->device()},
               2,
               {2, 32, 1},
               exported->array.shape_,
@@ -438,7 +438,7 @@ void bind(py::module_& module) {
   py::class_<DeviceArray>(module, "DeviceArray")
       .def_property_readonly("shape", &DeviceArray::shape)
       .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
-      .def("__dlpack_device__", [](const DeviceArray&) { return DeviceArray::dlpack_device(); })
+      .def("__dlpack_device__", &DeviceArray::dlpack_device)
       .def(
           "__dlpack__",
           [](const DeviceArray& self, const std::optional<std::intptr_t>& stream, const py::kwargs&) {
@@ -448,6 +448,8 @@ void bind(py::module_& module) {
 
   module.def("unavailable", &unavailable, "None, or why no device can be used, in one sentence.");
   module.def("device_name", &device_name, "The current device's name.");
+  module.def("architecture", &architecture, "The current device's compute capability, as 80 or 90.");
+  module.def("used_memory", &used_memory, "Bytes of the current device's memory that are in use, by anyone.");
 
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),

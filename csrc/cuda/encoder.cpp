@@ -49,11 +49,17 @@ class Workspace {
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
                  Index chunk_tokens, bool persistent)
-    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens), persistent_(persistent) {}
+    : device_(current_device()),
+      model_(load(shape, head, find)),
+      chunk_tokens_(chunk_tokens),
+      persistent_(persistent && shape.precision != Precision::fp32) {
+  if (persistent_) load_persistent(shape.precision);
+}
 
 Encoder::~Encoder() = default;
 
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
+  const CurrentDevice current(device_);
   std::unique_ptr<Workspace> workspace = borrow_workspace();
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : chunk_limit();  // a trace is one piece
@@ -70,6 +76,8 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
 
 std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                          StreamHandle caller) const {
+  const CurrentDevice current(device_);
+  check_stream(caller);
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
   if (chunk.sequences < input.sequences)
     throw std::invalid_argument("At most " + std::to_string(chunk_limit()) + " tokens are run at once.");
@@ -123,6 +131,7 @@ DeviceOutput::DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_p
 
 DeviceOutput::~DeviceOutput() {
   try {
+    const CurrentDevice current(encoder_->device());
     for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
     encoder_->return_workspace(std::move(workspace_));
   } catch (const std::exception&) {
@@ -132,8 +141,12 @@ DeviceOutput::~DeviceOutput() {
 
 void DeviceOutput::share_with(StreamHandle stream) {
   if (std::find(readers_.begin(), readers_.end(), stream) != readers_.end()) return;
+  const CurrentDevice current(encoder_->device());
+  check_stream(stream);
   workspace_->stream.precede(stream);
   readers_.push_back(stream);
 }
+
+int DeviceOutput::device() const { return encoder_->device(); }
 
 }  // namespace distilfast::cuda

@@ -46,6 +46,7 @@ class DeviceOutput {
   // What is enqueued on `stream` from now on begins when the numbers are there; what it has when this is gone has read
   // them. The caller's stream of `forward_on_device` is one from the start.
   void share_with(StreamHandle stream);
+  int device() const;
 
   const float* hidden = nullptr;  // [T, D], or null
   const float* head = nullptr;    // [R, N], or null
@@ -59,7 +60,8 @@ class DeviceOutput {
 class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
   // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
-  // `persistent`: small buckets are run by one launch instead of a graph of many.
+  // `persistent`: small buckets are run by one launch instead of a graph of many. All of it lies on the device that is
+  // current here, and every call runs there, whatever the calling thread's device is.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens,
           bool persistent);
   ~Encoder();
@@ -68,12 +70,13 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
   // Neither waits nor copies: begins behind the work of the caller's stream and precedes what comes there next. Throws
-  // std::invalid_argument for a batch of more than one chunk.
+  // std::invalid_argument for a batch of more than one chunk, and for a stream of another device.
   std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                   StreamHandle caller) const;
 
   const Model& model() const { return model_; }
-  std::size_t scratch_bytes() const;  // of device memory, in all workspaces that are not lent out
+  int device() const { return device_; }  // on which all of it lies
+  std::size_t scratch_bytes() const;      // of device memory, in all workspaces that are not lent out
 
  private:
   friend class DeviceOutput;
@@ -82,6 +85,7 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   std::unique_ptr<Workspace> borrow_workspace() const;
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
+  int device_;
   Model model_;
   Index chunk_tokens_;
   bool persistent_;

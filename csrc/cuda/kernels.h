@@ -8,7 +8,8 @@
 // All pointers point to device memory. How many rows there are is read on the device, so that a graph which was made
 // for `most_rows` serves every batch with no more of them. `T` is the element of the precision: what matrix
 // instructions read and what travels between linears. Sums, LayerNorm and the residual stream are fp32 in all of them.
-// Each operation only enqueues: nothing here allocates or waits.
+// Each operation only enqueues: nothing here allocates or waits. `load_<op>` brings to the device every kernel that the
+// operation launches in a precision, so that its first launch may be a graph's.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +36,9 @@ struct LayerNormWeights {
   float eps;
 };
 
+// Null, or why a width cannot be had.
+const char* layer_norm_misfit(int width);
+
 struct Embed {
   Precision precision;
   const std::int32_t* rows;         // how many tokens there are
@@ -49,6 +53,7 @@ struct Embed {
   void* out_low;  // T [T, row_stride(D)], or null
 };
 void embed(const Embed& op, int most_rows, Stream& stream);
+void load_embed(Precision precision);
 
 // W in the order in which `linear` reads it, made by `pack_linear`.
 struct PackedLinear {
@@ -74,6 +79,7 @@ struct Linear {
   void* out_low;  // T [*, row_stride(N)], or null; only with one split
 };
 void linear(const Linear& op, int most_rows, Stream& stream);
+void load_linear(Precision precision);
 // The splits with which a linear fills the device, for the encoder to choose where add_layer_norm follows.
 int linear_splits(Precision precision, int n, int k, int most_rows);
 
@@ -91,6 +97,7 @@ struct Attention {
 // Null, or why a head size cannot be had.
 const char* attention_misfit(int head_size);
 void attention(const Attention& op, int most_rows, Stream& stream);
+void load_attention(Precision precision, int head_size);
 
 struct AddLayerNorm {
   Precision precision;
@@ -107,5 +114,6 @@ struct AddLayerNorm {
   void* out_low;  // T [*, row_stride(D)], or null
 };
 void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream);
+void load_add_layer_norm(Precision precision);
 
 }  // namespace distilfast::cuda

@@ -91,4 +91,14 @@ void linear(const Linear& op, int most_rows, Stream& stream) {
   });
 }
 
+void load_linear(Precision precision) {
+  with_element(precision, [&]<class T>() {
+    load_kernel("pack_linear", pack_kernel<T>);
+    load_kernel("linear", linear_kernel<T, Few>);
+    load_kernel("linear", linear_kernel<T, Some>);
+    load_kernel("linear", linear_kernel<T, Many>);
+    load_kernel("linear", linear_kernel<T, Countless>);
+  });
+}
+
 }  // namespace distilfast::cuda

@@ -66,6 +66,8 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
              Stream& stream)
     : shape(shape) {
   if (const char* misfit = attention_misfit(shape.width / shape.heads)) throw std::invalid_argument(misfit);
+  if (const char* misfit = layer_norm_misfit(shape.width)) throw std::invalid_argument(misfit);
+  load_kernels();
   Loader loader(shape, find, stream);
   word = loader.table("embed.word", true);
   position = loader.table("embed.position", true);
@@ -80,6 +82,13 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
     width = linear.columns;
   }
   stream.wait();
+}
+
+void Model::load_kernels() const {
+  load_embed(shape.precision);
+  load_linear(shape.precision);
+  load_attention(shape.precision, shape.width / shape.heads);
+  load_add_layer_norm(shape.precision);
 }
 
 std::size_t Model::bytes() const {

@@ -74,6 +74,9 @@ struct Model {
   std::optional<Norm> embed_norm;           // always there
   std::vector<Layer> layers;
   std::vector<HeadLayer> head;
+
+ private:
+  void load_kernels() const;
 };
 
 }  // namespace distilfast::cuda

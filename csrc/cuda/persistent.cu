@@ -78,6 +78,8 @@ __device__ inline void prefetch_weight(const Program& program, int next) {
     prefetch(static_cast<const char*>(packed.weight) + at);
 }
 
+static_assert(sizeof(Program) <= 32764, "more than a kernel's arguments can be");
+
 template <class T>
 __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ Program program) {
   prefetch_weight<T>(program, 0);
@@ -108,6 +110,10 @@ void run_persistent(Precision precision, const Program& program, Stream& stream)
     launch_cooperative("the persistent encoder", persistent_kernel<T>, block_threads, shared_bytes(precision, program),
                        stream, program);
   });
+}
+
+void load_persistent(Precision precision) {
+  with_short_element(precision, [&]<class T>() { load_kernel("the persistent encoder", persistent_kernel<T>); });
 }
 
 }  // namespace distilfast::cuda

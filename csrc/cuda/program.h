@@ -72,5 +72,6 @@ class Queue {
 // Enqueues one cooperative launch. Only for fp16 and bf16, for stages with at most most_persistent_rows rows and heads
 // of at most most_persistent_head columns.
 void run_persistent(Precision precision, const Program& program, Stream& stream);
+void load_persistent(Precision precision);
 
 }  // namespace distilfast::cuda

@@ -49,15 +49,15 @@ class CudaBackend:
     @property
     def detail(self) -> str:
         """The device's name and the precision."""
-        return f"{self._module.device_name()} {self._precision}"
+        return f"{self._gpu} {self._precision}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
-        """Bring the weights to the device; raises BackendError for what the kernels cannot run."""
+        """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
         if precision not in PRECISIONS:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
             )
-        self._precision = precision
+        self._precision, self._gpu = precision, self._module.device_name()
         config = weights.config
         try:
             self._encoder = self._module.Encoder(
@@ -108,7 +108,7 @@ class CudaBackend:
     def info(self) -> dict[str, object]:
         """The device and the bytes held on it."""
         return {
-            "gpu": self._module.device_name(),
+            "gpu": self._gpu,
             "measured": "not yet measured on a GPU",
             "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,

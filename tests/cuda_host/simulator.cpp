@@ -60,6 +60,16 @@ void Device::free(void* memory) {
   std::free(memory);
 }
 
+std::size_t Device::used_bytes() {
+  const std::lock_guard guard(mutex);
+  return used_bytes_;
+}
+
+bool Device::holds(const void* at) {
+  const std::lock_guard guard(mutex);
+  return find(at, 1) != nullptr;
+}
+
 Region* Device::find(const void* at, std::size_t bytes) {
   if (current_ && current_->block->shared->holds(at, bytes)) return current_->block->shared.get();
   if (last_ && last_->holds(at, bytes)) return last_;
