@@ -39,10 +39,43 @@ struct LayerNormWeights {
 // Null, or why a width cannot be had.
 const char* layer_norm_misfit(int width);
 
+// What the kernels read of a batch.
+struct BatchInputs {
+  std::int32_t *tokens, *sequences, *rows;  // how many
+  std::int32_t* faults;                     // what take_inputs found: 0 in a batch that the host has checked
+  std::int32_t *ids, *positions, *token_types, *cu_seqlens, *gather;
+};
+
+// Integers of a caller's.
+struct Integers {
+  const void* data;  // null: there are none
+  bool wide;         // 64 bits and not 32
+};
+
+enum class RowsAre { first, all, given };  // of each sequence; of the batch; in an array
+
+// Bits of `faults`.
+constexpr std::uint32_t fault_ids = 1, fault_cu_seqlens = 2, fault_token_types = 4, fault_rows = 8,
+                        fault_positions = 16;
+
+// take_inputs     a batch in a caller's memory -> BatchInputs; see take_inputs.cuh for what becomes of a wrong one.
+struct TakeInputs {
+  Integers ids;          // [T]
+  Integers cu_seqlens;   // [B + 1]
+  Integers token_types;  // [T], or null
+  Integers rows;         // [R], where they are given
+  RowsAre rows_are;
+  int tokens, sequences, num_rows;   // T, B, R
+  int words, most_positions, types;  // of the model's tables
+  BatchInputs to;
+};
+void take_inputs(const TakeInputs& op, Stream& stream);
+void load_take_inputs();
+
 struct Embed {
   Precision precision;
   const std::int32_t* rows;         // how many tokens there are
-  const std::int32_t* ids;          // [T]
+  const std::int32_t* ids;          // [T]; a negative one makes a row of NaN
   const std::int32_t* positions;    // [T]
   const std::int32_t* token_types;  // [T]
   const float* word;                // [V, D]

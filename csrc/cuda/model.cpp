@@ -85,6 +85,7 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
 }
 
 void Model::load_kernels() const {
+  load_take_inputs();
   load_embed(shape.precision);
   load_linear(shape.precision);
   load_attention(shape.precision, shape.width / shape.heads);

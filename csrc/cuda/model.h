@@ -67,6 +67,9 @@ struct Model {
   Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Stream& stream);
 
   std::size_t bytes() const;
+  int rows_of(const DeviceBuffer& table) const {
+    return static_cast<int>(table.bytes() / sizeof(float) / static_cast<std::size_t>(shape.width));
+  }
   int head_columns() const { return head.empty() ? 0 : head.back().dense.n; }
 
   EncoderShape shape;

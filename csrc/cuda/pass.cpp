@@ -65,11 +65,12 @@ std::size_t Pass::row_bytes(int columns) const {
 }
 
 // Returns the end of what it placed.
-char* Pass::place_inputs(char* at, Inputs& inputs) const {
+char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
   const std::size_t most = static_cast<std::size_t>(most_tokens_) * sizeof(std::int32_t);
-  inputs.tokens = take<std::int32_t>(at, 3 * sizeof(std::int32_t));
+  inputs.tokens = take<std::int32_t>(at, 4 * sizeof(std::int32_t));
   inputs.sequences = inputs.tokens + 1;
   inputs.rows = inputs.tokens + 2;
+  inputs.faults = inputs.tokens + 3;
   inputs.ids = take<std::int32_t>(at, most);
   inputs.positions = take<std::int32_t>(at, most);
   inputs.token_types = take<std::int32_t>(at, most);
@@ -122,11 +123,30 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
 
 Pass::Results Pass::start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream) {
   fill_inputs(input, chunk);
-  const Wish wish{bucket_for(chunk.rows), hidden, head && chunk.rows > 0};
+  return run_graph({bucket_for(chunk.rows), hidden, head && chunk.rows > 0, true}, stream);
+}
+
+Pass::Results Pass::start(const DeviceInput& input, bool hidden, bool head, Stream& stream) {
+  take_inputs(
+      {input.ids, input.cu_seqlens, input.token_types, input.rows, input.rows_are, static_cast<int>(input.tokens),
+       static_cast<int>(input.sequences), static_cast<int>(input.num_rows), model_.rows_of(model_.word),
+       model_.rows_of(model_.position), model_.rows_of(model_.token_type), device_},
+      stream);
+  return run_graph({bucket_for(input.num_rows), hidden, head && input.num_rows > 0, false}, stream);
+}
+
+Pass::Results Pass::run_graph(const Wish& wish, Stream& stream) {
   std::unique_ptr<Graph>& graph = graphs_[wish];
-  if (!graph) graph = std::make_unique<Graph>(stream, [this, wish, &stream] { enqueue(wish, stream, nullptr); });
+  if (!graph) graph = std::make_unique<Graph>(stream, [&] { enqueue(wish, stream, nullptr); });
   graph->run(stream);
-  return {hidden ? tokens_.x : nullptr, head ? head_out_ : nullptr};
+  return {wish.hidden ? tokens_.x : nullptr, wish.head ? head_out_ : nullptr};
+}
+
+std::uint32_t Pass::faults(Stream& stream) const {
+  std::int32_t faults = 0;
+  download(&faults, device_.faults, sizeof(faults), stream);
+  stream.wait();
+  return static_cast<std::uint32_t>(faults);
 }
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
@@ -151,7 +171,7 @@ void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const Forwa
   tracer.probabilities = DeviceBuffer(static_cast<std::size_t>(tracer.num_probabilities) * sizeof(float));
   tracer.probability_begins = DeviceBuffer(begins.size() * sizeof(std::int64_t));
   upload(tracer.probability_begins.data(), begins.data(), tracer.probability_begins.bytes(), stream);
-  enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0}, stream, &tracer);
+  enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0, true}, stream, &tracer);
   fetch(chunk, output, stream);
 }
 
@@ -169,7 +189,7 @@ void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream
 // ---- layers
 
 void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
-  upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
+  if (wish.from_host) upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
   Program program;
   program.count = 0;
   Queue queue(stream, persistent_ && !tracer ? &program : nullptr);

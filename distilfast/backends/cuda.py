@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from distilfast.backends.base import Trace
-from distilfast.batch import PackedBatch
-from distilfast.errors import BackendError
+from distilfast.batch import DeviceBatch, PackedBatch
+from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.weights import Weights
 
@@ -103,6 +103,25 @@ class CudaBackend:
         try:
             return self._encoder.forward_on_device(*arrays, rows, hidden, _stream(stream))
         except (RuntimeError, ValueError) as error:
+            raise BackendError(str(error)) from error
+
+    def forward_from_device(
+        self, batch: DeviceBatch, rows: Any | None, hidden: bool, stream: int | None = None
+    ) -> tuple[Any, Any]:
+        """``forward_on_device`` for ids that are on the GPU; ``rows`` an array there, "first", "all" or None.
+
+        The bucket comes from the arrays' sizes alone. What they hold is looked at on the device: an id or a type
+        outside its table makes the answers of its sequence NaN, wrong ``cu_seqlens`` or rows those of the whole batch,
+        and ``wait()`` of either result raises ValueError, which says what it was. Raises InputError for arrays that
+        cannot be read and BackendError for a batch that has to be run in pieces.
+        """
+        try:
+            return self._encoder.forward_from_device(
+                batch.input_ids, batch.cu_seqlens, batch.token_types, rows, hidden, _stream(stream)
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        except RuntimeError as error:
             raise BackendError(str(error)) from error
 
     def info(self) -> dict[str, object]:
