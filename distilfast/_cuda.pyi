@@ -1,8 +1,8 @@
 """The encoder on an NVIDIA GPU, compiled from csrc/cuda. Arrays are C-contiguous numpy arrays in host memory.
 
 T tokens, B sequences, R rows read by the head, D hidden size, H heads. Bad arguments are ValueError, errors of the
-device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16. A raw array holds rows of the precision's
-elements as bytes; where one is taken, each row is padded to a multiple of 8 elements.
+device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16, int8. A raw array holds rows of the
+precision's elements (bf16 for int8) as bytes; where one is taken, each row is padded to a multiple of 8 elements.
 """
 
 from typing import Any

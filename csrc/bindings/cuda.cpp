@@ -41,7 +41,7 @@ Activation activation_named(const std::string& name) {
 
 Precision precision_named(const std::string& name) {
   static const std::map<std::string, Precision> names = {
-      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}};
+      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
   return named(names, name, "Precision");
 }
 

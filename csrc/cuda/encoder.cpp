@@ -59,7 +59,7 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
     : device_(current_device()),
       model_(load(shape, head, find)),
       chunk_tokens_(chunk_tokens),
-      persistent_(persistent && shape.precision != Precision::fp32) {
+      persistent_(persistent && can_persist(shape.precision)) {
   if (persistent_) load_persistent(shape.precision);
 }
 

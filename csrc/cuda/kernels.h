@@ -21,7 +21,8 @@ namespace distilfast::cuda {
 
 using Index = std::int64_t;
 
-enum class Precision { fp32, fp16, bf16 };
+// int8: the encoder's linears have weights of 8 bits, and all else is bf16.
+enum class Precision { fp32, fp16, bf16, int8 };
 enum class Activation { none, gelu, relu, tanh };
 
 constexpr std::size_t element_size(Precision precision) { return precision == Precision::fp32 ? 4 : 2; }

@@ -11,7 +11,7 @@
 namespace distilfast::cuda {
 
 struct EncoderShape {
-  Precision precision;
+  Precision precision;            // with int8 the head's linears, which run on few rows, are bf16
   int width, heads, layers, ffn;  // D, H, layers, F
   float eps;
   Activation activation;
@@ -33,6 +33,7 @@ struct HostTensor {
 using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
 
 struct Dense {
+  Precision precision;
   DeviceBuffer weight, bias;
   int n, k;
 

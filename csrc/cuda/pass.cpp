@@ -19,10 +19,10 @@ T* take(char*& at, std::size_t bytes) {
 }
 
 // Most floats that the parts of a linear can take, in any bucket up to `most`.
-std::size_t part_floats(Precision precision, const Dense& dense, int most) {
+std::size_t part_floats(const Dense& dense, int most) {
   std::size_t floats = 0;
   for (int rows = smallest_bucket; rows <= most; rows *= 2)
-    floats = std::max(floats, static_cast<std::size_t>(linear_splits(precision, dense.n, dense.k, rows)) *
+    floats = std::max(floats, static_cast<std::size_t>(linear_splits(dense.precision, dense.n, dense.k, rows)) *
                                   static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
   return floats;
 }
@@ -56,8 +56,8 @@ Pass::Pass(const Model& model, int most_tokens, bool persistent)
 bool Pass::can_persist() const {
   const EncoderShape& shape = model_.shape;
   const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
-  return shape.precision != Precision::fp32 && most_tokens_ <= most_persistent_rows &&
-         shape.width / shape.heads <= most_persistent_head && stages <= most_stages;
+  return most_tokens_ <= most_persistent_rows && shape.width / shape.heads <= most_persistent_head &&
+         stages <= most_stages;
 }
 
 std::size_t Pass::row_bytes(int columns) const {
@@ -85,9 +85,9 @@ char* Pass::place_buffers(char* at) {
   std::size_t parts = 0, head_out = 0, head_low = 0;
   for (const Layer& layer : model_.layers)
     for (const Dense* dense : {&layer.attention_out, &layer.ffn_out})
-      parts = std::max(parts, part_floats(shape.precision, *dense, most_tokens_));
+      parts = std::max(parts, part_floats(*dense, most_tokens_));
   for (const HeadLayer& layer : model_.head) {
-    if (layer.norm) parts = std::max(parts, part_floats(shape.precision, layer.dense, most_tokens_));
+    if (layer.norm) parts = std::max(parts, part_floats(layer.dense, most_tokens_));
     if (&layer != &model_.head.back()) head_low = std::max(head_low, most * row_bytes(layer.dense.n));
     head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
   }
@@ -284,23 +284,22 @@ void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* trace
 
 void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
                       char* out_low, Queue& queue) const {
-  queue.add(Linear{model_.shape.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out,
-                   out_low},
-            rows.most);
+  queue.add(
+      Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out, out_low},
+      rows.most);
 }
 
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
                                  const std::string& name, Queue& queue, Tracer* tracer) const {
-  const Precision precision = model_.shape.precision;
   // Only a linear without an activation may leave its parts to be added later.
-  const int splits = activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
+  const int splits = activation == Activation::none ? linear_splits(dense.precision, dense.n, dense.k, rows.most) : 1;
   const Index plane = static_cast<Index>(rows.most) * dense.n;
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
-  queue.add(Linear{precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane, parts_,
-                   nullptr},
+  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane,
+                   parts_, nullptr},
             rows.most);
-  queue.add(AddLayerNorm{precision, rows.count, gather, parts_, splits, plane,
+  queue.add(AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
                          splits > 1 ? dense.packed().bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
             rows.most);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);

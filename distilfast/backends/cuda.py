@@ -13,7 +13,7 @@ from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 PERSISTENT = False

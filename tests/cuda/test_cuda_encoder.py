@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from elements import PRECISIONS
+from elements import LINEAR_PRECISIONS, PRECISIONS
 
 from distilfast import Engine
 from distilfast.backends import cuda
@@ -85,7 +85,7 @@ def test_closing_gives_all_memory_back(extension, engine):
     assert extension.used_memory() == before
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("persistent", [False, True])
 def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, persistent):
     """Nothing ran before: a kernel that loading forgot would be first used while the graph is recorded."""
@@ -145,7 +145,7 @@ def batch_of(*lengths, seed=0):
     return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
     model_type = "bert" if task in ("feature-extraction", "fill-mask") else "distilbert"
@@ -155,14 +155,14 @@ def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
     assert report.passed, report.sentence
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_heads_of_64(tiny_checkpoint, precision):
     directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
     report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
     assert report.passed, report.sentence
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_the_models_own_width(extension, tiny_checkpoint, precision):
     """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
     splits = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
@@ -203,7 +203,7 @@ def test_a_graph_serves_every_batch_of_its_bucket(engine):
         fresh = engine()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_bits_do_not_depend_on_batch_mates(engine, precision):
     """Within a bucket: a text alone, and among others at any place."""
     runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]
