@@ -35,12 +35,13 @@ class Engine:
         """Take over loaded weights; most callers want ``from_pretrained``."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads}; a positive integer is needed.")
-        name, self._why = backends.choose(backend)
+        choice = backends.choose(backend, precision)
+        self._why = choice.why
         self.config: ModelConfig = weights.config
         self.head = head
         self.precision = precision
         self.directory = directory
-        self._backend: Backend = backends.create(name, threads or environment_threads())
+        self._backend: Backend = backends.create(choice, threads or environment_threads())
         self._backend.load(weights, head, precision)
         self._tokenizer: Tokenizer | None = None
 
