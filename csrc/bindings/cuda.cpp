@@ -205,6 +205,7 @@ class DeviceIntegers {
     size_ = shape.empty() ? 0 : shape[0].cast<Index>();
     check_shape(shape.size(), strided && size_ > 1 ? facts["strides"].cast<py::tuple>()[0].cast<Index>() : step, step);
     values_ = {reinterpret_cast<const void*>(facts["data"].cast<py::tuple>()[0].cast<std::uintptr_t>()), step == 8};
+    if (size_ == 0) return;  // lies nowhere
     const std::optional<int> device = device_of(values_.data);
     if (!device) refuse("does not lie on a CUDA device");
     check_device(*device);
