@@ -191,7 +191,7 @@ __device__ inline std::uint32_t widen_int8_pair(std::uint32_t bytes) {
   return subtract_pairs((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0x43004300u);
 }
 
-// The same with W of 8 bits.
+// One unit of K with W of 8 bits: each column's products are summed apart and scaled.
 template <class Tile>
 __device__ inline void multiply_int8_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
                                           Sums<Tile>& sums) {
@@ -204,12 +204,12 @@ __device__ inline void multiply_int8_unit(const char* x, const char* w, const Pl
   for (int j = 0; j < Tile::column_tiles; ++j) {
     const int group = at.column / unit_columns + j;
     const char* block = w + group * StageSizes<Int8, Tile>::group_bytes + unit / P::units * P::bytes;
-    const auto packed = load(reinterpret_cast<const Word2*>(block + unit % P::units * P::unit) + lane);
+    const auto bytes = load(reinterpret_cast<const Word2*>(block + unit % P::units * P::unit) + lane);
     scales[j] = load(reinterpret_cast<const Float2*>(block + P::scales) + lane % 4);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      b[j][step].set(0, widen_int8_pair(packed.word[step]));
-      b[j][step].set(1, widen_int8_pair(packed.word[step] >> 8));
+      b[j][step].set(0, widen_int8_pair(bytes.word[step]));
+      b[j][step].set(1, widen_int8_pair(bytes.word[step] >> 8));
     }
   }
 #pragma unroll
