@@ -60,6 +60,15 @@ def test_results_on_the_device(extension, engine):
     assert np.array_equal(fetched(array), wanted[0][0])
 
 
+@pytest.mark.parametrize("tokens", [113, 114])  # 288 floats each: 128 KB, and more
+def test_results_come_home_whole(engine, tokens):
+    """Small ones through pinned memory and large ones directly: what lies on the device."""
+    made, batch = engine("fill-mask"), batch_of(60, tokens - 60)
+    on_device = made.forward_on_device(batch, hidden=True, stream=0)
+    for array, wanted in zip(made.forward(batch, hidden=True), on_device, strict=True):
+        assert np.array_equal(array, fetched(wanted))
+
+
 def test_memory_stays_flat_under_changing_shapes(extension, engine):
     """10,000 of them; the simulated device runs what it can in ten seconds. A real one hands memory out in 2 MiB."""
     simulated = extension.__name__ == "_cuda_host"
