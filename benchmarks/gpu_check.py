@@ -30,6 +30,7 @@ SECONDS = 470
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py", "tests/cuda")
 BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}
+FLAT = "memory_stays_flat"
 OURS = ",".join(f"distilfast {name} {precision}" for name, every in BACKENDS.items() for precision in every)
 PEERS = "transformers sdpa fp16,transformers sdpa bf16,transformers sdpa fp32"
 # torch.compile tunes each shape anew, half a minute each: those that the goals name.
@@ -55,7 +56,9 @@ def steps(out: Path, model: Path) -> list[Step]:
     bench = python("-m", "benchmarks.run", "--device", "cuda", "--model", str(model), "--out", str(out))
     spread = ("-n", "6") if importlib.util.find_spec("xdist") else ()
     return [
-        Step("tests on the device", python(*PYTEST, "-k", "not host", *spread, *TESTS), 170),
+        Step("tests on the device", python(*PYTEST, "-k", f"not host and not {FLAT}", *spread, *TESTS), 170),
+        # By itself: it looks at the memory that anyone uses.
+        Step("10,000 shapes", python(*PYTEST, "-k", f"device and {FLAT}", "tests/cuda"), 40),
         *sanitizers(),
         Step(
             "latency, beside transformers",

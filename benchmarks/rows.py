@@ -54,7 +54,12 @@ def gpu_facts() -> Row:
     import torch
 
     facts = torch.cuda.get_device_properties()
-    return {"gpu": facts.name, "gpu_memory_gib": round(facts.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    return {
+        "gpu": facts.name,
+        "gpu_architecture": f"sm_{facts.major}{facts.minor}",
+        "gpu_memory_gib": round(facts.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+    }
 
 
 def commit() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from distilfast.batch import PackedBatch
+    from distilfast.batch import DeviceBatch, PackedBatch
     from distilfast.config import ModelConfig
     from distilfast.engine import Engine
     from distilfast.errors import BackendError, ConfigError, DistilfastError, InputError, WeightsError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "BackendError": "errors",
     "ConfigError": "errors",
+    "DeviceBatch": "batch",
     "DistilfastError": "errors",
     "Engine": "engine",
     "InputError": "errors",
@@ -40,6 +41,7 @@ _PUBLIC = {
 __all__ = [
     "BackendError",
     "ConfigError",
+    "DeviceBatch",
     "DistilfastError",
     "Engine",
     "InputError",

@@ -1,8 +1,8 @@
 """The encoder on an NVIDIA GPU, compiled from csrc/cuda. Arrays are C-contiguous numpy arrays in host memory.
 
 T tokens, B sequences, R rows read by the head, D hidden size, H heads. Bad arguments are ValueError, errors of the
-device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16. A raw array holds rows of the precision's
-elements as bytes; where one is taken, each row is padded to a multiple of 8 elements.
+device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16, int8. A raw array holds rows of the
+precision's elements (bf16 for int8) as bytes; where one is taken, each row is padded to a multiple of 8 elements.
 """
 
 from typing import Any
@@ -20,11 +20,20 @@ def unavailable() -> str | None:
 def device_name() -> str:
     """The current device's name; RuntimeError where there is none."""
 
+def architecture() -> int:
+    """The current device's compute capability, as 80 or 90."""
+
+def used_memory() -> int:
+    """Bytes of the current device's memory that are in use, by anyone."""
+
 class DeviceArray:
     """float32 [rows, columns] on the device; nobody writes over it while someone holds it."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
+    def wait(self) -> None:
+        """Wait for the numbers; ValueError where the device found ids, lengths or rows wrong, and they are NaN."""
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
@@ -78,7 +87,16 @@ class Encoder:
     ) -> tuple[DeviceArray | None, DeviceArray | None]:
         """The same without waiting and without copying the results; ``stream``: the caller's, 0 for the default one.
 
-        ValueError for a batch of more tokens than are run at once.
+        RuntimeError for a batch of more tokens than are run at once, ValueError for a stream of another device.
+        """
+
+    def forward_from_device(
+        self, ids: Any, cu_seqlens: Any, token_types: Any | None, rows: Any | None, hidden: bool, stream: int
+    ) -> tuple[DeviceArray | None, DeviceArray | None]:
+        """The same for int32 or int64 arrays on the device, by DLPack or ``__cuda_array_interface__``.
+
+        ``rows``: an array of them, or "first" of each sequence, or "all"; None: no head is run. ValueError for arrays
+        of another device, type or shape; what they hold the device looks at, and ``DeviceArray.wait`` tells.
         """
 
     @property

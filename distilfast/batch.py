@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from distilfast.errors import InputError
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch whose numbers lie on the GPU, where the host never sees them.
+
+    ``input_ids`` [T], ``cu_seqlens`` [B + 1] and ``token_types`` [T] or None, as in ``PackedBatch``: contiguous arrays
+    of int32 or int64 that speak DLPack or ``__cuda_array_interface__``. A token's position is its place in its
+    sequence. The caller sees to it that they are made on the stream that the forward is given (or another one, if
+    their interface names it), and not written to before what that stream then has is done.
+    """
+
+    input_ids: Any
+    cu_seqlens: Any
+    token_types: Any | None = None
 
 
 @dataclass(frozen=True)

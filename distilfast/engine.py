@@ -10,7 +10,7 @@ import numpy as np
 
 from distilfast import backends
 from distilfast.backends.base import Backend, Trace
-from distilfast.batch import PackedBatch
+from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.config import ModelConfig, environment_threads
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
@@ -35,12 +35,13 @@ class Engine:
         """Take over loaded weights; most callers want ``from_pretrained``."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads}; a positive integer is needed.")
-        name, self._why = backends.choose(backend)
+        choice = backends.choose(backend, precision)
+        self._why = choice.why
         self.config: ModelConfig = weights.config
         self.head = head
         self.precision = precision
         self.directory = directory
-        self._backend: Backend = backends.create(name, threads or environment_threads())
+        self._backend: Backend = backends.create(choice, threads or environment_threads())
         self._backend.load(weights, head, precision)
         self._tokenizer: Tokenizer | None = None
 
@@ -117,16 +118,30 @@ class Engine:
         return self._backend.forward(batch, self._checked_rows(batch, rows), hidden, trace)
 
     def forward_on_device(
-        self, batch: PackedBatch, rows: np.ndarray | None = None, hidden: bool = False, stream: int | None = None
+        self,
+        batch: PackedBatch | DeviceBatch,
+        rows: Any | None = None,
+        hidden: bool = False,
+        stream: int | None = None,
     ) -> tuple[Any, Any]:
         """Like ``forward``, but arrays on the GPU that were not copied; torch tensors, or what speaks DLPack.
 
         With backend triton the next forward of this engine overwrites them. The host does not wait for them; ``stream``
         does, a handle, None for torch's current one. Raises BackendError for a batch that has to be run in pieces, and
         for a backend whose results are on the host anyway.
+
+        Of a ``DeviceBatch``, whose ``rows`` are on the GPU too, the host knows only the sizes: wrong ids or lengths
+        give NaN, and the result's ``wait()`` says what is wrong. Raises InputError for arrays that are not contiguous
+        int32 or int64 on the model's GPU, and BackendError for a backend that takes ids from the host only.
         """
         if not hasattr(self._backend, "forward_on_device"):
             raise BackendError(f"backend {self._backend.name} computes on the host; forward has its results.")
+        if isinstance(batch, DeviceBatch):
+            if not hasattr(self._backend, "forward_from_device"):
+                raise BackendError(f"backend {self._backend.name} takes ids from the host only.")
+            if rows is None and self.head.linears:
+                rows = self.head.rows
+            return self._backend.forward_from_device(batch, rows, hidden, stream)
         return self._backend.forward_on_device(batch, self._checked_rows(batch, rows), hidden, stream)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:

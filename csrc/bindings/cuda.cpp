@@ -6,7 +6,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <variant>
 
 #include "cuda/encoder.h"
 
@@ -39,7 +41,7 @@ Activation activation_named(const std::string& name) {
 
 Precision precision_named(const std::string& name) {
   static const std::map<std::string, Precision> names = {
-      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}};
+      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
   return named(names, name, "Precision");
 }
 
@@ -82,6 +84,11 @@ class DeviceArray {
 
   py::tuple shape() const { return py::make_tuple(shape_[0], shape_[1]); }
 
+  void wait() const {
+    py::gil_scoped_release release;
+    owner_->wait();
+  }
+
   py::dict cuda_array_interface() const {
     py::dict facts;
     facts["shape"] = shape();
@@ -93,11 +100,11 @@ class DeviceArray {
     return facts;
   }
 
-  static py::tuple dlpack_device() { return py::make_tuple(dlpack_device_type, current_device()); }
+  py::tuple dlpack_device() const { return py::make_tuple(dlpack_device_type, owner_->device()); }
 
-  // `stream`: the reader's, where it is not the one of the forward; -1: it needs no order.
+  // `stream`: the reader's; none: the default one, as DLPack has it; -1: it needs no order.
   py::capsule dlpack(const std::optional<std::intptr_t>& stream) const {
-    if (stream && *stream != -1) owner_->share_with(static_cast<StreamHandle>(*stream));
+    if (stream != -1) owner_->share_with(static_cast<StreamHandle>(stream.value_or(0)));
     struct Exported {
       DLManagedTensor managed;
       DeviceArray array;
@@ -105,7 +112,7 @@ class DeviceArray {
     auto* exported = new Exported{{}, *this};
     DLTensor& tensor = exported->managed.tensor;
     tensor = {const_cast<float*>(data_),
-              {dlpack_device_type, current_device()},
+              {dlpack_device_type, owner_->device()},
               2,
               {2, 32, 1},
               exported->array.shape_,
@@ -126,6 +133,98 @@ class DeviceArray {
   const float* data_;
   Index shape_[2];
 };
+
+// ---- a caller's integers that are on the device
+
+// One dimension of int32 or int64, which is held as long as this lives.
+class DeviceIntegers {
+ public:
+  // `stream`: where they are read. Throws std::invalid_argument, which calls them `name`.
+  DeviceIntegers(const py::object& array, const std::string& name, int device, StreamHandle stream)
+      : name_(name), device_(device), held_(array) {
+    if (py::hasattr(array, "__dlpack__") && py::hasattr(array, "__dlpack_device__"))
+      read_dlpack(array, stream);
+    else if (py::hasattr(array, "__cuda_array_interface__"))
+      read_interface(array.attr("__cuda_array_interface__"));
+    else
+      refuse("has neither DLPack nor __cuda_array_interface__; an array on the GPU is needed");
+    if (reinterpret_cast<std::uintptr_t>(values_.data) % (values_.wide ? 8 : 4))
+      refuse("is not aligned to its numbers");
+  }
+  DeviceIntegers(const DeviceIntegers&) = delete;
+  DeviceIntegers& operator=(const DeviceIntegers&) = delete;
+
+  const Integers& values() const { return values_; }
+  Index size() const { return size_; }
+  const std::optional<StreamHandle>& producer() const { return producer_; }
+
+ private:
+  struct Delete {
+    void operator()(DLManagedTensor* tensor) const {
+      if (tensor->deleter) tensor->deleter(tensor);
+    }
+  };
+
+  [[noreturn]] void refuse(const std::string& why) const { throw std::invalid_argument(name_ + " " + why + "."); }
+
+  void check_device(int device) const {
+    if (device != device_)
+      refuse("lies on device " + std::to_string(device) + " and the model on device " + std::to_string(device_));
+  }
+  void check_shape(std::size_t dimensions, Index stride, Index step) const {
+    if (dimensions != 1) refuse("has " + std::to_string(dimensions) + " dimensions and not 1");
+    if (size_ > 1 && stride != step) refuse("is not contiguous");
+  }
+
+  void read_dlpack(const py::object& array, StreamHandle stream) {
+    const auto [type, device] = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    if (type != dlpack_device_type) refuse("does not lie on a CUDA device");
+    check_device(device);
+    // DLPack calls the default stream 1; 0 may be taken for any.
+    const bool has_streams = dlpack_device_type == 2;
+    const py::object reader = has_streams ? py::cast(std::max<StreamHandle>(stream, 1)) : py::none();
+    const py::capsule capsule = array.attr("__dlpack__")(py::arg("stream") = reader);
+    managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
+    if (!managed_) throw py::error_already_set();
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+    const DLTensor& tensor = managed_->tensor;
+    if (tensor.type.code != 0 || tensor.type.lanes != 1 || (tensor.type.bits != 32 && tensor.type.bits != 64))
+      refuse("does not hold int32 or int64");
+    size_ = tensor.dimensions > 0 ? tensor.shape[0] : 0;
+    check_shape(static_cast<std::size_t>(tensor.dimensions), tensor.strides ? tensor.strides[0] : 1, 1);
+    values_ = {static_cast<const char*>(tensor.data) + tensor.byte_offset, tensor.type.bits == 64};
+  }
+
+  void read_interface(const py::dict& facts) {
+    const auto type = facts["typestr"].cast<std::string>();
+    if (type != "<i4" && type != "<i8") refuse("does not hold int32 or int64");
+    if (facts.contains("mask") && !facts["mask"].is_none()) refuse("has a mask");
+    const py::tuple shape = facts["shape"];
+    const bool strided = facts.contains("strides") && !facts["strides"].is_none();
+    const Index step = type == "<i8" ? 8 : 4;
+    size_ = shape.empty() ? 0 : shape[0].cast<Index>();
+    check_shape(shape.size(), strided && size_ > 1 ? facts["strides"].cast<py::tuple>()[0].cast<Index>() : step, step);
+    values_ = {reinterpret_cast<const void*>(facts["data"].cast<py::tuple>()[0].cast<std::uintptr_t>()), step == 8};
+    if (size_ == 0) return;  // lies nowhere
+    const std::optional<int> device = device_of(values_.data);
+    if (!device) refuse("does not lie on a CUDA device");
+    check_device(*device);
+    if (facts.contains("stream") && !facts["stream"].is_none()) producer_ = facts["stream"].cast<StreamHandle>();
+  }
+
+  std::string name_;
+  int device_;
+  py::object held_;
+  std::unique_ptr<DLManagedTensor, Delete> managed_;
+  Integers values_{};
+  Index size_ = 0;
+  std::optional<StreamHandle> producer_;
+};
+
+RowsAre rows_named(const std::string& name) {
+  static const std::map<std::string, RowsAre> names = {{"first", RowsAre::first}, {"all", RowsAre::all}};
+  return named(names, name, "The rows");
+}
 
 class BoundEncoder {
  public:
@@ -151,16 +250,51 @@ class BoundEncoder {
                               const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                               StreamHandle stream) const {
     const ForwardInput input = checked(ids, positions, token_types, cu_seqlens, rows);
-    const bool head = input.num_rows > 0;
     std::shared_ptr<DeviceOutput> output;
     {
       py::gil_scoped_release release;
-      output = encoder_->forward_on_device(input, hidden, head, stream);
+      output = encoder_->forward_on_device(input, hidden, input.num_rows > 0, stream);
     }
-    py::object hidden_out = py::none(), head_out = py::none();
-    if (hidden) hidden_out = py::cast(DeviceArray(output, output->hidden, ids.size(), width_));
-    if (head) head_out = py::cast(DeviceArray(output, output->head, input.num_rows, encoder_->model().head_columns()));
-    return py::make_tuple(hidden_out, head_out);
+    return arrays(output, ids.size(), input.num_rows);
+  }
+
+  py::tuple forward_from_device(const py::object& ids, const py::object& cu_seqlens,
+                                const std::optional<py::object>& token_types,
+                                const std::variant<std::monostate, std::string, py::object>& rows, bool hidden,
+                                StreamHandle stream) const {
+    const CurrentDevice current(encoder_->device());
+    check_stream(stream);              // before it is handed to whoever made the arrays
+    std::deque<DeviceIntegers> taken;  // until the work is enqueued
+    const auto take = [&](const py::object& array, const char* name) -> const DeviceIntegers& {
+      return taken.emplace_back(array, name, encoder_->device(), stream);
+    };
+    const DeviceIntegers &id = take(ids, "input_ids"), &ends = take(cu_seqlens, "cu_seqlens");
+    DeviceInput input{id.values(), ends.values(), {}, {}, RowsAre::all, id.size(), ends.size() - 1, 0};
+    require(input.tokens > 0, "The batch is empty; at least one token is needed.");
+    require(input.sequences > 0 && input.sequences <= input.tokens,
+            "cu_seqlens must rise from 0 to the number of tokens.");
+    if (token_types) {
+      const DeviceIntegers& types = take(*token_types, "token_types");
+      require(types.size() == input.tokens, "token_types and input_ids are not of the same length.");
+      input.token_types = types.values();
+    }
+    if (const auto* name = std::get_if<std::string>(&rows)) {
+      input.rows_are = rows_named(*name);
+      input.num_rows = input.rows_are == RowsAre::first ? input.sequences : input.tokens;
+    } else if (const auto* array = std::get_if<py::object>(&rows)) {
+      const DeviceIntegers& given = take(*array, "rows");
+      require(given.size() <= input.tokens, "rows must rise strictly and lie within the tokens.");
+      input.rows = given.values(), input.rows_are = RowsAre::given, input.num_rows = given.size();
+    }
+    if (encoder_->model().head.empty()) input.num_rows = 0;
+    for (const DeviceIntegers& each : taken)
+      if (each.producer()) input.producers.push_back(*each.producer());
+    std::shared_ptr<DeviceOutput> output;
+    {
+      py::gil_scoped_release release;
+      output = encoder_->forward_on_device(input, hidden, stream);
+    }
+    return arrays(output, input.tokens, input.num_rows);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -193,6 +327,13 @@ class BoundEncoder {
   const Encoder& encoder() const { return *encoder_; }
 
  private:
+  py::tuple arrays(const std::shared_ptr<DeviceOutput>& output, Index tokens, Index rows) const {
+    py::object hidden = py::none(), head = py::none();
+    if (output->hidden) hidden = py::cast(DeviceArray(output, output->hidden, tokens, width_));
+    if (output->head) head = py::cast(DeviceArray(output, output->head, rows, encoder_->model().head_columns()));
+    return py::make_tuple(hidden, head);
+  }
+
   struct Intermediate {
     std::string name;
     std::vector<float> data;
@@ -432,13 +573,16 @@ void bind(py::module_& module) {
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def("forward_on_device", &BoundEncoder::forward_on_device, arg("ids"), arg("positions"),
            arg("token_types").none(true), arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("stream"))
+      .def("forward_from_device", &BoundEncoder::forward_from_device, arg("ids"), arg("cu_seqlens"),
+           arg("token_types").none(true), arg("rows").none(true), arg("hidden"), arg("stream"))
       .def_property_readonly("weight_bytes", [](const BoundEncoder& self) { return self.encoder().model().bytes(); })
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
   py::class_<DeviceArray>(module, "DeviceArray")
       .def_property_readonly("shape", &DeviceArray::shape)
+      .def("wait", &DeviceArray::wait)
       .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
-      .def("__dlpack_device__", [](const DeviceArray&) { return DeviceArray::dlpack_device(); })
+      .def("__dlpack_device__", &DeviceArray::dlpack_device)
       .def(
           "__dlpack__",
           [](const DeviceArray& self, const std::optional<std::intptr_t>& stream, const py::kwargs&) {
@@ -448,6 +592,8 @@ void bind(py::module_& module) {
 
   module.def("unavailable", &unavailable, "None, or why no device can be used, in one sentence.");
   module.def("device_name", &device_name, "The current device's name.");
+  module.def("architecture", &architecture, "The current device's compute capability, as 80 or 90.");
+  module.def("used_memory", &used_memory, "Bytes of the current device's memory that are in use, by anyone.");
 
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),

@@ -11,11 +11,20 @@ __global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNor
 
 }  // namespace
 
+const char* layer_norm_misfit(int width) {
+  return layer_norm_shared_bytes(width) > most_shared_bytes() ? "A row is wider than the shared memory of a block."
+                                                              : nullptr;
+}
+
 void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream) {
   with_element(op.precision, [&]<class T>() {
     launch("add_layer_norm", add_layer_norm_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
            layer_norm_shared_bytes(op.norm.width), stream, op);
   });
+}
+
+void load_add_layer_norm(Precision precision) {
+  with_element(precision, [&]<class T>() { load_kernel("add_layer_norm", add_layer_norm_kernel<T>); });
 }
 
 }  // namespace distilfast::cuda

@@ -17,6 +17,16 @@ void launch_attention(const Attention& op, int most_rows, Stream& stream) {
   launch("attention", attention_kernel<T, Sizes>, grid, attention_threads, Sizes::shared_bytes, stream, op);
 }
 
+// Calls run.operator()<T, Columns>() with the columns to which such a head is padded.
+template <class Run>
+void with_head(Precision precision, int head_size, Run run) {
+  with_element(precision, [&]<class T>() {
+    if (head_size <= 32) return run.template operator()<T, 32>();
+    if (head_size <= 64) return run.template operator()<T, 64>();
+    run.template operator()<T, 128>();
+  });
+}
+
 }  // namespace
 
 const char* attention_misfit(int head_size) {
@@ -26,11 +36,13 @@ const char* attention_misfit(int head_size) {
 }
 
 void attention(const Attention& op, int most_rows, Stream& stream) {
-  with_element(op.precision, [&]<class T>() {
-    if (op.head_size <= 32) return launch_attention<T, 32>(op, most_rows, stream);
-    if (op.head_size <= 64) return launch_attention<T, 64>(op, most_rows, stream);
-    launch_attention<T, 128>(op, most_rows, stream);
-  });
+  with_head(op.precision, op.head_size,
+            [&]<class T, int Columns>() { launch_attention<T, Columns>(op, most_rows, stream); });
+}
+
+void load_attention(Precision precision, int head_size) {
+  with_head(precision, head_size,
+            [&]<class T, int Columns>() { load_kernel("attention", attention_kernel<T, Head<T, Columns>>); });
 }
 
 }  // namespace distilfast::cuda

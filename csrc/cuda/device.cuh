@@ -15,6 +15,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace distilfast::cuda {
 
@@ -26,6 +27,9 @@ constexpr int warp_size = 32;
 // Sixteen bytes: the widest access there is.
 struct alignas(16) Word4 {
   std::uint32_t word[4];
+};
+struct alignas(8) Word2 {
+  std::uint32_t word[2];
 };
 struct alignas(8) Float2 {
   float x, y;
@@ -60,6 +64,17 @@ __device__ inline std::uint32_t round_to_tf32(float x) {
   std::uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
   return rounded;
+}
+
+// Of two bf16 in each word: x - y.
+__device__ inline std::uint32_t subtract_pairs(std::uint32_t x, std::uint32_t y) {
+  __nv_bfloat162 from, off;
+  memcpy(&from, &x, sizeof(from));
+  memcpy(&off, &y, sizeof(off));
+  const __nv_bfloat162 difference = __hsub2(from, off);
+  std::uint32_t pair;
+  memcpy(&pair, &difference, sizeof(pair));
+  return pair;
 }
 
 // ---- memory

@@ -15,6 +15,7 @@ void with_element(Precision precision, Run run) {
     case Precision::fp16:
       return run.template operator()<Half>();
     case Precision::bf16:
+    case Precision::int8:
       return run.template operator()<BFloat16>();
   }
 }

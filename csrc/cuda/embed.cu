@@ -18,4 +18,8 @@ void embed(const Embed& op, int most_rows, Stream& stream) {
   });
 }
 
+void load_embed(Precision precision) {
+  with_element(precision, [&]<class T>() { load_kernel("embed", embed_kernel<T>); });
+}
+
 }  // namespace distilfast::cuda

@@ -1,8 +1,12 @@
 // embed: out[t] = LN(word[id[t]] + position[p[t]] (+ token_type[s[t]])), [T] -> [T, D].
 //
+// The row of a negative id is NaN, which is how a batch that take_inputs refused tells so.
+//
 // Precision: tables, sums and LayerNorm in fp32, whatever T is: only the rows of a batch are read, so a narrower table
 // would save memory and no time. Reference: distilfast/reference.py, embed. One block makes one row.
 #pragma once
+
+#include <cmath>
 
 #include "cuda/layer_norm.cuh"
 
@@ -14,10 +18,12 @@ template <class T>
 __device__ inline void embed_row(const Embed& op, Index token) {
   const Index width = op.norm.width;
   if (token >= load(op.rows)) return;
-  const float* word = op.word + load(op.ids + token) * width;
+  const std::int32_t id = load(op.ids + token);
+  const float* word = id < 0 ? nullptr : op.word + id * width;
   const float* position = op.position + load(op.positions + token) * width;
   const float* token_type = op.token_type ? op.token_type + load(op.token_types + token) * width : nullptr;
   const auto sum = [&](int c) {
+    if (!word) return NAN;
     const float y = load(word + c) + load(position + c);
     return token_type ? y + load(token_type + c) : y;
   };

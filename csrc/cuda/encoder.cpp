@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <stdexcept>
+#include <utility>
 
 #include "cuda/pass.h"
 
@@ -11,6 +13,11 @@ namespace {
 
 // No more than so many numbers for what the head leaves, which may be as wide as the vocabulary: 256 MB.
 constexpr Index chunk_head_numbers = Index{1} << 26;
+
+struct TooManyTokens : std::runtime_error {
+  explicit TooManyTokens(Index most)
+      : std::runtime_error("At most " + std::to_string(most) + " tokens are run at once.") {}
+};
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find) {
   Stream stream;
@@ -39,7 +46,7 @@ class Workspace {
  public:
   Stream stream;
   std::map<int, Pass> passes;
-  bool in_flight = false;  // its last forward was not waited for
+  bool in_flight = false;  // its host memory may still be copied from
 
   Pass& pass_for(const Model& model, Index tokens, bool persistent) {
     const int bucket = bucket_for(tokens);
@@ -49,12 +56,18 @@ class Workspace {
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
                  Index chunk_tokens, bool persistent)
-    : model_(load(shape, head, find)), chunk_tokens_(chunk_tokens), persistent_(persistent) {}
+    : device_(current_device()),
+      model_(load(shape, head, find)),
+      chunk_tokens_(chunk_tokens),
+      persistent_(persistent && can_persist(shape.precision)) {
+  if (persistent_) load_persistent(shape.precision);
+}
 
 Encoder::~Encoder() = default;
 
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
-  std::unique_ptr<Workspace> workspace = borrow_workspace();
+  const CurrentDevice current(device_);
+  std::unique_ptr<Workspace> workspace = borrow_workspace(true);
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : chunk_limit();  // a trace is one piece
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
@@ -70,18 +83,33 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
 
 std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                          StreamHandle caller) const {
+  const CurrentDevice current(device_);
+  check_stream(caller);
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
-  if (chunk.sequences < input.sequences)
-    throw std::invalid_argument("At most " + std::to_string(chunk_limit()) + " tokens are run at once.");
-  std::unique_ptr<Workspace> workspace = borrow_workspace();
+  if (chunk.sequences < input.sequences) throw TooManyTokens(chunk_limit());
+  std::unique_ptr<Workspace> workspace = borrow_workspace(true);
   Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
   workspace->stream.follow(caller);
   const Pass::Results results = pass.start(input, chunk, hidden, head, workspace->stream);
   workspace->in_flight = true;
-  auto output = std::make_unique<DeviceOutput>(shared_from_this(), std::move(workspace), caller);
-  output->hidden = results.hidden;
-  output->head = results.head;
-  return output;
+  return std::make_unique<DeviceOutput>(shared_from_this(), std::move(workspace), pass, results.hidden, results.head,
+                                        caller);
+}
+
+std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const DeviceInput& input, bool hidden,
+                                                         StreamHandle caller) const {
+  const CurrentDevice current(device_);
+  check_stream(caller);
+  for (const StreamHandle producer : input.producers) check_stream(producer);
+  if (input.tokens > chunk_limit()) throw TooManyTokens(chunk_limit());
+  std::unique_ptr<Workspace> workspace = borrow_workspace(false);
+  Pass& pass = workspace->pass_for(model_, input.tokens, persistent_);
+  workspace->stream.follow(caller);
+  for (const StreamHandle producer : input.producers) workspace->stream.follow(producer);
+  const bool head = input.num_rows > 0 && !model_.head.empty();
+  const Pass::Results results = pass.start(input, hidden, head, workspace->stream);
+  return std::make_unique<DeviceOutput>(shared_from_this(), std::move(workspace), pass, results.hidden, results.head,
+                                        caller);
 }
 
 Index Encoder::chunk_limit() const {
@@ -89,7 +117,7 @@ Index Encoder::chunk_limit() const {
   return std::clamp<Index>(by_head, 1, chunk_tokens_);
 }
 
-std::unique_ptr<Workspace> Encoder::borrow_workspace() const {
+std::unique_ptr<Workspace> Encoder::borrow_workspace(bool to_write) const {
   std::unique_ptr<Workspace> workspace;
   {
     const std::lock_guard guard(mutex_);
@@ -97,8 +125,7 @@ std::unique_ptr<Workspace> Encoder::borrow_workspace() const {
     workspace = std::move(idle_.back());
     idle_.pop_back();
   }
-  if (workspace->in_flight) workspace->stream.wait();  // the host memory that it copies from is about to be written
-  workspace->in_flight = false;
+  if (to_write && std::exchange(workspace->in_flight, false)) workspace->stream.wait();
   return workspace;
 }
 
@@ -116,13 +143,14 @@ std::size_t Encoder::scratch_bytes() const {
 }
 
 DeviceOutput::DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace,
-                           StreamHandle caller)
-    : encoder_(std::move(encoder)), workspace_(std::move(workspace)) {
+                           const Pass& pass, const float* hidden, const float* head, StreamHandle caller)
+    : hidden(hidden), head(head), encoder_(std::move(encoder)), workspace_(std::move(workspace)), pass_(pass) {
   share_with(caller);
 }
 
 DeviceOutput::~DeviceOutput() {
   try {
+    const CurrentDevice current(encoder_->device());
     for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
     encoder_->return_workspace(std::move(workspace_));
   } catch (const std::exception&) {
@@ -132,8 +160,28 @@ DeviceOutput::~DeviceOutput() {
 
 void DeviceOutput::share_with(StreamHandle stream) {
   if (std::find(readers_.begin(), readers_.end(), stream) != readers_.end()) return;
+  const CurrentDevice current(encoder_->device());
+  check_stream(stream);
   workspace_->stream.precede(stream);
   readers_.push_back(stream);
+}
+
+int DeviceOutput::device() const { return encoder_->device(); }
+
+void DeviceOutput::wait() const {
+  const CurrentDevice current(encoder_->device());
+  const std::uint32_t faults = pass_.faults(workspace_->stream);
+  const Model& model = encoder_->model();
+  const auto below = [&](const char* name, const DeviceBuffer& table) {
+    return std::string(name) + " holds a number outside 0 to " + std::to_string(model.rows_of(table) - 1) + ".";
+  };
+  if (faults & fault_cu_seqlens) throw std::invalid_argument("cu_seqlens must rise from 0 to the number of tokens.");
+  if (faults & fault_rows) throw std::invalid_argument("rows must rise strictly and lie within the tokens.");
+  if (faults & fault_ids) throw std::invalid_argument(below("input_ids", model.word));
+  if (faults & fault_token_types) throw std::invalid_argument(below("token_types", model.token_type));
+  if (faults & fault_positions)
+    throw std::invalid_argument("A sequence is longer than the model's " +
+                                std::to_string(model.rows_of(model.position)) + " positions.");
 }
 
 }  // namespace distilfast::cuda

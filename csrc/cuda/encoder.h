@@ -29,37 +29,57 @@ struct ForwardInput {
   Index num_rows;                   // R
 };
 
+// A batch in device memory, which the host knows only the sizes of. What lies there must not change until the work that
+// the caller's stream has then is done.
+struct DeviceInput {
+  Integers ids;                           // [T]
+  Integers cu_seqlens;                    // [B + 1]
+  Integers token_types;                   // [T], or null
+  Integers rows;                          // [R], where rows_are given
+  RowsAre rows_are;                       // the rows that the head reads
+  Index tokens, sequences, num_rows;      // T, B, R; no head is run for no rows
+  std::vector<StreamHandle> producers{};  // other streams on which it is made
+};
+
 struct ForwardOutput {
   float* hidden;  // [T, D], or null: not wanted, and the last layer skips rows that the head does not read
   float* head;    // [R, N of the head's last linear], or null: no head is run
 };
 
 class Workspace;
+class Pass;
 class Encoder;
 
 // What a forward left on the device. It holds the workspace that the numbers lie in, so nobody writes over them.
 class DeviceOutput {
  public:
-  DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, StreamHandle caller);
+  DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, const Pass& pass,
+               const float* hidden, const float* head, StreamHandle caller);
   ~DeviceOutput();
 
   // What is enqueued on `stream` from now on begins when the numbers are there; what it has when this is gone has read
   // them. The caller's stream of `forward_on_device` is one from the start.
   void share_with(StreamHandle stream);
+  int device() const;
+  // Waits for the numbers. Throws std::invalid_argument where the device found a DeviceInput to be wrong, in which case
+  // they are NaN.
+  void wait() const;
 
-  const float* hidden = nullptr;  // [T, D], or null
-  const float* head = nullptr;    // [R, N], or null
+  const float* const hidden;  // [T, D], or null
+  const float* const head;    // [R, N], or null
 
  private:
   std::shared_ptr<const Encoder> encoder_;
   std::unique_ptr<Workspace> workspace_;
+  const Pass& pass_;  // of the workspace
   std::vector<StreamHandle> readers_;
 };
 
 class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
   // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
-  // `persistent`: small buckets are run by one launch instead of a graph of many.
+  // `persistent`: small buckets are run by one launch instead of a graph of many. All of it lies on the device that is
+  // current here, and every call runs there, whatever the calling thread's device is.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens,
           bool persistent);
   ~Encoder();
@@ -68,20 +88,26 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
   // Neither waits nor copies: begins behind the work of the caller's stream and precedes what comes there next. Throws
-  // std::invalid_argument for a batch of more than one chunk.
+  // std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device.
   std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                   StreamHandle caller) const;
 
+  // The same for a batch that is on the device already.
+  std::unique_ptr<DeviceOutput> forward_on_device(const DeviceInput& input, bool hidden, StreamHandle caller) const;
+
   const Model& model() const { return model_; }
-  std::size_t scratch_bytes() const;  // of device memory, in all workspaces that are not lent out
+  int device() const { return device_; }  // on which all of it lies
+  std::size_t scratch_bytes() const;      // of device memory, in all workspaces that are not lent out
 
  private:
   friend class DeviceOutput;
 
   Index chunk_limit() const;  // tokens
-  std::unique_ptr<Workspace> borrow_workspace() const;
+  // `to_write`: whether its host memory is about to be written, so that copies from there must be over.
+  std::unique_ptr<Workspace> borrow_workspace(bool to_write) const;
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
+  int device_;
   Model model_;
   Index chunk_tokens_;
   bool persistent_;

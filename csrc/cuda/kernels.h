@@ -8,7 +8,8 @@
 // All pointers point to device memory. How many rows there are is read on the device, so that a graph which was made
 // for `most_rows` serves every batch with no more of them. `T` is the element of the precision: what matrix
 // instructions read and what travels between linears. Sums, LayerNorm and the residual stream are fp32 in all of them.
-// Each operation only enqueues: nothing here allocates or waits.
+// Each operation only enqueues: nothing here allocates or waits. `load_<op>` brings to the device every kernel that the
+// operation launches in a precision, so that its first launch may be a graph's.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,8 @@ namespace distilfast::cuda {
 
 using Index = std::int64_t;
 
-enum class Precision { fp32, fp16, bf16 };
+// int8: the encoder's linears have weights of 8 bits, and all else is bf16.
+enum class Precision { fp32, fp16, bf16, int8 };
 enum class Activation { none, gelu, relu, tanh };
 
 constexpr std::size_t element_size(Precision precision) { return precision == Precision::fp32 ? 4 : 2; }
@@ -35,10 +37,46 @@ struct LayerNormWeights {
   float eps;
 };
 
+// Null, or why a width cannot be had.
+const char* layer_norm_misfit(int width);
+
+// What the kernels read of a batch.
+struct BatchInputs {
+  std::int32_t *tokens, *sequences, *rows;  // how many
+  std::int32_t* faults;                     // what take_inputs found: 0 in a batch that the host has checked
+  std::int32_t *ids, *positions, *token_types, *cu_seqlens, *gather;
+};
+
+// Integers of a caller's.
+struct Integers {
+  const void* data;  // null: there are none
+  bool wide;         // 64 bits and not 32
+};
+
+enum class RowsAre { first, all, given };  // of each sequence; of the batch; in an array
+
+// Bits of `faults`.
+constexpr std::uint32_t fault_ids = 1, fault_cu_seqlens = 2, fault_token_types = 4, fault_rows = 8,
+                        fault_positions = 16;
+
+// take_inputs     a batch in a caller's memory -> BatchInputs; see take_inputs.cuh for what becomes of a wrong one.
+struct TakeInputs {
+  Integers ids;          // [T]
+  Integers cu_seqlens;   // [B + 1]
+  Integers token_types;  // [T], or null
+  Integers rows;         // [R], where they are given
+  RowsAre rows_are;
+  int tokens, sequences, num_rows;   // T, B, R
+  int words, most_positions, types;  // of the model's tables
+  BatchInputs to;
+};
+void take_inputs(const TakeInputs& op, Stream& stream);
+void load_take_inputs();
+
 struct Embed {
   Precision precision;
   const std::int32_t* rows;         // how many tokens there are
-  const std::int32_t* ids;          // [T]
+  const std::int32_t* ids;          // [T]; a negative one makes a row of NaN
   const std::int32_t* positions;    // [T]
   const std::int32_t* token_types;  // [T]
   const float* word;                // [V, D]
@@ -49,6 +87,7 @@ struct Embed {
   void* out_low;  // T [T, row_stride(D)], or null
 };
 void embed(const Embed& op, int most_rows, Stream& stream);
+void load_embed(Precision precision);
 
 // W in the order in which `linear` reads it, made by `pack_linear`.
 struct PackedLinear {
@@ -74,6 +113,7 @@ struct Linear {
   void* out_low;  // T [*, row_stride(N)], or null; only with one split
 };
 void linear(const Linear& op, int most_rows, Stream& stream);
+void load_linear(Precision precision);
 // The splits with which a linear fills the device, for the encoder to choose where add_layer_norm follows.
 int linear_splits(Precision precision, int n, int k, int most_rows);
 
@@ -91,6 +131,7 @@ struct Attention {
 // Null, or why a head size cannot be had.
 const char* attention_misfit(int head_size);
 void attention(const Attention& op, int most_rows, Stream& stream);
+void load_attention(Precision precision, int head_size);
 
 struct AddLayerNorm {
   Precision precision;
@@ -107,5 +148,6 @@ struct AddLayerNorm {
   void* out_low;  // T [*, row_stride(D)], or null
 };
 void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream);
+void load_add_layer_norm(Precision precision);
 
 }  // namespace distilfast::cuda

@@ -34,8 +34,71 @@ __global__ void pack_kernel(Pack op) {
   store(static_cast<Chunk*>(op.packed) + at, chunk);
 }
 
+// One warp writes a block: a lane has of one column what it will be given of it.
+__global__ void pack_int8_kernel(Pack op) {
+  using P = Packing<Int8>;
+  constexpr int pair = 2, steps = unit_bytes / step_bytes, words = P::units * steps;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int block = static_cast<int>(blockIdx.x * (blockDim.x / warp_size) + threadIdx.x / warp_size);
+  const int row = static_cast<int>(blockIdx.y) * unit_columns + lane / 4;
+  if (block >= op.units / P::units) return;
+  float values[words][2 * pair];  // of a word's bytes 0, 2, 1 and 3
+  float most = 0.0f;
+#pragma unroll
+  for (int word = 0; word < words; ++word)
+#pragma unroll
+    for (int i = 0; i < 2 * pair; ++i) {
+      const int k = (block * words + word) * 16 + i / pair * 8 + lane % 4 * pair + i % pair;
+      const bool there = row < op.n && k < op.k;
+      values[word][i] = there ? load(op.weight + static_cast<Index>(row) * op.k + k) : 0.0f;
+      most = fmaxf(most, fabsf(values[word][i]));
+    }
+  most = fmaxf(most, shuffle_xor(most, 1));
+  most = fmaxf(most, shuffle_xor(most, 2));
+  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+  char* to = static_cast<char*>(op.packed) +
+             (static_cast<Index>(blockIdx.y) * (op.units / P::units) + block) * static_cast<Index>(P::bytes);
+#pragma unroll
+  for (int unit = 0; unit < P::units; ++unit) {
+    Word2 both{};
+#pragma unroll
+    for (int step = 0; step < steps; ++step)
+#pragma unroll
+      for (int i = 0; i < 2 * pair; ++i) {
+        const auto integer = static_cast<int>(rintf(values[unit * steps + step][i] * inverse));
+        both.word[step] |= (static_cast<std::uint32_t>(integer) & 0xffu) << (i % pair * 16 + i / pair * 8);
+      }
+    store(reinterpret_cast<Word2*>(to + unit * P::unit) + lane, both);
+  }
+  if (lane % 4 == 0) store(reinterpret_cast<float*>(to + P::scales) + lane / 4, most / 127.0f);
+}
+
+// Calls run.operator()<T, W>() with the types of x and of packed W.
+template <class Run>
+auto with_types(Precision precision, Run run) {
+  switch (precision) {
+    case Precision::fp32:
+      return run.template operator()<float, float>();
+    case Precision::fp16:
+      return run.template operator()<Half, Half>();
+    case Precision::int8:
+      return run.template operator()<BFloat16, Int8>();
+    case Precision::bf16:
+      break;
+  }
+  return run.template operator()<BFloat16, BFloat16>();
+}
+
 int units_of(Precision precision, int k) {
-  return divide_up(k * static_cast<int>(element_size(precision)), unit_bytes);
+  return with_types(precision, [&]<class T, class W>() { return units_in<T, W>(k); });
+}
+
+template <class T, class W>
+constexpr auto packer() {
+  if constexpr (std::is_same_v<W, Int8>)
+    return pack_int8_kernel;
+  else
+    return pack_kernel<T>;
 }
 
 // Calls run.operator()<Tile>() with the tile for so many rows.
@@ -47,22 +110,25 @@ auto with_tile(int most_rows, Run run) {
   return run(Countless{});
 }
 
-template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::threads, Tile::blocks) linear_kernel(Linear op) {
-  linear_tile<T, Tile>(op, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z));
+template <class T, class W, class Tile>
+__global__ void __launch_bounds__(Tile::threads, StageSizes<W, Tile>::blocks) linear_kernel(Linear op) {
+  linear_tile<T, W, Tile>(op, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z));
 }
 
-template <class T, class Tile>
+template <class T, class W, class Tile>
 void launch_linear(const Linear& op, int most_rows, Stream& stream) {
   const Grid grid{static_cast<unsigned>(divide_up(op.packed.n, Tile::columns)),
                   static_cast<unsigned>(divide_up(most_rows, Tile::rows)), static_cast<unsigned>(op.splits)};
-  launch("linear", linear_kernel<T, Tile>, grid, Tile::threads, Tile::shared_bytes, stream, op);
+  launch("linear", linear_kernel<T, W, Tile>, grid, Tile::threads, StageSizes<W, Tile>::shared_bytes, stream, op);
 }
 
 }  // namespace
 
 std::size_t packed_linear_bytes(Precision precision, int n, int k) {
-  return static_cast<std::size_t>(divide_up(n, unit_columns)) * units_of(precision, k) * packed_unit_bytes;
+  return with_types(precision, [&]<class T, class W>() {
+    const int blocks = units_in<T, W>(k) / Packing<W>::units;
+    return static_cast<std::size_t>(divide_up(n, unit_columns)) * blocks * Packing<W>::bytes;
+  });
 }
 
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream) {
@@ -70,9 +136,9 @@ void pack_linear(Precision precision, const float* weight, int n, int k, void* p
   const int units = units_of(precision, k);
   const Grid grid{static_cast<unsigned>(divide_up(units, threads / warp_size)),
                   static_cast<unsigned>(divide_up(n, unit_columns))};
-  with_element(precision, [&]<class T>() {
-    launch("pack_linear", pack_kernel<T>, grid, threads, 0, stream, Pack{weight, n, k, units, packed});
-  });
+  const Pack op{weight, n, k, units, packed};
+  with_types(precision,
+             [&]<class T, class W>() { launch("pack_linear", packer<T, W>(), grid, threads, 0, stream, op); });
 }
 
 int linear_splits(Precision precision, int n, int k, int most_rows) {
@@ -86,8 +152,18 @@ int linear_splits(Precision precision, int n, int k, int most_rows) {
 }
 
 void linear(const Linear& op, int most_rows, Stream& stream) {
-  with_element(op.precision, [&]<class T>() {
-    with_tile(most_rows, [&]<class Tile>(Tile) { launch_linear<T, Tile>(op, most_rows, stream); });
+  with_types(op.precision, [&]<class T, class W>() {
+    with_tile(most_rows, [&]<class Tile>(Tile) { launch_linear<T, W, Tile>(op, most_rows, stream); });
+  });
+}
+
+void load_linear(Precision precision) {
+  with_types(precision, [&]<class T, class W>() {
+    load_kernel("pack_linear", packer<T, W>());
+    load_kernel("linear", linear_kernel<T, W, Few>);
+    load_kernel("linear", linear_kernel<T, W, Some>);
+    load_kernel("linear", linear_kernel<T, W, Many>);
+    load_kernel("linear", linear_kernel<T, W, Countless>);
   });
 }
 

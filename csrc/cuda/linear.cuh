@@ -4,6 +4,9 @@
 // in its exact form with erf. A sum's order is fixed by the tile and the splits, which are fixed by `most_rows`: equal
 // from run to run, and for a row the same in every batch of the bucket. Reference: distilfast/reference.py, linear.
 //
+// int8: x is bf16, and so is every product; W has 8 bits and a scale for each 64 of K in each column. A lane makes bf16
+// of the integers, exactly, before it multiplies, and what they add up to over 32 of K is scaled in fp32.
+//
 // W is packed in the order of the matrix instruction: a unit is 8 rows of W times 64 bytes of k, 512 bytes, of which
 // lane l owns 16 in a row: its words of B for two steps. So a warp's read of W is one contiguous stretch, from device
 // memory and from shared memory, and no bank conflicts. x comes as it is; its rows' 16-byte chunks are swapped by the
@@ -13,6 +16,8 @@
 // different units of the same tile, and K is split over blocks where even that leaves some idle. For many tokens W is
 // read once per 64 or 128 rows, and the warps of a block share both operands.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/device.cuh"
 #include "cuda/element.cuh"
@@ -25,6 +30,23 @@ constexpr int unit_columns = 8, unit_bytes = 64, packed_unit_bytes = unit_column
 
 constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
 
+// ---- packing
+
+struct Int8 {};  // W of 8 bits beside x of bf16
+
+// A block of packed W: 8 columns and `units` units of K, in `bytes`.
+template <class W>
+struct Packing {
+  static constexpr int units = 1, bytes = packed_unit_bytes;
+};
+// Of each unit a lane's 8 bytes: its two words of B for a step in one, bytes 0 and 2, and 1 and 3. Behind them the
+// scale of each column. A unit is 64 bytes of x and so 32 of K.
+template <>
+struct Packing<Int8> {
+  static constexpr int units = 2, unit = warp_size * static_cast<int>(sizeof(Word2)), scales = units * unit;
+  static constexpr int bytes = scales + unit_columns * static_cast<int>(sizeof(float));
+};
+
 // ---- tiles
 
 // A block computes Rows x Columns of out with RowWarps x ColumnWarps x DepthWarps warps, in stages of Units of K.
@@ -34,16 +56,25 @@ struct Tile {
   static constexpr int column_warps = ColumnWarps, row_warps = RowWarps;
   static constexpr int threads = RowWarps * ColumnWarps * DepthWarps * warp_size;
   static constexpr int row_bytes = Units * unit_bytes, row_chunks = row_bytes / chunk_bytes;
-  static constexpr int x_bytes = Rows * row_bytes, w_bytes = Columns / unit_columns * Units * packed_unit_bytes;
-  static constexpr int stage_bytes = x_bytes + w_bytes;
+  static constexpr int x_bytes = Rows * row_bytes;
   // 16-row and 8-column tiles of one warp.
   static constexpr int row_tiles = Rows / RowWarps / 16, column_tiles = Columns / ColumnWarps / unit_columns;
   // Eight floats more than a row has: two columns of four rows then lie in different banks.
   static constexpr int sum_stride = Columns + 8;
   static constexpr int sum_bytes = DepthWarps * Rows * sum_stride * static_cast<int>(sizeof(float));
-  static constexpr int shared_bytes = Stages * stage_bytes > sum_bytes ? Stages * stage_bytes : sum_bytes;
-  // Blocks that the shared memory of compute capability 8.0 has room for: registers need be no scarcer than that.
-  static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
+};
+
+// What a tile takes of shared memory with W packed so.
+template <class W, class Tile>
+struct StageSizes {
+  static constexpr int group_bytes = Tile::units / Packing<W>::units * Packing<W>::bytes;  // of 8 columns
+  static constexpr int stage_bytes = Tile::x_bytes + Tile::columns / unit_columns * group_bytes;
+  static constexpr int all_bytes = Tile::stages * stage_bytes;
+  static constexpr int shared_bytes = all_bytes > Tile::sum_bytes ? all_bytes : Tile::sum_bytes;
+  // Blocks that the shared memory of compute capability 8.0 has room for: registers need be no scarcer than that. But
+  // two of the largest tile with W of 8 bits, which has two sets of sums, would not do with half of the registers each.
+  static constexpr int room = 163 * 1024 / (shared_bytes + 1024);
+  static constexpr int blocks = std::is_same_v<W, Int8> && Tile::threads > 128 ? 1 : room;
 };
 
 // No tile needs more than the 99 KB that a block of compute capability 8.6 can have.
@@ -54,9 +85,10 @@ using Countless = Tile<128, 128, 2, 4, 1, 2, 3>;  // more
 
 template <class T>
 constexpr int unit_depth = unit_bytes / static_cast<int>(sizeof(T));
-template <class T>
+// Whole blocks of packed W.
+template <class T, class W>
 constexpr int units_in(int k) {
-  return divide_up(k, unit_depth<T>);
+  return divide_up(k, unit_depth<T> * Packing<W>::units) * Packing<W>::units;
 }
 // Whole stages.
 template <class Tile>
@@ -89,15 +121,18 @@ __device__ inline void copy_x(const Linear& op, int row0, int rows, int unit0, c
 }
 
 // The same units of the tile's columns of W; zeros behind the last column and behind the last unit.
-template <class Tile>
+template <class W, class Tile>
 __device__ inline void copy_w(const Linear& op, int units, int column0, int unit0, int unit_end, char* shared) {
-  constexpr int unit_chunks = packed_unit_bytes / chunk_bytes, group_chunks = Tile::units * unit_chunks;
+  using P = Packing<W>;
+  constexpr int block_chunks = P::bytes / chunk_bytes, group_chunks = StageSizes<W, Tile>::group_bytes / chunk_bytes;
   const int groups = divide_up(op.packed.n, unit_columns);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::w_bytes / chunk_bytes; i += Tile::threads) {
-    const int group = column0 / unit_columns + i / group_chunks, unit = unit0 + i % group_chunks / unit_chunks;
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::columns / unit_columns * group_chunks; i += Tile::threads) {
+    const int group = column0 / unit_columns + i / group_chunks;
+    const int unit = unit0 + i % group_chunks / block_chunks * P::units;
     const bool there = group < groups && unit < unit_end;
     const char* from = static_cast<const char*>(op.packed.weight);
-    if (there) from += (static_cast<Index>(group) * units + unit0) * packed_unit_bytes + i % group_chunks * chunk_bytes;
+    if (there)
+      from += (static_cast<Index>(group) * units + unit0) / P::units * P::bytes + i % group_chunks * chunk_bytes;
     copy_async(shared + i * chunk_bytes, from, there ? chunk_bytes : 0);
   }
 }
@@ -120,9 +155,10 @@ struct Place {
 template <class Tile>
 using Sums = float[Tile::row_tiles][Tile::column_tiles][4];
 
-// One unit of K: two steps of the warp's tile.
+// One unit of K: two steps of the warp's tile, with W of x's type.
 template <class T, class Tile>
-__device__ inline void multiply_unit(const char* x, const char* w, const Place<Tile>& at, int unit, Sums<Tile>& sums) {
+__device__ inline void multiply_plain_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
+                                           Sums<Tile>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   Word4 packed[Tile::column_tiles];
 #pragma unroll
@@ -148,20 +184,74 @@ __device__ inline void multiply_unit(const char* x, const char* w, const Place<T
   }
 }
 
+// Bytes 0 and 2 of a word, integers from -128 to 127, as two bf16. Behind 0x43 the lower seven bits of a bf16 count in
+// ones from 128 on: the lower seven bits of an integer there are 128 too much, and its sign bit alone, worth 128 there
+// too, is what has to be taken off.
+__device__ inline std::uint32_t widen_int8_pair(std::uint32_t bytes) {
+  return subtract_pairs((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0x43004300u);
+}
+
+// One unit of K with W of 8 bits: each column's products are summed apart and scaled.
+template <class Tile>
+__device__ inline void multiply_int8_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
+                                          Sums<Tile>& sums) {
+  using P = Packing<Int8>;
+  constexpr int steps = unit_bytes / step_bytes;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  Operand<BFloat16, 2> b[Tile::column_tiles][steps];
+  Float2 scales[Tile::column_tiles];  // of the lane's columns
+#pragma unroll
+  for (int j = 0; j < Tile::column_tiles; ++j) {
+    const int group = at.column / unit_columns + j;
+    const char* block = w + group * StageSizes<Int8, Tile>::group_bytes + unit / P::units * P::bytes;
+    const auto bytes = load(reinterpret_cast<const Word2*>(block + unit % P::units * P::unit) + lane);
+    scales[j] = load(reinterpret_cast<const Float2*>(block + P::scales) + lane % 4);
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      b[j][step].set(0, widen_int8_pair(bytes.word[step]));
+      b[j][step].set(1, widen_int8_pair(bytes.word[step] >> 8));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::row_tiles; ++i) {
+    float parts[Tile::column_tiles][4] = {};
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const Operand<BFloat16, 4> a = load_operand_a<BFloat16>([&](int row, int chunk) {
+        return x + x_offset<Tile>(at.row + 16 * i + row, (steps * unit + step) * 2 + chunk);
+      });
+#pragma unroll
+      for (int j = 0; j < Tile::column_tiles; ++j) multiply_add(parts[j], a, b[j][step]);
+    }
+#pragma unroll
+    for (int j = 0; j < Tile::column_tiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sums[i][j][c] += parts[j][c] * (c % 2 ? scales[j].y : scales[j].x);
+  }
+}
+
+template <class T, class W, class Tile>
+__device__ inline void multiply_unit(const char* x, const char* w, const Place<Tile>& at, int unit, Sums<Tile>& sums) {
+  if constexpr (std::is_same_v<W, Int8>)
+    multiply_int8_unit<Tile>(x, w, at, unit, sums);
+  else
+    multiply_plain_unit<T, Tile>(x, w, at, unit, sums);
+}
+
 // The warp's sums over units unit0 to unit_end, the copies of some stages ahead of the products.
-template <class T, class Tile>
+template <class T, class W, class Tile>
 __device__ inline void multiply(const Linear& op, int row0, int rows, int column0, int split, Sums<Tile>& sums) {
-  const int units = units_in<T>(op.packed.k), share = units_per_split<Tile>(units, op.splits);
+  const int units = units_in<T, W>(op.packed.k), share = units_per_split<Tile>(units, op.splits);
   const int unit0 = split * share, unit_end = unit0 + share < units ? unit0 + share : units;
   char* shared = shared_memory();
   const Place<Tile> at;
   const int steps = divide_up(unit_end - unit0, Tile::units);
   const auto copy_stage = [&](int step) {
-    char* stage = shared + step % Tile::stages * Tile::stage_bytes;
+    char* stage = shared + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
     const int unit = unit0 + step * Tile::units;
     if (step < steps) {
       copy_x<T, Tile>(op, row0, rows, unit, stage);
-      copy_w<Tile>(op, units, column0, unit, unit_end, stage + Tile::x_bytes);
+      copy_w<W, Tile>(op, units, column0, unit, unit_end, stage + Tile::x_bytes);
     }
     commit_copies();  // empty behind the last step, so that the number of groups on their way stays the same
   };
@@ -170,10 +260,10 @@ __device__ inline void multiply(const Linear& op, int row0, int rows, int column
     wait_copies<Tile::stages - 2>();
     sync_threads();  // everyone's copies have landed, and everyone is done with the stage that is filled next
     copy_stage(step + Tile::stages - 1);
-    const char* stage = shared + step % Tile::stages * Tile::stage_bytes;
+    const char* stage = shared + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
 #pragma unroll 1  // two units at once would not fit the registers of the largest fp32 tile
     for (int unit = 0; unit < Tile::units / Tile::depth_warps; ++unit)
-      multiply_unit<T, Tile>(stage, stage + Tile::x_bytes, at, unit * Tile::depth_warps + at.depth, sums);
+      multiply_unit<T, W, Tile>(stage, stage + Tile::x_bytes, at, unit * Tile::depth_warps + at.depth, sums);
   }
   wait_copies<0>();
   sync_threads();  // what follows writes over the stages
@@ -264,12 +354,12 @@ __device__ inline void finish(const Linear& op, int row0, int rows, int column0,
 }
 
 // One tile of out, of one split, by the whole block.
-template <class T, class Tile>
+template <class T, class W, class Tile>
 __device__ inline void linear_tile(const Linear& op, int column_tile, int row_tile, int split) {
   const int rows = load(op.rows), row0 = row_tile * Tile::rows, column0 = column_tile * Tile::columns;
   if (row0 >= rows) return;
   Sums<Tile> sums = {};
-  multiply<T, Tile>(op, row0, rows, column0, split, sums);
+  multiply<T, W, Tile>(op, row0, rows, column0, split, sums);
   share_sums<Tile>(sums);
   finish<T, Tile>(op, row0, rows, column0, split);
 }

@@ -17,11 +17,11 @@ class Loader {
     if (!tensor && needed) throw std::invalid_argument("The weights lack " + name + ".");
     return tensor ? on_device(*tensor) : DeviceBuffer();
   }
-  Dense dense(const std::string& name, int n, int k) {
+  Dense dense(const std::string& name, int n, int k, Precision precision) {
     const HostTensor weight = tensor(name + ".weight", static_cast<std::size_t>(n) * static_cast<std::size_t>(k));
-    Dense dense{DeviceBuffer(packed_linear_bytes(shape_.precision, n, k)), vector(name + ".bias", n), n, k};
+    Dense dense{precision, DeviceBuffer(packed_linear_bytes(precision, n, k)), vector(name + ".bias", n), n, k};
     const DeviceBuffer plain = on_device(weight);
-    pack_linear(shape_.precision, reinterpret_cast<const float*>(plain.data()), n, k, dense.weight.data(), stream_);
+    pack_linear(precision, reinterpret_cast<const float*>(plain.data()), n, k, dense.weight.data(), stream_);
     stream_.wait();  // before `plain` goes
     return dense;
   }
@@ -30,8 +30,9 @@ class Loader {
   }
   Layer layer(const std::string& at) {
     const int d = shape_.width, f = shape_.ffn;
-    return {dense(at + "qkv", 3 * d, d), dense(at + "attention_out", d, d), norm(at + "attention_norm", d),
-            dense(at + "ffn_in", f, d),  dense(at + "ffn_out", d, f),       norm(at + "output_norm", d)};
+    const auto dense_of = [&](const char* name, int n, int k) { return dense(at + name, n, k, shape_.precision); };
+    return {dense_of("qkv", 3 * d, d), dense_of("attention_out", d, d), norm(at + "attention_norm", d),
+            dense_of("ffn_in", f, d),  dense_of("ffn_out", d, f),       norm(at + "output_norm", d)};
   }
 
  private:
@@ -57,6 +58,10 @@ class Loader {
   Stream& stream_;
 };
 
+Precision head_precision(const EncoderShape& shape) {
+  return shape.precision == Precision::int8 ? Precision::bf16 : shape.precision;
+}
+
 std::size_t bytes_of(const Dense& dense) { return dense.weight.bytes() + dense.bias.bytes(); }
 std::size_t bytes_of(const Norm& norm) { return norm.weight.bytes() + norm.bias.bytes(); }
 
@@ -66,6 +71,8 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
              Stream& stream)
     : shape(shape) {
   if (const char* misfit = attention_misfit(shape.width / shape.heads)) throw std::invalid_argument(misfit);
+  if (const char* misfit = layer_norm_misfit(shape.width)) throw std::invalid_argument(misfit);
+  load_kernels();
   Loader loader(shape, find, stream);
   word = loader.table("embed.word", true);
   position = loader.table("embed.position", true);
@@ -75,11 +82,20 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_line
   int width = shape.width;
   for (const HeadLinear& linear : head_linears) {
     const std::string name = "head." + std::to_string(head.size());
-    head.push_back({loader.dense(name, linear.columns, width), linear.activation, std::nullopt});
+    head.push_back({loader.dense(name, linear.columns, width, head_precision(shape)), linear.activation, std::nullopt});
     if (linear.norm) head.back().norm = loader.norm(name + ".norm", linear.columns);
     width = linear.columns;
   }
   stream.wait();
+}
+
+void Model::load_kernels() const {
+  load_take_inputs();
+  load_embed(shape.precision);
+  load_linear(shape.precision);
+  load_linear(head_precision(shape));
+  load_attention(shape.precision, shape.width / shape.heads);
+  load_add_layer_norm(shape.precision);
 }
 
 std::size_t Model::bytes() const {

@@ -11,7 +11,7 @@
 namespace distilfast::cuda {
 
 struct EncoderShape {
-  Precision precision;
+  Precision precision;            // with int8 the head's linears, which run on few rows, are bf16
   int width, heads, layers, ffn;  // D, H, layers, F
   float eps;
   Activation activation;
@@ -33,6 +33,7 @@ struct HostTensor {
 using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
 
 struct Dense {
+  Precision precision;
   DeviceBuffer weight, bias;
   int n, k;
 
@@ -67,6 +68,9 @@ struct Model {
   Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Stream& stream);
 
   std::size_t bytes() const;
+  int rows_of(const DeviceBuffer& table) const {
+    return static_cast<int>(table.bytes() / sizeof(float) / static_cast<std::size_t>(shape.width));
+  }
   int head_columns() const { return head.empty() ? 0 : head.back().dense.n; }
 
   EncoderShape shape;
@@ -74,6 +78,9 @@ struct Model {
   std::optional<Norm> embed_norm;           // always there
   std::vector<Layer> layers;
   std::vector<HeadLayer> head;
+
+ private:
+  void load_kernels() const;
 };
 
 }  // namespace distilfast::cuda

@@ -1,6 +1,7 @@
 #include "cuda/pass.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/tracer.h"
 
@@ -9,6 +10,9 @@ namespace distilfast::cuda {
 namespace {
 
 constexpr int smallest_bucket = 16;
+// Of results that come home through pinned memory: the last hidden state of 42 tokens, 768 wide. A copy to memory that
+// is not pinned waits for the device itself, each one anew; larger ones are longer than that wait.
+constexpr std::size_t staged_bytes = 128 * 1024;
 constexpr std::size_t alignment = 256;  // of every piece of the arena, as of device memory itself
 
 template <class T>
@@ -19,10 +23,10 @@ T* take(char*& at, std::size_t bytes) {
 }
 
 // Most floats that the parts of a linear can take, in any bucket up to `most`.
-std::size_t part_floats(Precision precision, const Dense& dense, int most) {
+std::size_t part_floats(const Dense& dense, int most) {
   std::size_t floats = 0;
   for (int rows = smallest_bucket; rows <= most; rows *= 2)
-    floats = std::max(floats, static_cast<std::size_t>(linear_splits(precision, dense.n, dense.k, rows)) *
+    floats = std::max(floats, static_cast<std::size_t>(linear_splits(dense.precision, dense.n, dense.k, rows)) *
                                   static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
   return floats;
 }
@@ -46,7 +50,7 @@ Pass::Pass(const Model& model, int most_tokens, bool persistent)
       most_tokens_(most_tokens),
       persistent_(persistent && can_persist()),
       input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
-      host_memory_(input_bytes_),
+      host_memory_(input_bytes_ + staged_bytes),
       arena_(static_cast<std::size_t>(place_buffers(nullptr) - static_cast<char*>(nullptr))) {
   place_inputs(host_memory_.data(), host_);
   std::fill_n(host_memory_.data(), input_bytes_, 0);
@@ -56,8 +60,8 @@ Pass::Pass(const Model& model, int most_tokens, bool persistent)
 bool Pass::can_persist() const {
   const EncoderShape& shape = model_.shape;
   const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
-  return shape.precision != Precision::fp32 && most_tokens_ <= most_persistent_rows &&
-         shape.width / shape.heads <= most_persistent_head && stages <= most_stages;
+  return most_tokens_ <= most_persistent_rows && shape.width / shape.heads <= most_persistent_head &&
+         stages <= most_stages;
 }
 
 std::size_t Pass::row_bytes(int columns) const {
@@ -65,11 +69,12 @@ std::size_t Pass::row_bytes(int columns) const {
 }
 
 // Returns the end of what it placed.
-char* Pass::place_inputs(char* at, Inputs& inputs) const {
+char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
   const std::size_t most = static_cast<std::size_t>(most_tokens_) * sizeof(std::int32_t);
-  inputs.tokens = take<std::int32_t>(at, 3 * sizeof(std::int32_t));
+  inputs.tokens = take<std::int32_t>(at, 4 * sizeof(std::int32_t));
   inputs.sequences = inputs.tokens + 1;
   inputs.rows = inputs.tokens + 2;
+  inputs.faults = inputs.tokens + 3;
   inputs.ids = take<std::int32_t>(at, most);
   inputs.positions = take<std::int32_t>(at, most);
   inputs.token_types = take<std::int32_t>(at, most);
@@ -84,9 +89,9 @@ char* Pass::place_buffers(char* at) {
   std::size_t parts = 0, head_out = 0, head_low = 0;
   for (const Layer& layer : model_.layers)
     for (const Dense* dense : {&layer.attention_out, &layer.ffn_out})
-      parts = std::max(parts, part_floats(shape.precision, *dense, most_tokens_));
+      parts = std::max(parts, part_floats(*dense, most_tokens_));
   for (const HeadLayer& layer : model_.head) {
-    if (layer.norm) parts = std::max(parts, part_floats(shape.precision, layer.dense, most_tokens_));
+    if (layer.norm) parts = std::max(parts, part_floats(layer.dense, most_tokens_));
     if (&layer != &model_.head.back()) head_low = std::max(head_low, most * row_bytes(layer.dense.n));
     head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
   }
@@ -122,11 +127,30 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
 
 Pass::Results Pass::start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream) {
   fill_inputs(input, chunk);
-  const Wish wish{bucket_for(chunk.rows), hidden, head && chunk.rows > 0};
+  return run_graph({bucket_for(chunk.rows), hidden, head && chunk.rows > 0, true}, stream);
+}
+
+Pass::Results Pass::start(const DeviceInput& input, bool hidden, bool head, Stream& stream) {
+  take_inputs(
+      {input.ids, input.cu_seqlens, input.token_types, input.rows, input.rows_are, static_cast<int>(input.tokens),
+       static_cast<int>(input.sequences), static_cast<int>(input.num_rows), model_.rows_of(model_.word),
+       model_.rows_of(model_.position), model_.rows_of(model_.token_type), device_},
+      stream);
+  return run_graph({bucket_for(input.num_rows), hidden, head && input.num_rows > 0, false}, stream);
+}
+
+Pass::Results Pass::run_graph(const Wish& wish, Stream& stream) {
   std::unique_ptr<Graph>& graph = graphs_[wish];
-  if (!graph) graph = std::make_unique<Graph>(stream, [this, wish, &stream] { enqueue(wish, stream, nullptr); });
+  if (!graph) graph = std::make_unique<Graph>(stream, [&] { enqueue(wish, stream, nullptr); });
   graph->run(stream);
-  return {hidden ? tokens_.x : nullptr, head ? head_out_ : nullptr};
+  return {wish.hidden ? tokens_.x : nullptr, wish.head ? head_out_ : nullptr};
+}
+
+std::uint32_t Pass::faults(Stream& stream) const {
+  std::int32_t faults = 0;
+  download(&faults, device_.faults, sizeof(faults), stream);
+  stream.wait();
+  return static_cast<std::uint32_t>(faults);
 }
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
@@ -151,25 +175,29 @@ void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const Forwa
   tracer.probabilities = DeviceBuffer(static_cast<std::size_t>(tracer.num_probabilities) * sizeof(float));
   tracer.probability_begins = DeviceBuffer(begins.size() * sizeof(std::int64_t));
   upload(tracer.probability_begins.data(), begins.data(), tracer.probability_begins.bytes(), stream);
-  enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0}, stream, &tracer);
+  enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0, true}, stream, &tracer);
   fetch(chunk, output, stream);
 }
 
 void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
   const Index width = model_.shape.width, columns = model_.head_columns();
-  if (output.hidden)
-    download(output.hidden + chunk.first_token * width, tokens_.x,
-             static_cast<std::size_t>(chunk.tokens * width) * sizeof(float), stream);
-  if (output.head)
-    download(output.head + chunk.first_row * columns, head_out_,
-             static_cast<std::size_t>(chunk.rows * columns) * sizeof(float), stream);
+  const std::size_t hidden_bytes = output.hidden ? static_cast<std::size_t>(chunk.tokens * width) * sizeof(float) : 0,
+                    head_bytes = output.head ? static_cast<std::size_t>(chunk.rows * columns) * sizeof(float) : 0;
+  float *hidden = output.hidden ? output.hidden + chunk.first_token * width : nullptr,
+        *head = output.head ? output.head + chunk.first_row * columns : nullptr;
+  const bool is_staged = hidden_bytes + head_bytes <= staged_bytes;
+  char* staged = host_memory_.data() + input_bytes_;
+  download(is_staged ? staged : reinterpret_cast<char*>(hidden), tokens_.x, hidden_bytes, stream);
+  download(is_staged ? staged + hidden_bytes : reinterpret_cast<char*>(head), head_out_, head_bytes, stream);
   stream.wait();
+  if (is_staged && hidden_bytes > 0) std::memcpy(hidden, staged, hidden_bytes);
+  if (is_staged && head_bytes > 0) std::memcpy(head, staged + hidden_bytes, head_bytes);
 }
 
 // ---- layers
 
 void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
-  upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
+  if (wish.from_host) upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
   Program program;
   program.count = 0;
   Queue queue(stream, persistent_ && !tracer ? &program : nullptr);
@@ -264,23 +292,22 @@ void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* trace
 
 void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
                       char* out_low, Queue& queue) const {
-  queue.add(Linear{model_.shape.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out,
-                   out_low},
-            rows.most);
+  queue.add(
+      Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out, out_low},
+      rows.most);
 }
 
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
                                  const std::string& name, Queue& queue, Tracer* tracer) const {
-  const Precision precision = model_.shape.precision;
   // Only a linear without an activation may leave its parts to be added later.
-  const int splits = activation == Activation::none ? linear_splits(precision, dense.n, dense.k, rows.most) : 1;
+  const int splits = activation == Activation::none ? linear_splits(dense.precision, dense.n, dense.k, rows.most) : 1;
   const Index plane = static_cast<Index>(rows.most) * dense.n;
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
-  queue.add(Linear{precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane, parts_,
-                   nullptr},
+  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane,
+                   parts_, nullptr},
             rows.most);
-  queue.add(AddLayerNorm{precision, rows.count, gather, parts_, splits, plane,
+  queue.add(AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
                          splits > 1 ? dense.packed().bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
             rows.most);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);

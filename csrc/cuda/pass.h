@@ -25,6 +25,7 @@ struct Chunk {
 struct Wish {
   int most_rows;  // the bucket of the rows that the head reads
   bool hidden, head;
+  bool from_host;  // begins with a copy of the inputs
 
   auto operator<=>(const Wish&) const = default;
 };
@@ -42,6 +43,9 @@ class Pass {
   };
   // Enqueues a forward and does not wait.
   Results start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream);
+  Results start(const DeviceInput& input, bool hidden, bool head, Stream& stream);
+  // What the device has found wrong with a DeviceInput, when it is done.
+  std::uint32_t faults(Stream& stream) const;
   void run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream);
   // Without a graph and with all rows computed; hands over every intermediate.
   void run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,
@@ -50,11 +54,6 @@ class Pass {
   std::size_t bytes() const { return arena_.bytes(); }
 
  private:
-  // What the device reads of a batch, one after the other so that it is one copy.
-  struct Inputs {
-    std::int32_t *tokens, *sequences, *rows;  // how many
-    std::int32_t *ids, *positions, *token_types, *cu_seqlens, *gather;
-  };
   // Rows on their way through the layers: the residual stream, and what the linears read of it.
   struct Rows {
     const std::int32_t* count;
@@ -68,9 +67,11 @@ class Pass {
     const std::int32_t* gather;
   };
 
-  char* place_inputs(char* at, Inputs& inputs) const;
+  // One after the other, so that a batch of the host's is one copy.
+  char* place_inputs(char* at, BatchInputs& inputs) const;
   char* place_buffers(char* at);
   std::size_t row_bytes(int columns) const;
+  Results run_graph(const Wish& wish, Stream& stream);
   void fill_inputs(const ForwardInput& input, const Chunk& chunk);
   void fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
 
@@ -95,7 +96,7 @@ class Pass {
   bool persistent_;
   std::size_t input_bytes_;
   PinnedBuffer host_memory_;
-  Inputs host_, device_;
+  BatchInputs host_, device_;
   DeviceBuffer arena_;
   Rows tokens_, rows_;  // all of them; those that the head reads
   char *qkv_, *context_, *wide_, *head_low_[2];

@@ -37,7 +37,7 @@ __device__ inline void share_out(int count, Part part) {
 template <class T, class Tile>
 __device__ inline void linear_part(const Linear& op, int i) {
   const int columns = divide_up(op.packed.n, Tile::columns);
-  linear_tile<T, Tile>(op, i % columns, 0, i / columns);
+  linear_tile<T, T, Tile>(op, i % columns, 0, i / columns);
 }
 
 template <class Tile>
@@ -72,11 +72,14 @@ __device__ inline void prefetch_weight(const Program& program, int next) {
   while (next < program.count && program.stages[next].kind != Stage::Kind::linear) ++next;
   if (next == program.count) return;
   const PackedLinear& packed = program.stages[next].linear.packed;
-  const Index bytes = static_cast<Index>(divide_up(packed.n, unit_columns)) * units_in<T>(packed.k) * packed_unit_bytes;
+  const Index bytes =
+      static_cast<Index>(divide_up(packed.n, unit_columns)) * units_in<T, T>(packed.k) * packed_unit_bytes;
   const Index first = (blockIdx.x * block_threads + threadIdx.x) * Index{line_bytes};
   for (Index at = first; at < bytes; at += static_cast<Index>(gridDim.x) * block_threads * line_bytes)
     prefetch(static_cast<const char*>(packed.weight) + at);
 }
+
+static_assert(sizeof(Program) <= 32764, "more than a kernel's arguments can be");
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ Program program) {
@@ -90,7 +93,8 @@ __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __gr
 }
 
 std::size_t shared_bytes(Precision precision, const Program& program) {
-  std::size_t bytes = std::max<std::size_t>(Few::shared_bytes, Some::shared_bytes);
+  std::size_t bytes =
+      std::max<std::size_t>(StageSizes<BFloat16, Few>::shared_bytes, StageSizes<BFloat16, Some>::shared_bytes);
   with_short_element(precision,
                      [&]<class T>() { bytes = std::max<std::size_t>(bytes, PersistentHead<T>::shared_bytes); });
   for (int i = 0; i < program.count; ++i) {
@@ -108,6 +112,10 @@ void run_persistent(Precision precision, const Program& program, Stream& stream)
     launch_cooperative("the persistent encoder", persistent_kernel<T>, block_threads, shared_bytes(precision, program),
                        stream, program);
   });
+}
+
+void load_persistent(Precision precision) {
+  with_short_element(precision, [&]<class T>() { load_kernel("the persistent encoder", persistent_kernel<T>); });
 }
 
 }  // namespace distilfast::cuda

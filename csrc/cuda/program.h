@@ -69,8 +69,11 @@ class Queue {
   Program* program_;
 };
 
-// Enqueues one cooperative launch. Only for fp16 and bf16, for stages with at most most_persistent_rows rows and heads
-// of at most most_persistent_head columns.
+inline bool can_persist(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16; }
+
+// Enqueues one cooperative launch. Only where it can persist, for stages with at most most_persistent_rows rows and
+// heads of at most most_persistent_head columns.
 void run_persistent(Precision precision, const Program& program, Stream& stream);
+void load_persistent(Precision precision);
 
 }  // namespace distilfast::cuda

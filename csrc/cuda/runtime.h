@@ -53,66 +53,128 @@ inline std::optional<std::string> unavailable() {
            ".0 or newer is needed.";
   if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess || devices == 0)
     return std::string("There is no CUDA device: ") + cudaGetErrorString(status) + ".";
-  check(cudaGetDevice(&device), "asking for the current device");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the architecture");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the architecture");
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (status != cudaSuccess) return std::string("The CUDA device does not answer: ") + cudaGetErrorString(status) + ".";
   if (major < 8)
     return "The device's compute capability is " + std::to_string(major) + "." + std::to_string(minor) +
            " and 8.0 or newer is needed.";
   return std::nullopt;
 }
 
-inline std::string device_name() {
-  int device = 0;
-  cudaDeviceProp properties;
-  check(cudaGetDevice(&device), "asking for the current device");
-  check(cudaGetDeviceProperties(&properties, device), "asking for the device's name");
-  return properties.name;
-}
-
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "asking for the current device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-  return count;
-}
-
-// A stream of the caller's, as the number that Python passes; 0 is the default stream.
-using StreamHandle = std::uintptr_t;
-
-// A number that DLPack has for the memory of this device.
-constexpr int dlpack_device_type = 2;  // kDLCUDA
 inline int current_device() {
   int device = 0;
   check(cudaGetDevice(&device), "asking for the current device");
   return device;
 }
 
-// What is enqueued on `second` from now on begins behind what `first` has now.
-inline void order_streams(cudaStream_t first, cudaStream_t second) {
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
-  cudaError_t status = cudaEventRecord(event, first);
-  if (status == cudaSuccess) status = cudaStreamWaitEvent(second, event, 0);
-  cudaEventDestroy(event);  // lives on until it has come to pass
-  check(status, "waiting for another stream");
+inline std::string device_name() {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, current_device()), "asking for the device's name");
+  return properties.name;
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "asking for a fact of the device");
+  return value;
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+// The compute capability, as 80 or 90.
+inline int architecture() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+// Of shared memory, for one block.
+inline std::size_t most_shared_bytes() {
+  return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+// Of device memory, in use by anyone.
+inline std::size_t used_memory() {
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
+  return total - free;
+}
+
+// Streams, memory and graphs belong to a device, and each thread has a current one: while this lives, it is `device`.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) : before_(current_device()), device_(device) {
+    if (device_ != before_) check(cudaSetDevice(device_), "choosing the device");
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() {
+    if (device_ != before_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_, device_;
+};
+
+// A stream of the caller's, as the number that Python passes; 0 and 1 are the default stream, 2 each thread's own.
+using StreamHandle = std::uintptr_t;
+constexpr StreamHandle last_default_stream = 2;
+
+// Throws std::invalid_argument where work of the current device cannot be put in order with the caller's stream.
+inline void check_stream(StreamHandle caller) {
+  const auto stream = reinterpret_cast<cudaStream_t>(caller);
+  int device = 0;
+  if (caller > last_default_stream) {  // those are on whatever device is current
+    check(cudaStreamGetDevice(stream, &device), "asking for the stream's device");
+    if (device != current_device())
+      throw std::invalid_argument("The stream belongs to device " + std::to_string(device) +
+                                  " and the model to device " + std::to_string(current_device()) + ".");
+  }
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), "asking for the stream's state");
+  if (capture != cudaStreamCaptureStatusNone)
+    throw std::invalid_argument("The stream is being captured, and a forward cannot be a part of another graph.");
+}
+
+// A number that DLPack has for the memory of this device.
+constexpr int dlpack_device_type = 2;  // kDLCUDA
+
+// The device whose memory this is; nothing for the host's.
+inline std::optional<int> device_of(const void* memory) {
+  cudaPointerAttributes facts;
+  check(cudaPointerGetAttributes(&facts, memory), "asking where an array lies");
+  if (facts.type != cudaMemoryTypeDevice && facts.type != cudaMemoryTypeManaged) return std::nullopt;
+  return facts.device;
 }
 
 class Stream {
  public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
+  Stream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    if (const cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)) {
+      cudaStreamDestroy(stream_);
+      check(status, "making an event");
+    }
+  }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  ~Stream() { cudaStreamDestroy(stream_); }
+  ~Stream() {
+    cudaEventDestroy(event_);
+    cudaStreamDestroy(stream_);
+  }
 
   cudaStream_t get() const { return stream_; }
   // Behind the caller's work; and the caller's behind this.
-  void follow(StreamHandle caller) { order_streams(reinterpret_cast<cudaStream_t>(caller), stream_); }
-  void precede(StreamHandle caller) { order_streams(stream_, reinterpret_cast<cudaStream_t>(caller)); }
+  void follow(StreamHandle caller) { order(reinterpret_cast<cudaStream_t>(caller), stream_); }
+  void precede(StreamHandle caller) { order(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
 
  private:
+  // What is enqueued on `second` from now on begins behind what `first` has now. The event can be recorded again at
+  // once: who waits for it waits for what it stood for then.
+  void order(cudaStream_t first, cudaStream_t second) {
+    check(cudaEventRecord(event_, first), "waiting for another stream");
+    check(cudaStreamWaitEvent(second, event_, 0), "waiting for another stream");
+  }
+
   cudaStream_t stream_ = nullptr;
+  cudaEvent_t event_ = nullptr;
 };
 
 class DeviceBuffer {
@@ -152,10 +214,13 @@ class PinnedBuffer {
   void* data_ = nullptr;
 };
 
+// Inside a graph `host` must be pinned memory that outlives it.
 inline void upload(void* device, const void* host, std::size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.get()), "a copy to the device");
 }
 inline void download(void* host, const void* device, std::size_t bytes, Stream& stream) {
+  if (bytes == 0) return;
   check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream.get()), "a copy from the device");
 }
 
@@ -163,17 +228,26 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// More shared memory than 48 KB is had only by asking for it.
-inline void allow_shared_memory(const char* name, const void* kernel, std::size_t bytes) {
-  if (bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+// Brings a kernel to the device and allows it all the shared memory that a block can have, of which more than 48 KB is
+// had only by asking. CUDA loads a kernel when it is first used, which may wait for the whole device and may not be
+// done while a graph is captured. The amount is the same for every launch: a smaller one would be a graph's undoing
+// that was made with a larger.
+inline void load_kernel(const char* name, const void* kernel) {
+  cudaFuncAttributes facts;
+  check(cudaFuncGetAttributes(&facts, kernel), name);
+  const std::size_t dynamic = most_shared_bytes() - facts.sharedSizeBytes;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
+}
+template <class Op>
+void load_kernel(const char* name, void (*kernel)(Op)) {
+  load_kernel(name, reinterpret_cast<const void*>(kernel));
 }
 
 // Enqueues kernel(op), which an error calls `name`, on grid x threads, each block with `shared_bytes` of shared memory.
 template <class Op>
 void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
             Op op) {
-  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared_bytes);
+  load_kernel(name, kernel);
   void* arguments[] = {&op};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z), dim3(threads), arguments,
                          shared_bytes, stream.get()),
@@ -187,14 +261,15 @@ inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocess
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
                         Stream& stream, Op op) {
-  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared_bytes);
+  load_kernel(name, kernel);
   void* arguments[] = {&op};
   check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(cooperative_blocks()), dim3(threads),
                                     arguments, shared_bytes, stream.get()),
         name);
 }
 
-// What `enqueue` puts on the stream, recorded once and then started with one call.
+// What `enqueue` puts on the stream, recorded once and then started with one call. `enqueue` neither allocates nor
+// frees nor waits, and the kernels that it launches were loaded before.
 class Graph {
  public:
   Graph(Stream& stream, const std::function<void()>& enqueue) {
@@ -205,7 +280,7 @@ class Graph {
       enqueue();
     } catch (...) {
       cudaStreamEndCapture(stream.get(), &graph);
-      cudaGraphDestroy(graph);
+      if (graph) cudaGraphDestroy(graph);
       throw;
     }
     check(cudaStreamEndCapture(stream.get(), &graph), "ending a graph");

@@ -49,7 +49,7 @@ class Tracer {
     }
     std::uint16_t bits;
     std::memcpy(&bits, at, sizeof(bits));
-    return precision_ == Precision::bf16 ? from_bf16(bits) : from_fp16(bits);
+    return precision_ == Precision::fp16 ? from_fp16(bits) : from_bf16(bits);
   }
   static float from_bf16(std::uint16_t bits) {
     const std::uint32_t wide = std::uint32_t{bits} << 16;

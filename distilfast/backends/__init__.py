@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from distilfast.backends import measured
+from distilfast.backends.buckets import BucketBackend
 from distilfast.config import environment
 from distilfast.errors import BackendError
 
@@ -24,18 +27,53 @@ def module(name: str) -> Any:
     return import_module(f"distilfast.backends.{name}")
 
 
-def choose(name: str) -> tuple[str, str]:
-    """The backend for a wish ("auto" or a name), and why; raises BackendError where the wish cannot be met."""
+@dataclass(frozen=True)
+class Choice:
+    """The backends to load, usually one, and why; ``winners``: which of several runs in which token bucket."""
+
+    names: tuple[str, ...]
+    why: str
+    winners: dict[int, str] = field(default_factory=dict)
+
+
+def choose(name: str, precision: str) -> Choice:
+    """The backend for a wish ("auto" or a name); raises BackendError where the wish cannot be met."""
     why = "asked for"
     if name == "auto" and (forced := environment("BACKEND")):
         name, why = forced, "DISTILFAST_BACKEND asks for it"
-    if name == "auto":
-        name, why = "cpu", "the fastest backend there is so far"
-    if reason := module(name).unavailable():
-        raise BackendError(f"backend {name!r} is not available: {reason}")
-    return name, why
+    choice = _choose_measured(precision) if name == "auto" else Choice((name,), why)
+    for chosen in choice.names:
+        if reason := module(chosen).unavailable():
+            raise BackendError(f"backend {chosen!r} is not available: {reason}")
+    return choice
 
 
-def create(name: str, threads: int | None) -> Any:
+def _choose_measured(precision: str) -> Choice:
+    """A GPU backend where it was measured on such a GPU, else the CPU."""
+    table = measured.read()
+    if not table:
+        return Choice(("cpu",), "no measured rows for any GPU")
+    architecture = measured.architecture()
+    if architecture is None:
+        return Choice(("cpu",), "there is no GPU that can be used")
+    where = f"{architecture} {precision}"
+    winners = measured.winners(table, architecture, precision)
+    if not winners:
+        return Choice(("cpu",), f"no measured rows for {where}")
+    usable = [
+        name
+        for name in measured.BACKENDS
+        if precision in module(name).PRECISIONS and module(name).unavailable() is None
+    ]
+    if not usable:
+        return Choice(("cpu",), f"no GPU backend that has {precision} is available")
+    if len(usable) == 1:
+        return Choice((usable[0],), f"measured rows for {where}, and no other GPU backend is available")
+    names = tuple(name for name in usable if name in winners.values())
+    return Choice(names, f"the faster one by measured rows for {where}", winners)
+
+
+def create(choice: Choice, threads: int | None) -> Any:
     """A backend, not loaded yet."""
-    return getattr(module(name), _CLASSES[name])(threads)
+    made = {name: getattr(module(name), _CLASSES[name])(threads) for name in choice.names}
+    return made[choice.names[0]] if len(made) == 1 else BucketBackend(made, choice.winners)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from distilfast.backends.base import Trace
-from distilfast.batch import PackedBatch
-from distilfast.errors import BackendError
+from distilfast.batch import DeviceBatch, PackedBatch
+from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 PERSISTENT = False
@@ -49,16 +49,16 @@ class CudaBackend:
     @property
     def detail(self) -> str:
         """The device's name and the precision."""
-        return f"{self._module.device_name()} {self._precision}"
+        return f"{self._gpu} {self._precision}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
-        """Bring the weights to the device; raises BackendError for what the kernels cannot run."""
+        """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
         if precision not in PRECISIONS:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
             )
         weights.check_finite()
-        self._precision = precision
+        self._precision, self._gpu = precision, self._module.device_name()
         config = weights.config
         try:
             self._encoder = self._module.Encoder(
@@ -106,10 +106,29 @@ class CudaBackend:
         except (RuntimeError, ValueError) as error:
             raise BackendError(str(error)) from error
 
+    def forward_from_device(
+        self, batch: DeviceBatch, rows: Any | None, hidden: bool, stream: int | None = None
+    ) -> tuple[Any, Any]:
+        """``forward_on_device`` for ids that are on the GPU; ``rows`` an array there, "first", "all" or None.
+
+        The bucket comes from the arrays' sizes alone. What they hold is looked at on the device: an id or a type
+        outside its table makes the answers of its sequence NaN, wrong ``cu_seqlens`` or rows those of the whole batch,
+        and ``wait()`` of either result raises ValueError, which says what it was. Raises InputError for arrays that
+        cannot be read and BackendError for a batch that has to be run in pieces.
+        """
+        try:
+            return self._encoder.forward_from_device(
+                batch.input_ids, batch.cu_seqlens, batch.token_types, rows, hidden, _stream(stream)
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+
     def info(self) -> dict[str, object]:
         """The device and the bytes held on it."""
         return {
-            "gpu": self._module.device_name(),
+            "gpu": self._gpu,
             "measured": "not yet measured on a GPU",
             "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,

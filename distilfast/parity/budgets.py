@@ -55,8 +55,8 @@ class Arithmetic:
     """How a naive forward rounds, float32 in and out: every tensor once, what is multiplied, every result.
 
     ``operand``: a linear's input; ``attention``: q, k and v. In a chain of naive steps both are rounded results
-    already; a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors and results
-    of other operations stay float32.
+    already; a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors of other
+    operations stay float32.
     """
 
     weight: Narrow = _as_it_is
@@ -160,8 +160,9 @@ BUDGETS = {
         torch="float16",
     ),
     "int8": Budget(
-        "each token's cosine at least 0.999 in every hidden state, and at most twice the error of naive int8 linears",
-        arithmetic=Arithmetic(to_int8, to_int8, to_bf16, linears_only=True),
+        "each token's cosine at least 0.999 in every hidden state, and at most twice the error of naive int8 linears "
+        "whose results, as those of all other operations, are bfloat16",
+        arithmetic=Arithmetic(to_int8, to_int8, to_bf16, to_bf16, linears_only=True),
         cosine=0.999,
     ),
 }

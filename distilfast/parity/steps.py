@@ -65,8 +65,7 @@ def apply(
         inputs = [arithmetic.operand(x) for x in inputs]
     if step.attention:
         inputs = [arithmetic.attention(x) for x in inputs]
-    result = step.run(tensors, *inputs)
-    return result if arithmetic.linears_only and not step.linear else arithmetic.result(result)
+    return arithmetic.result(step.run(tensors, *inputs))
 
 
 def narrowed(tensors: Tensors, arithmetic: Arithmetic) -> Tensors:

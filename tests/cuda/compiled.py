@@ -130,10 +130,11 @@ def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str]] | None:
 
 def _readable(mangled: str) -> str:
     """``linear_kernel fp32 16 16 …``: the template's type and numbers."""
-    name = re.search(r"\d+([a-z_]+_kernel)", mangled)
+    name = re.search(r"\d((?:[a-z]+\d?_)+kernel)", mangled)
     kind = re.search(r"_kernelI(f|6__half|13__nv_bfloat16)", mangled)
+    is_int8 = "4Int8E" in mangled
     numbers = re.findall(r"Li(\d+)E", mangled)
-    words = [name[1] if name else mangled, _TYPES[kind[1]] if kind else "", *numbers]
+    words = [name[1] if name else mangled, "int8" if is_int8 else _TYPES[kind[1]] if kind else "", *numbers]
     return " ".join(word for word in words if word)
 
 

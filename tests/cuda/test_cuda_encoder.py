@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from elements import PRECISIONS
+from elements import LINEAR_PRECISIONS, PRECISIONS
 
 from distilfast import Engine
 from distilfast.backends import cuda
@@ -56,14 +60,76 @@ def test_results_on_the_device(extension, engine):
     assert np.array_equal(fetched(array), wanted[0][0])
 
 
+@pytest.mark.parametrize("tokens", [113, 114])  # 288 floats each: 128 KB, and more
+def test_results_come_home_whole(engine, tokens):
+    """Small ones through pinned memory and large ones directly: what lies on the device."""
+    made, batch = engine("fill-mask"), batch_of(60, tokens - 60)
+    on_device = made.forward_on_device(batch, hidden=True, stream=0)
+    for array, wanted in zip(made.forward(batch, hidden=True), on_device, strict=True):
+        assert np.array_equal(array, fetched(wanted))
+
+
 def test_memory_stays_flat_under_changing_shapes(extension, engine):
-    made, rng = engine(), np.random.default_rng(3)
+    """10,000 of them; the simulated device runs what it can in ten seconds. A real one hands memory out in 2 MiB."""
+    simulated = extension.__name__ == "_cuda_host"
+    made, rng = engine(n_layers=1), np.random.default_rng(3)
     for lengths in ((3,), (19,), (19, 19, 19)):  # every bucket that comes
         made.forward(batch_of(*lengths))
-    held = made.info()["scratch_bytes"]
-    for _ in range(10 if extension.device_name() == "a simulated device" else 10_000):
-        made.forward(batch_of(*rng.integers(1, 20, rng.integers(1, 4))))
+    held, used = made.info()["scratch_bytes"], extension.used_memory()
+    for seed in range(100 if simulated else 10_000):
+        made.forward(batch_of(*rng.integers(1, 20, rng.integers(1, 4)), seed=seed))
     assert made.info()["scratch_bytes"] == held
+    assert abs(extension.used_memory() - used) <= (0 if simulated else 2 << 20)
+
+
+def test_closing_gives_all_memory_back(extension, engine):
+    """The weights, and what three callers at once needed; a real device keeps what its driver needs for kernels."""
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("a real device's memory is not this test's alone")
+    before = extension.used_memory()
+    made = engine()
+    held = [made.forward_on_device(batch_of(length), stream=0) for length in (3, 20, 40)]
+    assert extension.used_memory() > before
+    del made, held
+    assert extension.used_memory() == before
+
+
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, persistent):
+    """Nothing ran before: a kernel that loading forgot would be first used while the graph is recorded."""
+    script = f"""
+from conftest import imported
+from distilfast import Engine, PackedBatch
+from distilfast.backends import cuda
+from pathlib import Path
+module = imported("_cuda_host", Path({str(host_build)!r}))
+cuda.extension, cuda.PERSISTENT = lambda: module, {persistent}
+engine = Engine.from_pretrained({str(tiny_checkpoint("bert", "fill-mask"))!r}, backend="cuda", precision={precision!r})
+for length in (3, 20, 40):
+    print(engine.forward(PackedBatch.from_sequences([range(length)]))[1].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stream", "sentence"),
+    [
+        (1 << 32, "The stream belongs to device 1 and the model to device 0."),
+        (17, "The stream is being captured, and a forward cannot be a part of another graph."),
+    ],
+)
+def test_a_stream_that_cannot_be_followed(extension, engine, stream, sentence):
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("the numbers are a simulated device's streams")
+    made = engine()
+    with pytest.raises(BackendError, match=f"^{re.escape(sentence)}$"):
+        made.forward_on_device(batch_of(3), stream=stream)
+    hidden = made.forward_on_device(batch_of(3), hidden=True, stream=0)[0]
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        hidden.__dlpack__(stream=stream)
+    assert np.isfinite(fetched(hidden)).all()
 
 
 def test_a_batch_that_does_not_fit_at_once(engine, monkeypatch):
@@ -88,7 +154,7 @@ def batch_of(*lengths, seed=0):
     return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
     model_type = "bert" if task in ("feature-extraction", "fill-mask") else "distilbert"
@@ -98,14 +164,14 @@ def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
     assert report.passed, report.sentence
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_heads_of_64(tiny_checkpoint, precision):
     directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
     report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
     assert report.passed, report.sentence
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_the_models_own_width(extension, tiny_checkpoint, precision):
     """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
     splits = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
@@ -146,7 +212,7 @@ def test_a_graph_serves_every_batch_of_its_bucket(engine):
         fresh = engine()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_bits_do_not_depend_on_batch_mates(engine, precision):
     """Within a bucket: a text alone, and among others at any place."""
     runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]

@@ -23,6 +23,16 @@ REPORTS = {
 }
 
 
+MISUSES = {
+    "first_use": "The kernel write_number is first used while a graph is recorded",
+    "allocation": "Memory is allocated while a graph is recorded",
+    "pinned_allocation": "Memory is allocated while a graph is recorded",
+    "wait": "A stream is waited for while a graph is recorded",
+    "pageable_copy": "Memory that is not pinned is copied while a graph is recorded",
+    "shared_memory": "no_fault asks for more shared memory than a block can have",
+}
+
+
 def test_a_kernel_without_a_fault_runs(faults):
     assert faults.run("no_fault") == list(range(63, -1, -1))
 
@@ -42,3 +52,10 @@ def test_the_device_goes_on_behind_a_fault(faults, name):
     with pytest.raises(RuntimeError):
         faults.run(name)
     assert faults.run("no_fault") == list(range(63, -1, -1))
+
+
+@pytest.mark.parametrize("what", MISUSES)
+def test_a_misuse_of_graphs_is_found(faults, what):
+    with pytest.raises(RuntimeError, match=rf"^{MISUSES[what]}\.$"):
+        faults.misuse(what)
+    faults.misuse("nothing")

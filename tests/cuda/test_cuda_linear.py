@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from elements import PRECISIONS, from_raw, raw, rounded
+from elements import LINEAR_PRECISIONS, from_raw, raw, rounded, rounded_weight
 
 from distilfast import reference
 from tests.kernels import naive
@@ -18,19 +18,19 @@ SIZES = ((1, 1), (2, 3), (8, 16), (15, 31), (17, 33), (33, 65), (130, 100), (129
 
 def check(extension, x, weight, bias, activation, precision, counts=None, **options):
     """``counts``: how many of the rows go in at a time; all at once without it. The error is that of all of them."""
-    x, exact_weight = rounded(x, precision), rounded(weight, precision)
+    x, exact_weight = rounded(x, precision), rounded_weight(weight, precision)
     linear = extension.Linear(weight, bias, precision=precision)
     pieces = np.split(x, np.cumsum(counts)[:-1]) if counts else [x]
     results = [linear(raw(piece, precision), activation, **options) for piece in pieces]
     got, low = (np.concatenate([result[i] for result in results]) for i in (0, 1))
     truth = reference.linear(*(a.astype(np.float64) for a in (x, exact_weight, bias)), activation)
-    plain = naive.linear(x, exact_weight, bias, activation)
+    plain = naive.linear(x, exact_weight.astype(np.float32), bias, activation)
     allowed = naive.allowed(rounded(plain, precision), truth)
     assert naive.error(from_raw(low, precision), truth) <= allowed
     assert naive.error(got, truth) <= allowed
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("bucket", BUCKETS)
 def test_sizes(extension, normal, precision, bucket):
     for n, k in SIZES:
@@ -39,14 +39,14 @@ def test_sizes(extension, normal, precision, bucket):
         check(extension, normal(sum(counts), k), weight, bias, "none", precision, counts, most_rows=bucket)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("size", [(768, 768), (96, 3072)])
 def test_the_models_own_depths(extension, normal, precision, size):
     n, k = size
     check(extension, normal(5, k), normal(n, k, scale=0.04), normal(n), "none", precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
 def test_activations(extension, normal, precision, activation):
     check(extension, normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, precision)
@@ -61,21 +61,22 @@ def test_gelu_everywhere(extension):
     assert (np.abs(got - truth) <= 2**-21 * np.abs(x)).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("bucket", BUCKETS)
 def test_splits_add_up(extension, normal, precision, bucket):
     """Each split leaves its part of x Wᵀ, without bias; together they are the whole."""
     x, weight = rounded(normal(9, 1030), precision), normal(40, 1030)
     linear = extension.Linear(weight, normal(40), precision=precision)
     parts, low = linear(raw(x, precision), splits=3, most_rows=bucket)
-    truth = x.astype(np.float64) @ rounded(weight, precision).astype(np.float64).T
-    plain = naive.linear(x, rounded(weight, precision), np.zeros(40, np.float32))
+    exact_weight = rounded_weight(weight, precision)
+    truth = x.astype(np.float64) @ exact_weight.T
+    plain = naive.linear(x, exact_weight.astype(np.float32), np.zeros(40, np.float32))
     got = parts.reshape(3, 9, 40).astype(np.float64).sum(axis=0)
     assert low.size == 0
     assert naive.error(got, truth) <= naive.allowed(rounded(plain, precision), truth)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_gathered_rows(extension, normal, precision):
     x, index = normal(40, 50), np.array([0, 3, 17, 39], np.int32)
     linear = extension.Linear(normal(24, 50), normal(24), precision=precision)
@@ -83,16 +84,28 @@ def test_gathered_rows(extension, normal, precision):
     assert np.array_equal(linear(raw(x, precision), gather=index, most_rows=64)[0], whole[index])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("bucket", BUCKETS)
-def test_bits_do_not_depend_on_other_rows(extension, normal, bucket):
+def test_bits_do_not_depend_on_other_rows(extension, normal, bucket, precision):
     x = normal(min(bucket, 130), 200)
-    linear = extension.Linear(normal(40, 200), normal(40), precision="bf16")
-    whole = linear(raw(x, "bf16"), "gelu", most_rows=bucket)[0]
+    linear = extension.Linear(normal(40, 200), normal(40), precision=precision)
+    whole = linear(raw(x, precision), "gelu", most_rows=bucket)[0]
     for begin, end in ((0, 1), (1, 4), (len(x) - 7, len(x))):
-        assert np.array_equal(linear(raw(x[begin:end], "bf16"), "gelu", most_rows=bucket)[0], whole[begin:end])
+        assert np.array_equal(linear(raw(x[begin:end], precision), "gelu", most_rows=bucket)[0], whole[begin:end])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_int8_comes_back(extension):
+    """Each of -127 to 127 beside a group's largest, times each of 64 places in the group: bf16 holds all of them."""
+    weight = np.zeros((255 * 64, 64), np.float32)
+    for i, (integer, place) in enumerate((integer, place) for integer in range(-127, 128) for place in range(64)):
+        weight[i, place] = integer
+        weight[i, place - 1] = 127
+    x = np.eye(64, dtype=np.float32)
+    got = extension.Linear(weight, np.zeros(len(weight), np.float32), precision="int8")(raw(x, "int8"))[0]
+    assert np.array_equal(got, weight.T)
+
+
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_a_nan_stays_in_its_row(extension, normal, precision):
     x = normal(9, 64)
     x[4, 7] = np.nan

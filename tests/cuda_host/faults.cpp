@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -168,6 +170,40 @@ std::vector<float> run(const std::string& name) {
   return values;
 }
 
+void write_number(Buffers op) { store(op.out + self(), 1.0f); }
+
+// What must not happen while a graph is recorded, and a launch that no block has room for.
+void misuse(const std::string& what) {
+  static const float pageable[threads] = {};
+  Stream stream;
+  const PinnedBuffer pinned(sizeof(pageable));
+  std::memset(pinned.data(), 0, sizeof(pageable));
+  const DeviceBuffer out(sizeof(pageable));
+  const Buffers op{nullptr, reinterpret_cast<float*>(out.data())};
+  const auto record = [&](const std::function<void()>& enqueue) { Graph(stream, enqueue).run(stream); };
+  if (what == "nothing") {
+    load_kernel("no_fault", no_fault);
+    record([&] {
+      upload(out.data(), pinned.data(), sizeof(pageable), stream);
+      launch("no_fault", no_fault, {1}, threads, shared_floats * sizeof(float), stream, Buffers{op.out, op.out});
+    });
+  } else if (what == "first_use") {
+    record([&] { launch("write_number", write_number, {1}, threads, 0, stream, op); });
+  } else if (what == "allocation") {
+    record([] { const DeviceBuffer more(16); });
+  } else if (what == "pinned_allocation") {
+    record([] { const PinnedBuffer more(16); });
+  } else if (what == "wait") {
+    record([&] { stream.wait(); });
+  } else if (what == "pageable_copy") {
+    record([&] { upload(out.data(), pageable, sizeof(pageable), stream); });
+  } else if (what == "shared_memory") {
+    launch("no_fault", no_fault, {1}, threads, most_shared_bytes() + 1, stream, op);
+  } else {
+    throw std::invalid_argument(what);
+  }
+}
+
 std::vector<std::string> names() {
   std::vector<std::string> all;
   for (const auto& [name, fault] : faults()) all.push_back(name);
@@ -180,4 +216,5 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cuda_faults, module) {
   module.def("names", &distilfast::cuda::names);
   module.def("run", &distilfast::cuda::run);
+  module.def("misuse", &distilfast::cuda::misuse);
 }

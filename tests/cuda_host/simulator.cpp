@@ -60,6 +60,16 @@ void Device::free(void* memory) {
   std::free(memory);
 }
 
+std::size_t Device::used_bytes() {
+  const std::lock_guard guard(mutex);
+  return used_bytes_;
+}
+
+bool Device::holds(const void* at) {
+  const std::lock_guard guard(mutex);
+  return find(at, 1) != nullptr;
+}
+
 Region* Device::find(const void* at, std::size_t bytes) {
   if (current_ && current_->block->shared->holds(at, bytes)) return current_->block->shared.get();
   if (last_ && last_->holds(at, bytes)) return last_;
@@ -330,3 +340,15 @@ void Device::run(const Launch& launch, const std::function<void()>& kernel) {
 }
 
 }  // namespace cuda_host
+
+// Device memory of a caller's own, for tests by ctypes.
+extern "C" {
+__attribute__((visibility("default"))) void* simulated_allocate(std::size_t bytes) {
+  return cuda_host::device().allocate(bytes);
+}
+__attribute__((visibility("default"))) void simulated_write(void* to, const void* from, std::size_t bytes) {
+  cuda_host::device().host_access(to, bytes, true);
+  std::memcpy(to, from, bytes);
+}
+__attribute__((visibility("default"))) void simulated_free(void* memory) { cuda_host::device().free(memory); }
+}

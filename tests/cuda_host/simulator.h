@@ -126,6 +126,8 @@ class Device {
 
   void* allocate(std::size_t bytes);
   void free(void* memory);
+  std::size_t used_bytes();
+  bool holds(const void* at);  // in one of its allocations
   // The host reads or writes device memory.
   void host_access(const void* at, std::size_t bytes, bool writes);
 

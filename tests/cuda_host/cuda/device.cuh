@@ -29,6 +29,9 @@ constexpr int warp_size = 32;
 struct alignas(16) Word4 {
   std::uint32_t word[4];
 };
+struct alignas(8) Word2 {
+  std::uint32_t word[2];
+};
 struct alignas(8) Float2 {
   float x, y;
 };
@@ -69,6 +72,14 @@ inline BFloat16 from_float<BFloat16>(float x) {
 inline std::uint32_t round_to_tf32(float x) {
   if (!std::isfinite(x)) return bits_of(x);
   return (bits_of(x) + 0x1000) & ~std::uint32_t{0x1fff};
+}
+
+inline std::uint32_t subtract_pairs(std::uint32_t x, std::uint32_t y) {
+  const auto difference = [&](int shift) {
+    const BFloat16 from{static_cast<std::uint16_t>(x >> shift)}, off{static_cast<std::uint16_t>(y >> shift)};
+    return std::uint32_t{from_float<BFloat16>(to_float(from) - to_float(off)).bits};
+  };
+  return difference(0) | difference(16) << 16;
 }
 
 // The number nearest to zero beside x. Matrix instructions truncate their sums; how many bits they keep between the

@@ -1,41 +1,119 @@
 // csrc/cuda/runtime.h on the host: device memory that is watched, and work that is done as it is enqueued.
+//
+// Also watched is what a real device refuses or does badly while a graph is recorded: a kernel's first use, memory that
+// is allocated, freed or waited for, and a copy from memory that is not pinned.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "simulator.h"
 
 namespace distilfast::cuda {
 
 inline std::optional<std::string> unavailable() { return std::nullopt; }
+inline int current_device() { return 0; }
 inline std::string device_name() { return "a simulated device"; }
 inline int multiprocessors() { return 132; }
+inline int architecture() { return 90; }
+inline std::size_t most_shared_bytes() { return 227 * 1024; }
+inline std::size_t used_memory() { return cuda_host::device().used_bytes(); }
+
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int) {}
+};
 
 using StreamHandle = std::uintptr_t;
 
+namespace host {
+
+using Work = std::function<void()>;
+
+// What this thread records, null where it records nothing.
+inline std::vector<Work>*& recording() {
+  thread_local std::vector<Work>* works = nullptr;
+  return works;
+}
+inline void outside_graphs(const char* what) {
+  if (recording()) throw cuda_host::Error(std::string(what) + " while a graph is recorded.");
+}
+inline void enqueue(Work work) {
+  if (recording())
+    recording()->push_back(std::move(work));
+  else
+    work();
+}
+
+// Kernels that were used, and pinned memory with its sizes: of all threads.
+struct Known {
+  std::mutex mutex;
+  std::set<const void*> kernels;
+  std::map<const char*, std::size_t> pinned;
+
+  void use(const char* name, const void* kernel) {
+    const std::lock_guard guard(mutex);
+    if (kernels.contains(kernel)) return;
+    outside_graphs((std::string("The kernel ") + name + " is first used").c_str());
+    kernels.insert(kernel);
+  }
+  bool is_pinned(const void* memory, std::size_t bytes) {
+    const std::lock_guard guard(mutex);
+    const auto above = pinned.upper_bound(static_cast<const char*>(memory));
+    if (above == pinned.begin()) return false;
+    const auto& [begin, size] = *std::prev(above);
+    return static_cast<const char*>(memory) + bytes <= begin + size;
+  }
+};
+inline Known& known() {
+  static Known all;
+  return all;
+}
+
+// A simulated stream says in its upper half which device it is of, and in its lowest bit whether it is being captured.
+inline int device_of_stream(StreamHandle stream) { return static_cast<int>(stream >> 32); }
+inline bool is_captured(StreamHandle stream) { return stream & 1; }
+
+}  // namespace host
+
+inline void check_stream(StreamHandle caller) {
+  if (const int device = host::device_of_stream(caller))
+    throw std::invalid_argument("The stream belongs to device " + std::to_string(device) + " and the model to device " +
+                                std::to_string(current_device()) + ".");
+  if (host::is_captured(caller))
+    throw std::invalid_argument("The stream is being captured, and a forward cannot be a part of another graph.");
+}
+
 constexpr int dlpack_device_type = 1;  // kDLCPU: a simulated device's memory is the host's
-inline int current_device() { return 0; }
+
+inline std::optional<int> device_of(const void* memory) {
+  return cuda_host::device().holds(memory) ? std::optional(0) : std::nullopt;
+}
 
 // Work is done as it is enqueued, so that any stream is behind any other.
 class Stream {
  public:
   void follow(StreamHandle) {}
   void precede(StreamHandle) {}
-  void wait() {}
+  void wait() { host::outside_graphs("A stream is waited for"); }
 };
 
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
   explicit DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
+    host::outside_graphs("Memory is allocated");
     if (bytes) data_ = cuda_host::device().allocate(bytes);
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept
@@ -59,7 +137,17 @@ class DeviceBuffer {
 
 class PinnedBuffer {
  public:
-  explicit PinnedBuffer(std::size_t bytes) : data_(new char[bytes]) {}
+  explicit PinnedBuffer(std::size_t bytes) : data_(new char[bytes]) {
+    host::outside_graphs("Memory is allocated");
+    const std::lock_guard guard(host::known().mutex);
+    host::known().pinned[data_.get()] = bytes;
+  }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  ~PinnedBuffer() {
+    const std::lock_guard guard(host::known().mutex);
+    host::known().pinned.erase(data_.get());
+  }
   char* data() const { return data_.get(); }
 
  private:
@@ -68,13 +156,19 @@ class PinnedBuffer {
 
 inline void upload(void* device, const void* host, std::size_t bytes, Stream&) {
   if (bytes == 0) return;
-  cuda_host::device().host_access(device, bytes, true);
-  std::memcpy(device, host, bytes);
+  if (!host::known().is_pinned(host, bytes)) host::outside_graphs("Memory that is not pinned is copied");
+  host::enqueue([=] {
+    cuda_host::device().host_access(device, bytes, true);
+    std::memcpy(device, host, bytes);
+  });
 }
 inline void download(void* host, const void* device, std::size_t bytes, Stream&) {
   if (bytes == 0) return;
-  cuda_host::device().host_access(device, bytes, false);
-  std::memcpy(host, device, bytes);
+  if (!host::known().is_pinned(host, bytes)) host::outside_graphs("Memory that is not pinned is copied");
+  host::enqueue([=] {
+    cuda_host::device().host_access(device, bytes, false);
+    std::memcpy(host, device, bytes);
+  });
 }
 
 struct Grid {
@@ -82,10 +176,26 @@ struct Grid {
 };
 
 template <class Op>
+void load_kernel(const char* name, void (*kernel)(Op)) {
+  host::known().use(name, reinterpret_cast<const void*>(kernel));
+}
+
+namespace host {
+
+template <class Op>
+void run(const cuda_host::Launch& launch, void (*kernel)(Op), Op op) {
+  if (launch.shared_bytes > most_shared_bytes())
+    throw cuda_host::Error(launch.kernel + " asks for more shared memory than a block can have.");
+  load_kernel(launch.kernel.c_str(), kernel);
+  enqueue([=] { cuda_host::device().run(launch, [kernel, &op] { kernel(op); }); });
+}
+
+}  // namespace host
+
+template <class Op>
 void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream&,
             Op op) {
-  const cuda_host::Launch launch{name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false};
-  cuda_host::device().run(launch, [kernel, &op] { kernel(op); });
+  host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false}, kernel, op);
 }
 
 // Enough for a stage's work to be shared out, few enough for a fiber each.
@@ -94,18 +204,25 @@ inline unsigned cooperative_blocks() { return 5; }
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes, Stream&,
                         Op op) {
-  const cuda_host::Launch launch{name, {cooperative_blocks(), 1, 1}, {threads, 1, 1}, shared_bytes, true};
-  cuda_host::device().run(launch, [kernel, &op] { kernel(op); });
+  host::run({name, {cooperative_blocks(), 1, 1}, {threads, 1, 1}, shared_bytes, true}, kernel, op);
 }
 
-// Keeps what it enqueued, to do it again: like a device's graph it sees the pointers of then and the data of now.
+// Keeps what was enqueued, to do it again: like a device's graph it sees the pointers of then and the data of now.
 class Graph {
  public:
-  Graph(Stream&, std::function<void()> enqueue) : enqueue_(std::move(enqueue)) {}
-  void run(Stream&) { enqueue_(); }
+  Graph(Stream&, const host::Work& enqueue) {
+    struct Recording {
+      explicit Recording(std::vector<host::Work>* works) { host::recording() = works; }
+      ~Recording() { host::recording() = nullptr; }
+    } recording(&works_);
+    enqueue();
+  }
+  void run(Stream&) {
+    for (const host::Work& work : works_) work();
+  }
 
  private:
-  std::function<void()> enqueue_;
+  std::vector<host::Work> works_;
 };
 
 }  // namespace distilfast::cuda

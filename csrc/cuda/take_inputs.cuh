@@ -1,0 +1,110 @@
+// take_inputs: what a caller left in device memory -> what the kernels read, without the host ever seeing it.
+//
+// Numbers of 32 or 64 bits become 32, positions and the rows of each sequence's first token come from cu_seqlens, and
+// nothing that a kernel would follow out of its table is left in. What is found at fault is told in `faults`, and the
+// token's id becomes -1, from which `embed` makes a row of NaN: of its sequence where only its id or type is wrong, and
+// of the whole batch where cu_seqlens or rows are. One block: a batch is a few thousand numbers, and no other kernel
+// can begin before.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/kernels.h"
+
+namespace distilfast::cuda {
+namespace {
+
+constexpr int take_threads = 256, take_warps = take_threads / warp_size;
+
+__device__ inline Index number(const Integers& integers, Index i) {
+  return integers.wide ? load(static_cast<const std::int64_t*>(integers.data) + i)
+                       : load(static_cast<const std::int32_t*>(integers.data) + i);
+}
+
+__device__ inline std::int32_t clamped(Index value, Index low, Index high) {
+  return static_cast<std::int32_t>(value < low ? low : value > high ? high : value);
+}
+
+// The bits that any of the block's threads has.
+__device__ inline std::uint32_t any_of(std::uint32_t bits) {
+  auto* parts = reinterpret_cast<std::uint32_t*>(shared_memory());
+  for (int distance = warp_size / 2; distance > 0; distance /= 2) bits |= shuffle_xor(bits, distance);
+  sync_threads();  // the parts of the call before were read
+  if (threadIdx.x % warp_size == 0) store(parts + threadIdx.x / warp_size, bits);
+  sync_threads();
+  for (int warp = 0; warp < take_warps; ++warp) bits |= load(parts + warp);
+  return bits;
+}
+
+// cu_seqlens as they come, kept between 0 and T.
+__device__ inline std::uint32_t take_ends(const TakeInputs& op) {
+  std::uint32_t faults = 0;
+  for (int i = static_cast<int>(threadIdx.x); i <= op.sequences; i += take_threads) {
+    const Index end = number(op.cu_seqlens, i);
+    const bool rises = i == op.sequences ? end == op.tokens : end < number(op.cu_seqlens, i + 1);
+    if (!rises || end < 0 || (i == 0 && end != 0)) faults = fault_cu_seqlens;
+    store(op.to.cu_seqlens + i, clamped(end, 0, op.tokens));
+  }
+  return faults;
+}
+
+__device__ inline std::uint32_t take_rows(const TakeInputs& op) {
+  std::uint32_t faults = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < op.num_rows; i += take_threads) {
+    Index row = i;
+    if (op.rows_are == RowsAre::given) {
+      row = number(op.rows, i);
+      if (row < 0 || row >= op.tokens || (i > 0 && row <= number(op.rows, i - 1))) faults = fault_rows;
+    } else if (op.rows_are == RowsAre::first) {
+      row = number(op.cu_seqlens, i);
+    }
+    store(op.to.gather + i, clamped(row, 0, op.tokens - 1));
+  }
+  return faults;
+}
+
+// The last sequence of `sequences` that begins at or before a token: where it begins.
+__device__ inline std::int32_t begin_of(const std::int32_t* cu_seqlens, int sequences, int token) {
+  int low = 0, high = sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (load(cu_seqlens + middle) <= token ? low : high) = middle;
+  }
+  return load(cu_seqlens + low);
+}
+
+__device__ inline std::uint32_t take_token(const TakeInputs& op, int sequences, int token, bool is_broken) {
+  const Index id = number(op.ids, token), type = op.token_types.data ? number(op.token_types, token) : 0;
+  const std::int32_t position = token - begin_of(op.to.cu_seqlens, sequences, token);
+  std::uint32_t faults = 0;
+  if (id < 0 || id >= op.words) faults |= fault_ids;
+  if (position >= op.most_positions) faults |= fault_positions;
+  if (op.types > 0 && (type < 0 || type >= op.types)) faults |= fault_token_types;
+  store(op.to.ids + token, faults || is_broken ? -1 : static_cast<std::int32_t>(id));
+  store(op.to.positions + token, clamped(position, 0, op.most_positions - 1));
+  store(op.to.token_types + token, op.types > 0 ? clamped(type, 0, op.types - 1) : 0);
+  return faults;
+}
+
+// By the one block that there is.
+__device__ inline void take_inputs_block(const TakeInputs& op) {
+  std::uint32_t faults = any_of(take_ends(op) | take_rows(op));
+  const bool is_broken = faults != 0;
+  // Where cu_seqlens cannot be followed the batch is one sequence.
+  const int sequences = faults & fault_cu_seqlens ? 1 : op.sequences;
+  if (threadIdx.x == 0 && faults & fault_cu_seqlens) {
+    store(op.to.cu_seqlens, 0);
+    store(op.to.cu_seqlens + 1, op.tokens);
+  }
+  sync_threads();
+  for (int token = static_cast<int>(threadIdx.x); token < op.tokens; token += take_threads)
+    faults |= take_token(op, sequences, token, is_broken);
+  faults = any_of(faults);
+  if (threadIdx.x > 0) return;
+  store(op.to.tokens, op.tokens);
+  store(op.to.sequences, sequences);
+  store(op.to.rows, op.num_rows);
+  store(op.to.faults, static_cast<std::int32_t>(faults));
+}
+
+}  // namespace
+}  // namespace distilfast::cuda
