@@ -11,6 +11,8 @@ namespace {
 
 // Sixteen columns at a time, [k][column], so that a compiler for any machine finds something to vectorise.
 constexpr Index panel = 16;
+constexpr Index part_step = 1;
+constexpr Index part_rows = 256;
 
 struct AsItIs {
   static float round(float x) { return x; }
@@ -84,7 +86,8 @@ void linear(const Linear& op, Range rows, Range panels) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, packed_size, pack_linear<Operands>, no_operands, make_no_operands, linear<Operands>};
+  return {arithmetic,       panel,           part_step, part_rows, packed_size, pack_linear<Operands>, no_operands,
+          make_no_operands, linear<Operands>};
 }
 
 }  // namespace

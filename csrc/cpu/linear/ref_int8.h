@@ -91,7 +91,8 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic, panel, int8_packed_size, pack_int8, int8_operands_size, make_int8_operands, int8_linear};
+  return {arithmetic,         panel,      part_step, part_rows, int8_packed_size, pack_int8, int8_operands_size,
+          make_int8_operands, int8_linear};
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 #include "cpu/vec/math.h"
 #include "cpu/vec/tile.h"
 
-extern "C" float tanhf(float);
+extern "C" float tanhf(float) noexcept;
 
 namespace distilfast {
 namespace {
@@ -23,6 +23,10 @@ constexpr int panel_vectors = 3;
 constexpr int panel = panel_vectors * Vec::width;
 // Sums, a row of W and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
+
+// A part of the rows may begin anywhere; its rows of x and out stay in L2 beside the streamed panels.
+constexpr Index part_step = 1;
+constexpr Index part_rows = 256;
 
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
@@ -173,6 +177,8 @@ template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
   return {arithmetic,
           panel,
+          part_step,
+          part_rows,
           packed_size<Operands>,
           pack_linear<Operands>,
           operands_size<Operands>,
