@@ -78,7 +78,9 @@ class CpuBackend:
         from distilfast import _cpu
 
         config = weights.config
-        tensors = weights.tensors | quantize.channels(config, weights.tensors) if precision == "int8" else weights.tensors
+        tensors = (
+            weights.tensors | quantize.channels(config, weights.tensors) if precision == "int8" else weights.tensors
+        )
         self._encoder = _cpu.Encoder(
             width=config.hidden_size,
             heads=config.num_heads,
