@@ -28,8 +28,8 @@ def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
 
 
 # A bf16 number is off by 2^-8 of what it stands for at most, so each further part is 2^-8 of the one before. bf16: both
-# operands are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24 each,
-# and the sum is rounded. The last hundredth is for the squares of all this.
+# operands are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24
+# each, and the sum is rounded. The hundredth that is added below is for the squares of all this.
 AT_MOST = {"bf16": 2 * 2.0**-8, "bf16x3": 3 * 2.0**-16, "fp32": 3 * 2.0**-24}
 
 

@@ -80,10 +80,9 @@ def test_another_order_would_show(unit, rng):
 
 def test_denormals_are_zero_and_become_zero(unit):
     tiny, denormal = np.float32(2.0**-126), np.float32(2.0**-127)
-    one = np.ones((1, 2), np.float32) * [[1, 0]]
 
     def product(c: float, a: float, b: float) -> np.float32:
-        return bf16_product(unit, np.full((1, 1), c, np.float32), one * np.float32(a), (one * np.float32(b)).T)[0, 0]
+        return bf16_product(unit, np.float32([[c]]), np.float32([[a, 0]]), np.float32([[b], [0]]))[0, 0]
 
     assert product(0, tiny, 1) == tiny
     assert product(0, denormal, 2) == 0, "a denormal operand is zero, though its product would be normal"
@@ -91,7 +90,6 @@ def test_denormals_are_zero_and_become_zero(unit):
     assert product(0, tiny, 0.5) == 0, "a denormal result is zero"
     assert product(denormal, 1, 1) == 1
     assert product(denormal, 0, 1) == 0, "denormal sums are zero"
-    assert np.signbit(product(-0.0, -tiny, 0.5)), "and keep their sign"
     assert np.isnan(product(np.nan, 1, 1))
     assert np.isnan(product(0, np.inf, 0))
     assert product(0, np.inf, -1) == -np.inf

@@ -76,7 +76,7 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     else:
         got = linear(x, weight, bias, activation, **how)
         if precision == "bf16x3":  # hi·hi + hi·lo + lo·hi, without lo·lo
-            low_x, low_weight = ((a := to_two_bf16(each)) - to_bf16(a) for each in (x, weight))
+            low_x, low_weight = (to_two_bf16(each) - to_bf16(each) for each in (x, weight))
             left_out = low_x.astype(np.float64) @ low_weight.astype(np.float64).T
         x, weight = NARROW[precision](x), NARROW[precision](weight)
     exact = [a.astype(np.float64) for a in (x, weight, bias)]
