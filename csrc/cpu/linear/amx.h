@@ -9,9 +9,9 @@
 // x (by make_operands) and W (by pack) lie in tiles of 1 KB, 16 rows of x or 16 columns of W by 32 of K, zeros behind
 // their ends: rows of a matrix, 1,536 or 3,072 bytes apart, fall into the same sets of L1. For each part of the split:
 // blocks of 16 tiles of K, in each block row or column tiles. 2 x 2 tiles at a time: the 32 KB of a panel's block stay
-// in L1 and the blocks of x stream from L2 past them. At most 16 rows: one row tile and up to four column tiles, whose
-// sums stay in the unit along all of K, so that W streams from memory once; what several passes read again of a panel
-// is in L2. fp32 costs 6 bytes for each number of W this way, bf16x3 4 and bf16 2.
+// in L1 and the blocks of x stream from L2 past them. At most 32 rows: 2 x 2 or 1 x 4 tiles, whose sums stay in the
+// unit along all of K, so that W streams from memory once; what several passes read again of a panel is in L2. fp32
+// costs 6 bytes for each number of W this way, bf16x3 4 and bf16 2.
 //
 // Not measured: see tests/amx/README.md. Numbers from 3.39e38 on, which no bf16 can hold, become infinite or NaN.
 // Included after a Vec of 16 floats and a TileUnit. Reference: linear/ref.h.
@@ -148,13 +148,16 @@ class TileLinear {
               add_block<1>(pass, step, row, rows.end, panel);
   }
 
-  // Blocks inside: the sums of a panel, or of two, stay in the unit.
+  // Blocks inside: the sums of a panel stay in the unit; of two panels, where there is one row tile only.
   void few_rows(Range rows, Range panels) {
-    for (Index panel = panels.begin; panel < panels.end; panel += 2)
-      if (panel + 1 < panels.end)
-        add_all<4>(rows, panel);
+    const bool one_tile = rows.end - rows.begin <= tile_side;
+    for (Index panel = panels.begin; panel < panels.end; ++panel)
+      if (!one_tile)
+        add_all<2, panel_tiles>(rows, panel);
+      else if (panel + 1 < panels.end)
+        add_all<1, 2 * panel_tiles>(rows, panel++);
       else
-        add_all<2>(rows, panel);
+        add_all<1, panel_tiles>(rows, panel);
   }
 
  private:
@@ -187,28 +190,27 @@ class TileLinear {
       Sums<Rows, panel_tiles>::store(out);
   }
 
-  template <int Columns>
+  template <int Rows, int Columns>
   void add_all(Range rows, Index panel) {
-    Sums<1, Columns>::zero();
+    const Window out = window(op_, rows.begin, rows.end, panel, Rows * tile_side, Columns * tile_side);
+    Sums<Rows, Columns>::zero();
     for (int pass = 0; pass < passes; ++pass)
       for (Index step = 0; step < x_.steps; step += block_steps)
-        add_products<1, Columns>(pass, step, rows.begin, panel);
-    finish<1, Columns>(window(op_, rows.begin, rows.end, panel, tile_side, Columns * tile_side), panel);
+        add_products<Rows, Columns>(pass, step, rows.begin, panel);
+    finish<Rows, Columns>(out, panel);
   }
 
-  // The finisher reads one buffer while the other one is filled.
+  // The sums before these were finished while the unit made these; the buffer is free by now, or nearly.
   template <int Rows, int Columns>
   void finish(Window out, Index panel) {
     finisher_.rest();
-    buffer_ ^= 1;
-    Sums<Rows, Columns>::store(buffers_[buffer_], Columns * tile_side);
-    finisher_.begin(buffers_[buffer_], Columns * tile_side, out, op_.packed.bias + panel * tile_panel, op_.activation);
+    Sums<Rows, Columns>::store(buffer_, Columns * tile_side);
+    finisher_.begin(buffer_, Columns * tile_side, out, op_.packed.bias + panel * tile_panel, op_.activation);
   }
 
   const Linear& op_;
   Tiles x_, w_;
-  int buffer_ = 0;
-  alignas(64) float buffers_[2][4 * tile_floats];
+  alignas(64) float buffer_[4 * tile_floats];
   Finisher finisher_;
 };
 
@@ -216,7 +218,7 @@ template <class Split>
 void tile_linear(const Linear& op, Range rows, Range panels) {
   const TileScope tiles_are_configured;
   TileLinear<Split> linear(op);
-  if (rows.end - rows.begin <= tile_side)
+  if (rows.end - rows.begin <= tile_part_step)
     linear.few_rows(rows, panels);
   else
     linear.many_rows(rows, panels);

@@ -109,23 +109,25 @@ class TileInt8Linear {
   void many_rows(Range rows, Range panels) {
     for (Index g = 0; g < w_.groups; g += block_steps)
       for (Index panel = panels.begin; panel < panels.end; ++panel)
-        for (Index row = rows.begin; row < rows.end; row += 2 * tile_side) {
-          const Range groups{g, g + w_.tiles.in_block(g)};
-          if (rows.end - row > tile_side)
-            add_groups<2>(target(row, rows.end, panel), groups);
-          else
-            add_groups<1>(target(row, rows.end, panel), groups);
-        }
+        for (Index row = rows.begin; row < rows.end; row += tile_part_step)
+          add_groups(target(row, rows.end, panel), {g, g + w_.tiles.in_block(g)});
   }
 
   void few_rows(Range rows, Range panels) {
     for (Index panel = panels.begin; panel < panels.end; ++panel)
-      add_groups<1>(target(rows.begin, rows.end, panel), {0, w_.groups});
+      add_groups(target(rows.begin, rows.end, panel), {0, w_.groups});
   }
 
  private:
   Int8Target target(Index row, Index row_end, Index panel) const {
     return {row, panel, window(op_, row, row_end, panel, tile_part_step, tile_panel)};
+  }
+
+  void add_groups(const Int8Target& target, Range groups) {
+    if (target.out.rows > tile_side)
+      add_groups<2>(target, groups);
+    else
+      add_groups<1>(target, groups);
   }
 
   template <int Rows>
@@ -238,7 +240,7 @@ class TileInt8Linear {
 inline void tile_int8_linear(const Linear& op, Range rows, Range panels) {
   const TileScope tiles_are_configured;
   TileInt8Linear linear(op);
-  if (rows.end - rows.begin <= tile_side)
+  if (rows.end - rows.begin <= tile_part_step)
     linear.few_rows(rows, panels);
   else
     linear.many_rows(rows, panels);
