@@ -160,7 +160,8 @@ class TileInt8Linear {
     while (batch_.row < batch_.target.out.rows) scale_some();
   }
 
-  void scale_some() {
+  // Not inlined, for the reason in linear/amx.h.
+  __attribute__((noinline)) void scale_some() {
     const Index row = batch_.row, end = least(row + scaled_rows, batch_.target.out.rows);
     in_row_tiles<scaled_rows>({row, end}, [&]<int Rows>(Index first) { scale_rows<Rows>(first); });
     batch_.row = end;

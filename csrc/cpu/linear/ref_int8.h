@@ -1,5 +1,5 @@
-// linear with int8 operands in plain C++: x and W are rounded as linear/int8.h says, kept as the numbers that they
-// stand for, and multiplied as in linear/ref.h.
+// linear with int8 operands in plain C++: x and W are rounded as linear/int8_groups.h says, kept as the numbers that
+// they stand for, and multiplied as in linear/ref.h.
 #pragma once
 
 #include "cpu/linear/ref.h"
