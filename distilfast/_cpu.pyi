@@ -78,8 +78,11 @@ def packed_layout(isa: str, precision: str) -> str:
 def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
     """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""
 
-def isas() -> list[tuple[str, bool]]:
-    """Every ISA there is, the fastest first, and whether this machine has it."""
+def isas() -> list[tuple[str, str | None]]:
+    """Every ISA there is, the fastest first, and why it cannot run here, as the end of a sentence, or None."""
+
+def wide_channels(k: int) -> int:
+    """How many channels of K int8 leaves as they are."""
 
 def available_cores() -> int:
     """Cores that the affinity mask and the cgroup's CPU quota allow; at least 1."""
@@ -101,9 +104,19 @@ def embed(
     """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D]."""
 
 class Linear:
-    """act(x Wᵀ + b) with the weight [N, K] packed once."""
+    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs centre [K] and wide [wide_channels(K)]."""
 
-    def __init__(self, weight: Floats, bias: Floats, *, isa: str, threads: int = 1) -> None: ...
+    def __init__(
+        self,
+        weight: Floats,
+        bias: Floats,
+        centre: Floats | None = None,
+        wide: Ints | None = None,
+        *,
+        isa: str,
+        precision: str = "fp32",
+        threads: int = 1,
+    ) -> None: ...
     def __call__(self, x: Floats, activation: str = "none") -> Floats:
         """[T, K] → [T, N]; ``activation``: none, gelu, relu, tanh."""
 

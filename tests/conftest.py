@@ -6,16 +6,20 @@ import csv
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from host_build import built, imported
 
 if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd")):
     # Triton reads this when a kernel is defined, its own library's too: so before anything imports it, and for good.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import distilfast
 from distilfast.synthetic import write_checkpoint
 
 _TINY: dict[str, dict[str, Any]] = {
@@ -77,6 +81,32 @@ def texts(data_directory: Path) -> list[str]:
         *(text for path in sorted((data_directory / "wnut17").iterdir()) for text in _sentences(path)),
         *_sentences(data_directory / "wikigold" / "wikigold.conll.txt"),
     ]
+
+
+@pytest.fixture(scope="session")
+def amx_build() -> Path:
+    """The folder with ``_cpu`` that has the ISA amx_simulated too, and ``_tile_unit``: see tests/amx/README.md."""
+    return built("amx-simulated", ("-DAMX_SIMULATED=ON", "-DCUDA=OFF"), ("_cpu", "_tile_unit"))
+
+
+@pytest.fixture(scope="session")
+def amx_simulated_module(amx_build: Path) -> ModuleType:
+    """``distilfast._cpu`` with the ISA amx_simulated."""
+    module = imported("_cpu", amx_build)
+    if missing := dict(module.isas()).get("amx_simulated", "needs an x86-64 processor"):
+        pytest.skip(f"amx_simulated {missing}: all but its tiles is AVX-512's, with products of bf16")
+    return module
+
+
+@pytest.fixture
+def amx_simulated(
+    amx_simulated_module: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the test calls ``_cpu`` is the module that has the ISA amx_simulated."""
+    monkeypatch.setattr(distilfast, "_cpu", amx_simulated_module)
+    monkeypatch.setitem(sys.modules, "distilfast._cpu", amx_simulated_module)
+    if hasattr(request.module, "_cpu"):
+        monkeypatch.setattr(request.module, "_cpu", amx_simulated_module)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ Activation activation_named(const std::string& name) {
 
 Precision precision_named(const std::string& name) {
   static const std::map<std::string, Precision> names = {
-      {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
+      {"fp32", Precision::fp32}, {"bf16x3", Precision::bf16x3}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
   const auto found = names.find(name);
   if (found == names.end()) throw std::invalid_argument("Precision '" + name + "' is not known.");
   return found->second;
@@ -242,7 +242,7 @@ Floats packed_of(const py::object& self) {
 
 py::list isa_list() {
   py::list all;
-  for (const Isa& isa : isas()) all.append(py::make_tuple(isa.name, isa.supported));
+  for (const Isa& isa : isas()) all.append(py::make_tuple(isa.name, isa.missing));
   return all;
 }
 
@@ -278,7 +278,7 @@ PYBIND11_MODULE(_cpu, module) {
              "What the bytes of packed weights depend on beside the checkpoint, in words.");
   module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
              "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
-  module.def("isas", &isa_list, "Every ISA there is, the fastest first, and whether this machine has it.");
+  module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");
   module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 

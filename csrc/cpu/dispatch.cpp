@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace distilfast {
 
@@ -17,9 +21,16 @@ extern const LinearKernels linear_avx2_vnni;
 extern const LinearKernels linear_avx512_vnni;
 extern const LinearKernels linear_avx512_bf16;
 extern const AttentionKernels attention_avx512_bf16;
+extern const LinearKernels linear_amx_fp32, linear_amx_bf16x3, linear_amx_bf16, linear_amx_int8;
+#endif
+#if defined(DISTILFAST_AMX_SIMULATED)
+extern const LinearKernels linear_amx_simulated_fp32, linear_amx_simulated_bf16x3, linear_amx_simulated_bf16,
+    linear_amx_simulated_int8;
 #endif
 
 namespace {
+
+constexpr const char* no_such_processor = "is not supported by this processor";
 
 #if defined(__x86_64__)
 // avx2_vnni, from cpuid's leaf 7.1: gcc 12's __builtin_cpu_supports does not know it.
@@ -28,11 +39,39 @@ bool supports_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u);
 }
 
+// amx, from cpuid's leaf 7.0: bf16 products, tiles and int8 products.
+bool has_tile_unit() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1u) && (d >> 24 & 1u) && (d >> 25 & 1u);
+}
+
+// A process has to ask before its threads' 8 KB of tiles are kept for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+const char* missing_for_amx(bool avx512_bf16) {
+  if (!avx512_bf16 || !has_tile_unit()) return no_such_processor;
+  return may_use_tiles() ? nullptr : "is not supported by this operating system, which does not grant the tiles";
+}
+
 // The kernels of an ISA with the linears that an extension of it adds.
 Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, const LinearKernels& bf16) {
   kernels.isa = isa;
   kernels.linear_int8 = int8;
   kernels.linear_bf16 = bf16;
+  return kernels;
+}
+
+Kernels with_linears(Kernels kernels, const char* isa, const LinearKernels& fp32, const LinearKernels& bf16x3,
+                     const LinearKernels& bf16, const LinearKernels& int8) {
+  kernels.isa = isa;
+  kernels.linear_fp32 = fp32, kernels.linear_bf16x3 = bf16x3, kernels.linear_bf16 = bf16, kernels.linear_int8 = int8;
   return kernels;
 }
 #endif
@@ -55,17 +94,29 @@ std::vector<Isa> find_isas() {
     kernels.attention_bf16 = attention_avx512_bf16;
     return kernels;
   }();
-  return {{"avx512_bf16", avx512_bf16, &kernels_avx512_bf16},
-          {"avx512_vnni", avx512_vnni, &kernels_avx512_vnni},
-          {"avx512", avx512, &kernels_avx512},
-          {"avx2_vnni", avx2_vnni, &kernels_avx2_vnni},
-          {"avx2", avx2, &kernels_avx2},
-          {"ref", true, &kernels_ref}};
+  static const Kernels kernels_amx =
+      with_linears(kernels_avx512_bf16, "amx", linear_amx_fp32, linear_amx_bf16x3, linear_amx_bf16, linear_amx_int8);
+  const auto missing = [](bool supported) { return supported ? nullptr : no_such_processor; };
+  std::vector<Isa> all = {{"amx", missing_for_amx(avx512_bf16), &kernels_amx},
+                          {"avx512_bf16", missing(avx512_bf16), &kernels_avx512_bf16},
+                          {"avx512_vnni", missing(avx512_vnni), &kernels_avx512_vnni},
+                          {"avx512", missing(avx512), &kernels_avx512},
+                          {"avx2_vnni", missing(avx2_vnni), &kernels_avx2_vnni},
+                          {"avx2", missing(avx2), &kernels_avx2},
+                          {"ref", nullptr, &kernels_ref}};
+#if defined(DISTILFAST_AMX_SIMULATED)
+  static const Kernels kernels_amx_simulated =
+      with_linears(kernels_avx512_bf16, "amx_simulated", linear_amx_simulated_fp32, linear_amx_simulated_bf16x3,
+                   linear_amx_simulated_bf16, linear_amx_simulated_int8);
+  // In front of `ref`: nobody gets it who does not ask.
+  all.insert(all.end() - 1, {"amx_simulated", missing(avx512_bf16), &kernels_amx_simulated});
+#endif
+  return all;
 #else
   std::vector<Isa> all;
-  for (const char* name : {"avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2"})
-    all.push_back({name, false, nullptr});
-  all.push_back({"ref", true, &kernels_ref});
+  for (const char* name : {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2"})
+    all.push_back({name, no_such_processor, nullptr});
+  all.push_back({"ref", nullptr, &kernels_ref});
   return all;
 #endif
 }
@@ -80,9 +131,9 @@ const std::vector<Isa>& isas() {
 const Kernels& kernels_for(std::string_view name) {
   std::string known;
   for (const Isa& isa : isas()) {
-    if (name == isa.name && !isa.supported)
-      throw std::invalid_argument("ISA '" + std::string(name) + "' is not supported by this processor.");
-    if (isa.supported && (name.empty() || name == isa.name)) return *isa.kernels;
+    if (name == isa.name && isa.missing)
+      throw std::invalid_argument("ISA '" + std::string(name) + "' " + isa.missing + ".");
+    if (isa.supported() && (name.empty() || name == isa.name)) return *isa.kernels;
     known += known.empty() ? isa.name : std::string(", ") + isa.name;
   }
   throw std::invalid_argument("ISA '" + std::string(name) + "' is not known; there are " + known + ".");

@@ -10,8 +10,10 @@ namespace distilfast {
 
 struct Isa {
   const char* name;
-  bool supported;          // by this processor and its operating system
+  const char* missing;     // why it cannot run here, as the end of a sentence; null where it can
   const Kernels* kernels;  // null: not compiled for this architecture
+
+  bool supported() const { return !missing; }
 };
 
 // Every ISA there is, the fastest first; `ref` is last and always supported.

@@ -11,6 +11,7 @@ namespace distilfast {
 extern const Kernels kernels_ref = {
     "ref",
     linear_kernels<AsItIs>("fp32 operands, summed in fp64"),
+    linear_kernels<AsItIs>("bf16x3 by fp32 operands, summed in fp64, which is more exact"),
     linear_kernels<ToBf16>("bf16 operands, summed in fp64"),
     int8_linear_kernels("int8 operands, summed in fp64"),
     attention_kernels<AsItIs>("fp32 operands, summed in fp64"),

@@ -22,8 +22,9 @@ struct Range {
 
 enum class Activation { none, gelu, relu, tanh };
 
-// What the operands of `linear` and `attention` may be rounded to; sums and everything else are fp32 in each.
-enum class Precision { fp32, bf16, int8 };
+// What the operands of `linear` and `attention` may be rounded to, bf16x3: sums of two bf16 numbers; sums and
+// everything else are fp32 in each.
+enum class Precision { fp32, bf16x3, bf16, int8 };
 
 struct LayerNormWeights {
   const float* weight;  // [D]
@@ -103,6 +104,8 @@ struct LinearKernels {
   const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
   int packing;             // version of what `pack` writes: packed weights on disk are read by the same one only
   Index panel;             // columns of W that are computed at a time
+  Index part_step;         // a part of the rows begins at a multiple of it
+  Index part_rows;         // and has so many at most, itself a multiple
   Index (*packed_size)(Index n, Index k);
   void (*pack)(const LinearSource&, Range panels, float* packed);
   Index (*operands_size)(Index rows, Index k);  // 0: x is read where it is
@@ -120,16 +123,26 @@ struct AttentionKernels {
 
 struct Kernels {
   const char* isa;
-  LinearKernels linear_fp32, linear_bf16, linear_int8;
+  LinearKernels linear_fp32, linear_bf16x3, linear_bf16, linear_int8;
   AttentionKernels attention_fp32, attention_bf16;
   void (*embed)(const Embed&, Range rows);
   void (*add_layer_norm)(const AddLayerNorm&, Range rows);
 
   const LinearKernels& linear(Precision precision) const {
-    return precision == Precision::fp32 ? linear_fp32 : precision == Precision::bf16 ? linear_bf16 : linear_int8;
+    switch (precision) {
+      case Precision::bf16x3:
+        return linear_bf16x3;
+      case Precision::bf16:
+        return linear_bf16;
+      case Precision::int8:
+        return linear_int8;
+      case Precision::fp32:
+        break;
+    }
+    return linear_fp32;
   }
   const AttentionKernels& attention(Precision precision) const {
-    return precision == Precision::fp32 ? attention_fp32 : attention_bf16;
+    return precision == Precision::fp32 || precision == Precision::bf16x3 ? attention_fp32 : attention_bf16;
   }
 };
 

@@ -10,9 +10,6 @@ namespace {
 // More tasks than threads, so that a thread whose core is taken away leaves its share to the others.
 constexpr Index tasks_per_thread = 4;
 
-// A part of a linear has at most so many rows: its rows of x and out stay in L2 beside the streamed panels.
-constexpr Index most_linear_rows = 256;
-
 // So many panels share a part's x while it is in L2.
 constexpr Index most_panels = 8;
 
@@ -56,13 +53,15 @@ void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, 
   const Linear op = described(dense, x, rows, activation, out, out_stride, operands);
   if (!made && kernels.operands_size(rows, op.packed.k) > 0)
     in_row_slices(rows, team, [&](Range part) { kernels.make_operands(op, part); });
-  const Index all = panels.end - panels.begin, row_parts = divide_up(rows, most_linear_rows);
+  const Index all = panels.end - panels.begin, row_parts = divide_up(rows, kernels.part_rows);
+  const Index steps = divide_up(rows, kernels.part_step);
   const Index wanted = divide_up(tasks_per_thread * team.threads(), std::max<Index>(row_parts, 1));
   const Index panel_parts = std::min(all, std::max(divide_up(all, most_panels), team.threads() > 1 ? wanted : 1));
   // Consecutive tasks share rows, not panels: what they share is then in the caches of all threads.
   team.run(row_parts * panel_parts, [&](Index i, int) {
-    const Range part = slice(all, panel_parts, i % panel_parts);
-    kernels.run(op, slice(rows, row_parts, i / panel_parts), {panels.begin + part.begin, panels.begin + part.end});
+    const Range part = slice(all, panel_parts, i % panel_parts), in_steps = slice(steps, row_parts, i / panel_parts);
+    const Range in_rows{in_steps.begin * kernels.part_step, std::min(rows, in_steps.end * kernels.part_step)};
+    kernels.run(op, in_rows, {panels.begin + part.begin, panels.begin + part.end});
   });
 }
 

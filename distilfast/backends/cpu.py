@@ -14,7 +14,7 @@ from distilfast.errors import BackendError
 from distilfast.heads import Head
 from distilfast.weights import StoredTensors, Weights
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "bf16x3", "bf16", "int8")
 
 
 def unavailable() -> str | None:
@@ -30,7 +30,7 @@ def isas() -> dict[str, bool]:
     """Every ISA there is, the fastest first, and whether this machine has it."""
     from distilfast import _cpu
 
-    return dict(_cpu.isas())
+    return {name: missing is None for name, missing in _cpu.isas()}
 
 
 def chosen_isa() -> tuple[str, str]:
@@ -42,7 +42,9 @@ def chosen_isa() -> tuple[str, str]:
     if forced not in supported:
         raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(supported)}.")
     if not supported[forced]:
-        raise BackendError(f"DISTILFAST_ISA {forced!r} is not supported by this processor.")
+        from distilfast import _cpu
+
+        raise BackendError(f"DISTILFAST_ISA {forced!r} {dict(_cpu.isas())[forced]}.")
     return forced, "DISTILFAST_ISA asks for it"
 
 

@@ -1,4 +1,4 @@
-"""Each kernel test runs on every ISA that this machine has, one at a time."""
+"""Each kernel test runs on every ISA that this machine has, one at a time, and on simulated AMX."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 from distilfast.backends import cpu
 
 
-@pytest.fixture(params=[name for name, there in cpu.isas().items() if there])
+@pytest.fixture(params=[*(name for name, there in cpu.isas().items() if there), "amx_simulated"])
 def isa(request: pytest.FixtureRequest) -> str:
     """The name of an ISA."""
+    if request.param == "amx_simulated":
+        request.getfixturevalue("amx_simulated")
     return request.param
 
 

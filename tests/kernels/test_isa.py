@@ -14,28 +14,29 @@ from distilfast.backends import cpu
 from distilfast.errors import BackendError
 
 
+def results(linear_or_norm, *names):
+    """What each of these ISAs gives, where this machine has it."""
+    return [linear_or_norm(name).tobytes() for name in names if cpu.isas()[name]]
+
+
 def test_each_isa_computes_in_its_own_way(normal):
     """The lanes of a LayerNorm's sums differ by ISA, so their last bits do: a table that ran another ISA would show.
 
-    The others add products of bf16 or int8 operands to avx2 or avx512, and share the rest with it.
+    The ISAs left out add products of low precision to one of these, and share the rest with it.
     """
     x, residual, weight, bias = normal(9, 768), normal(9, 768), normal(768), normal(768)
-    results = {
-        name: _cpu.add_layer_norm(x, residual, weight, bias, eps=1e-12, isa=name).tobytes()
-        for name, there in cpu.isas().items()
-        if there and name in ("avx512", "avx2", "ref")
-    }
-    assert len(set(results.values())) == len(results)
+    found = results(
+        lambda isa: _cpu.add_layer_norm(x, residual, weight, bias, eps=1e-12, isa=isa), "ref", "avx2", "avx512"
+    )
+    assert len(set(found)) == len(found)
 
 
-def test_each_isa_multiplies_bf16_in_its_own_way(normal):
+@pytest.mark.parametrize("isas", [("ref", "avx2"), ("ref", "avx512", "avx512_bf16", "amx")])
+def test_each_isa_multiplies_bf16_in_its_own_way(normal, isas):
+    """avx2 and avx512 have the same bits: one chain of additions for each number."""
     x, weight, bias = normal(9, 768), normal(64, 768), normal(64)
-    results = {
-        name: _cpu.Linear(weight, bias, isa=name, precision="bf16")(x).tobytes()
-        for name, there in cpu.isas().items()
-        if there and name in ("avx512_bf16", "avx512", "ref")  # avx2 adds in the order of avx512: the same bits
-    }
-    assert len(set(results.values())) == len(results)
+    found = results(lambda isa: _cpu.Linear(weight, bias, isa=isa, precision="bf16")(x), *isas)
+    assert len(set(found)) == len(found)
 
 
 def test_the_environment_forces_one(monkeypatch, isa):
@@ -48,15 +49,29 @@ def test_an_unknown_isa_is_an_error(monkeypatch, name):
     monkeypatch.setenv("DISTILFAST_ISA", name)
     with pytest.raises(
         BackendError,
-        match=r"^DISTILFAST_ISA .* is not known; there are avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, ref\.$",
+        match=r"^DISTILFAST_ISA .* is not known; "
+        r"there are amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, ref\.$",
     ):
         cpu.chosen_isa()
     with pytest.raises(ValueError, match="is not known"):
         _cpu.Linear(np.ones((1, 1), np.float32), np.ones(1, np.float32), isa=name)
 
 
+def test_an_isa_that_this_machine_lacks_is_an_error(monkeypatch):
+    """One sentence that says who lacks it, from the backend and from the kernels."""
+    lacking = [name for name, there in cpu.isas().items() if not there]
+    if not lacking:
+        pytest.skip("this machine has every ISA")
+    for name in lacking:
+        monkeypatch.setenv("DISTILFAST_ISA", name)
+        with pytest.raises(BackendError, match=rf"^DISTILFAST_ISA '{name}' is not supported by this \w+ ?.*\.$"):
+            cpu.chosen_isa()
+        with pytest.raises(ValueError, match=rf"^ISA '{name}' is not supported by this \w+ ?.*\.$"):
+            _cpu.Linear(np.ones((1, 1), np.float32), np.ones(1, np.float32), isa=name)
+
+
 def test_wide_registers_stay_in_their_unit():
-    """Every function that touches zmm or ymm registers belongs to an ISA unit.
+    """Every function that touches zmm, ymm or tile registers belongs to an ISA unit.
 
     An inline function compiled in two units with different flags would be merged by the linker, and a narrow machine
     would meet an illegal instruction. The names in those units are all local, and their functions are known.
@@ -71,7 +86,7 @@ def test_wide_registers_stay_in_their_unit():
     for line in listing.splitlines():
         if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
             function = header[1]
-        elif "%zmm" in line or "%ymm" in line:
+        elif "%zmm" in line or "%ymm" in line or "%tmm" in line:
             wide.add(function)
     own = re.compile(r"distilfast::\(anonymous namespace\)::")
     assert wide, "no wide register anywhere: the ISA units were not compiled for their ISA"

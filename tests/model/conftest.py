@@ -15,18 +15,20 @@ from distilfast.synthetic import write_checkpoint
 
 
 def _isas() -> list[object]:
-    """Every ISA of the extension; the ones that this processor has not are skipped, and say so."""
+    """Every ISA of the extension, and simulated AMX; those that this processor has not are skipped, and say so."""
     missing = cpu.unavailable()
     supported = {"none": False} if missing else cpu.isas()
     return [
         pytest.param(name, marks=pytest.mark.skipif(not there, reason=missing or f"this processor has no {name}"))
-        for name, there in supported.items()
+        for name, there in (supported | {"amx_simulated": True}).items()
     ]
 
 
 @pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set in turn, forced by DISTILFAST_ISA for whatever is loaded in the test."""
+    if request.param == "amx_simulated":
+        request.getfixturevalue("amx_simulated")
     monkeypatch.setenv("DISTILFAST_ISA", request.param)
     return str(request.param)
 

@@ -51,6 +51,6 @@ def test_info_says_how_it_is_computed(tiny_checkpoint: Make, isa: str, precision
     info = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend="cpu", precision=precision).info()
     assert info["arithmetic"].startswith(f"{precision} ")
     # Where nothing multiplies pairs of bf16, fp32 operands cost attention no more and are more exact.
-    narrow = isa in ("avx512_bf16", "ref")
-    assert info["attention_arithmetic"].startswith(f"{precision} " if narrow else "fp32 fma")
+    narrow = isa not in ("avx512_vnni", "avx512", "avx2_vnni", "avx2") and precision in ("bf16", "int8")
+    assert info["attention_arithmetic"].startswith("bf16 " if narrow else "fp32 ")
     assert info["detail"].startswith(f"{isa} {precision}, ")

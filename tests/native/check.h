@@ -45,6 +45,6 @@ inline std::vector<float> numbers(std::size_t count, unsigned seed) {
 inline std::vector<const distilfast::Kernels*> supported_kernels() {
   std::vector<const distilfast::Kernels*> all;
   for (const distilfast::Isa& isa : distilfast::isas())
-    if (isa.supported) all.push_back(isa.kernels);
+    if (isa.supported()) all.push_back(isa.kernels);
   return all;
 }

@@ -11,6 +11,8 @@ namespace {
 
 // Sixteen columns at a time, [k][column], so that a compiler for any machine finds something to vectorise.
 constexpr Index panel = 16;
+constexpr Index part_step = 1;
+constexpr Index part_rows = 256;
 
 // Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
 // what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
@@ -89,7 +91,7 @@ void linear(const Linear& op, Range rows, Range panels) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic,  packing,          panel,           packed_size, pack_linear<Operands>,
+  return {arithmetic,  packing,          panel,           part_step, part_rows, packed_size, pack_linear<Operands>,
           no_operands, make_no_operands, linear<Operands>};
 }
 

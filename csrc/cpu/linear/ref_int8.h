@@ -1,5 +1,5 @@
-// linear with int8 operands in plain C++: x and W are rounded as linear/int8.h says, kept as the numbers that they
-// stand for, and multiplied as in linear/ref.h.
+// linear with int8 operands in plain C++: x and W are rounded as linear/int8_groups.h says, kept as the numbers that
+// they stand for, and multiplied as in linear/ref.h.
 #pragma once
 
 #include "cpu/linear/ref.h"
@@ -110,7 +110,7 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic,         int8_packing,       panel,      int8_packed_size, pack_int8,
+  return {arithmetic,         int8_packing,       panel,      part_step, part_rows, int8_packed_size, pack_int8,
           int8_operands_size, make_int8_operands, int8_linear};
 }
 

@@ -14,7 +14,7 @@
 #include "cpu/vec/math.h"
 #include "cpu/vec/tile.h"
 
-extern "C" float tanhf(float);
+extern "C" float tanhf(float) noexcept;
 
 namespace distilfast {
 namespace {
@@ -27,6 +27,10 @@ constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
 // Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
 // what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
 constexpr int packing = 1;
+
+// A part of the rows may begin anywhere; its rows of x and out stay in L2 beside the streamed panels.
+constexpr Index part_step = 1;
+constexpr Index part_rows = 256;
 
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
@@ -178,6 +182,8 @@ constexpr LinearKernels linear_kernels(const char* arithmetic) {
   return {arithmetic,
           packing,
           panel,
+          part_step,
+          part_rows,
           packed_size<Operands>,
           pack_linear<Operands>,
           operands_size<Operands>,

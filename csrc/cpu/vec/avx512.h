@@ -28,6 +28,7 @@ struct IntVec {
   __m512i v;
 
   static IntVec zero() { return {_mm512_setzero_si512()}; }
+  static IntVec load(const float* p) { return {_mm512_loadu_si512(p)}; }
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }

@@ -1,0 +1,82 @@
+"""AMX's linears beside those of the vector ISAs, and what the compiler makes of the real ones."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from distilfast import _cpu
+from distilfast.quantize import wide_channels
+
+SIZES = ((1, 1, 1), (16, 32, 64), (17, 33, 65), (33, 48, 1100), (70, 100, 768), (550, 65, 130))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
+    """The same chain of the same exact sums for each element; ``_cpu`` is the module that has both."""
+    rng = np.random.default_rng(2026)
+    for tokens, n, k in SIZES:
+        x, weight, bias, centre = (rng.standard_normal(s).astype(np.float32) for s in ((tokens, k), (n, k), n, k))
+        wide = np.sort(rng.permutation(k)[: wide_channels(k)]).astype(np.int32)
+        how = {"precision": "int8", "threads": threads}
+        got = _cpu.Linear(weight, bias, centre, wide, isa="amx_simulated", **how)(x, "gelu")
+        assert np.array_equal(got, _cpu.Linear(weight, bias, centre, wide, isa="avx512", **how)(x, "gelu"))
+
+
+# A bf16 number is off by 2^-8 of what it stands for at most, so each further part is 2^-8 of the one before. bf16: both
+# operands are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24
+# each, and the sum is rounded. The hundredth that is added below is for the squares of all this.
+AT_MOST = {"bf16": 2 * 2.0**-8, "bf16x3": 3 * 2.0**-16, "fp32": 3 * 2.0**-24}
+
+
+@pytest.mark.parametrize("precision", AT_MOST)
+def test_what_is_left_out_is_small_for_every_product(amx_simulated, precision):
+    """K = 1: each element is one product of two numbers, in all their parts, over many binades."""
+    rng = np.random.default_rng(2026)
+    x, weight = (
+        (rng.choice([-1, 1], n) * 2 ** rng.uniform(-30, 30, n)).astype(np.float32)[:, None] for n in (200, 210)
+    )
+    got = _cpu.Linear(weight, np.zeros(210, np.float32), isa="amx_simulated", precision=precision)(x)
+    truth = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert (np.abs(got - truth) <= 1.01 * AT_MOST[precision] * np.abs(truth)).all()
+
+
+def test_a_small_numbers_parts_are_not_lost_beside_a_large_one(amx_simulated):
+    """The small products of all of K are added before the large ones: 2^24 does not swallow them one by one."""
+    k = 4096
+    weight = np.full((1, k), 1 + 2.0**-12, np.float32)  # the second part is 2^-12
+    x = np.ones((1, k), np.float32)
+    x[0, 0] = 2.0**24
+    truth = float(x[0].astype(np.float64) @ weight[0].astype(np.float64))
+    got = _cpu.Linear(weight, np.zeros(1, np.float32), isa="amx_simulated")(x)[0, 0]
+    naive = np.float32(0)
+    for product in x[0] * weight[0]:
+        naive += product
+    assert abs(got - truth) <= abs(naive - truth) / 4
+
+
+def test_the_simulated_isa_is_in_no_other_build():
+    assert "amx_simulated" not in dict(_cpu.isas())
+    assert "amx" in dict(_cpu.isas())
+
+
+def test_the_real_kernels_are_made_of_tile_instructions():
+    """They cannot run here; that they were compiled as meant can be seen."""
+    if platform.machine() != "x86_64":
+        pytest.skip("there are no AMX kernels for this processor")
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump (binutils) is not installed")
+    command = ["objdump", "-d", "--no-show-raw-insn", _cpu.__file__]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    products = re.findall(r"(tdp\w+)\s+%tmm(\d),%tmm(\d),%tmm(\d)", listing)
+    assert {name for name, *_ in products} == {"tdpbf16ps", "tdpbusd"}
+    for _, columns, rows, sums in products:
+        assert int(sums) < 4 <= int(rows) < int(columns), "sums lie in tiles 0 to 3, then x, then W"
+    count = {name: len(re.findall(rf"\b{name}\b", listing)) for name in ("ldtilecfg", "tilerelease")}
+    assert count["ldtilecfg"] >= 4, "each linear configures the tiles"
+    assert count["tilerelease"] >= count["ldtilecfg"]
