@@ -26,25 +26,28 @@ def unavailable() -> str | None:
     return None
 
 
-def isas() -> dict[str, bool]:
-    """Every ISA there is, the fastest first, and whether this machine has it."""
+def missing() -> dict[str, str | None]:
+    """Every ISA there is, the fastest first, and why it cannot run here, as the end of a sentence, or None."""
     from distilfast import _cpu
 
-    return {name: missing is None for name, missing in _cpu.isas()}
+    return dict(_cpu.isas())
+
+
+def isas() -> dict[str, bool]:
+    """Every ISA there is, the fastest first, and whether this machine has it."""
+    return {name: why is None for name, why in missing().items()}
 
 
 def chosen_isa() -> tuple[str, str]:
     """The ISA that runs here and why; raises BackendError where DISTILFAST_ISA asks for one that cannot."""
     forced = environment("ISA")
-    supported = isas()
+    lacking = missing()
     if forced is None:
-        return next(name for name, there in supported.items() if there), "the fastest that this processor has"
-    if forced not in supported:
-        raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(supported)}.")
-    if not supported[forced]:
-        from distilfast import _cpu
-
-        raise BackendError(f"DISTILFAST_ISA {forced!r} {dict(_cpu.isas())[forced]}.")
+        return next(name for name, why in lacking.items() if why is None), "the fastest that this processor has"
+    if forced not in lacking:
+        raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(lacking)}.")
+    if why := lacking[forced]:
+        raise BackendError(f"DISTILFAST_ISA {forced!r} {why}.")
     return forced, "DISTILFAST_ISA asks for it"
 
 

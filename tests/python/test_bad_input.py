@@ -185,12 +185,12 @@ def test_environment(unchanged: Engine, monkeypatch: pytest.MonkeyPatch, case: s
     raises_one_sentence(error, what, lambda: Engine.from_pretrained(unchanged.directory))
 
 
-def test_an_isa_that_the_processor_lacks(
-    unchanged: Engine, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Make
-) -> None:
+@pytest.mark.parametrize("who", ["processor", "operating system, which does not grant the tiles"])
+def test_an_isa_that_the_machine_lacks(unchanged: Engine, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setenv("DISTILFAST_ISA", "avx9")
-    monkeypatch.setattr("distilfast.backends.cpu.isas", lambda: {"avx9": False, "ref": True})
-    what = "DISTILFAST_ISA 'avx9' is not supported by this processor"
+    why = f"is not supported by this {who}"
+    monkeypatch.setattr("distilfast.backends.cpu.missing", lambda: {"avx9": why, "ref": None})
+    what = f"DISTILFAST_ISA 'avx9' {why}"
     raises_one_sentence(BackendError, what, lambda: Engine.from_pretrained(unchanged.directory))
 
 

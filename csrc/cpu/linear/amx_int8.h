@@ -6,7 +6,7 @@
 // 64 vectors, each converted, multiplied with the product of its scales and added, three instructions on two ports, 96
 // cycles where the tile unit needs 64. That is why the sums of two groups are stored before vectors touch them (an fp32
 // sum is loaded and stored once for both), and why there are two buffers: while the unit fills one, the vectors empty
-// the other, in program order a quarter of it behind each group's tiles. By this count the tile unit is busy two thirds
+// the other, in program order half of it behind each group's tiles. By this count the tile unit is busy two thirds
 // of the time, less the side: K / 96 + K / 64 numbers of fp32, half as much vector work again. (As six bf16 products
 // the side would fit into the tile unit's idle third; that waits for a machine to measure it on.) Estimated, not
 // measured: see tests/amx/README.md.
