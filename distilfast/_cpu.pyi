@@ -45,8 +45,9 @@ class Encoder:
         rows: Ints | None,
         hidden: bool,
         trace: dict[str, Floats] | None,
+        columns: Ints | None = None,
     ) -> tuple[Floats | None, Floats | None]:
-        """See ``distilfast.backends.base.Backend.forward``. Indices outside their tables are not caught here."""
+        """See ``distilfast.backends.cpu.CpuBackend.forward``. Indices outside their tables are not caught here."""
 
     @property
     def isa(self) -> str: ...

@@ -43,6 +43,8 @@ class Engine:
         self.directory = directory
         self._backend: Backend = backends.create(choice, threads or environment_threads())
         self._backend.load(weights, head, precision)
+        last = f"head.{len(head.linears) - 1}.bias"
+        self._head_columns = len(weights.tensors[last]) if head.linears else 0
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -109,13 +111,25 @@ class Engine:
         rows: np.ndarray | None = None,
         hidden: bool = False,
         trace: Trace | None = None,
+        columns: np.ndarray | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Run a packed batch: (last hidden state [T, D] where ``hidden``, head output [R, N] or None).
 
         ``rows`` int32 [R], strictly increasing, are the token rows that the head reads; None for the head's own
         (the first of each sequence, or all). ``trace`` is filled as ``distilfast.backends.base`` says.
+        ``columns`` int32 [C], strictly increasing, are the only ones wanted of N, say the logits of a few words: the
+        same bits as without it, in [R, C]. The CPU computes no others, unless a trace shows them all.
         """
-        return self._backend.forward(batch, self._checked_rows(batch, rows), hidden, trace)
+        rows = self._checked_rows(batch, rows)
+        if columns is None:
+            return self._backend.forward(batch, rows, hidden, trace)
+        columns = self._checked_columns(columns)
+        if trace is None and hasattr(self._backend, "forward_columns"):
+            only: tuple[np.ndarray | None, np.ndarray] = self._backend.forward_columns(batch, rows, hidden, columns)
+            return only
+        state, output = self._backend.forward(batch, rows, hidden, trace)
+        assert output is not None
+        return state, output[:, columns]
 
     def forward_on_device(
         self,
@@ -216,6 +230,16 @@ class Engine:
         if rows is None and self.head.linears:
             rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
         return rows
+
+    def _checked_columns(self, columns: np.ndarray) -> np.ndarray:
+        if not self.head.linears:
+            raise InputError(f"columns are those of a head; {self.task} has none here.")
+        columns = np.ascontiguousarray(columns, np.int32)
+        if columns.ndim != 1 or not len(columns) or columns[0] < 0 or (np.diff(columns) <= 0).any():
+            raise InputError("columns must be one row of numbers that rise strictly from 0 or more.")
+        if columns[-1] >= self._head_columns:
+            raise InputError(f"columns has {columns[-1]}; the head's columns are 0 to {self._head_columns - 1}.")
+        return columns
 
     def _check(self, batch: PackedBatch) -> None:
         """What the kernels rely on: indices inside their tables, lengths that add up."""

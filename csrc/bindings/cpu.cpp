@@ -73,16 +73,24 @@ class BoundEncoder {
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
-                    const std::optional<py::dict>& trace) const {
+                    const std::optional<py::dict>& trace, const std::optional<Ints>& columns) const {
     const Index tokens = ids.size();
     require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
             "ids, positions, token_types and cu_seqlens do not belong together.");
     require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
     const bool run_head = rows && !encoder_->model().head.empty();
     const Index num_rows = rows ? rows->size() : 0;
-    const ForwardInput input{
-        ids.data(),         positions.data(),       data_or_null(token_types), cu_seqlens.data(), cu_seqlens.size() - 1,
-        data_or_null(rows), run_head ? num_rows : 0};
+    require(!columns || (run_head && !trace && encoder_->model().head.back().norm.empty()),
+            "columns need a head that ends with a linear, and no trace.");
+    const ForwardInput input{ids.data(),
+                             positions.data(),
+                             data_or_null(token_types),
+                             cu_seqlens.data(),
+                             cu_seqlens.size() - 1,
+                             data_or_null(rows),
+                             run_head ? num_rows : 0,
+                             data_or_null(columns),
+                             columns ? columns->size() : 0};
     py::object hidden_out = py::none(), head_out = py::none();
     ForwardOutput output{nullptr, nullptr};
     if (hidden) {
@@ -91,7 +99,7 @@ class BoundEncoder {
       hidden_out = std::move(array);
     }
     if (run_head) {
-      Floats array({num_rows, encoder_->model().head.back().dense.columns()});
+      Floats array({num_rows, columns ? columns->size() : encoder_->model().head.back().dense.columns()});
       output.head = array.mutable_data();
       head_out = std::move(array);
     }
@@ -261,7 +269,8 @@ PYBIND11_MODULE(_cpu, module) {
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
            arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
-           arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
+           arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true),
+           arg("columns") = py::none())
       .def_property_readonly("isa", [](const BoundEncoder& self) { return self.encoder().kernels().isa; })
       .def_property_readonly(
           "arithmetic",

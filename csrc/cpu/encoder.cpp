@@ -107,7 +107,9 @@ class Pass {
     if (output.hidden) std::copy_n(x_, chunk_.tokens * width_, output.hidden + chunk_.first_token * width_);
     if (!output.head || chunk_.num_rows() == 0) return;
     if (!skip) gather(x_, chunk_.rows, width_, rows_x_);
-    head(output.head + chunk_.first_row * model_.head.back().dense.columns());
+    const Columns columns{input.columns, input.num_columns};
+    const Index width = columns.numbers ? columns.count : model_.head.back().dense.columns();
+    head(output.head + chunk_.first_row * width, columns);
   }
 
  private:
@@ -207,19 +209,39 @@ class Pass {
     record(i, "output", x, rows, width_);
   }
 
-  // rows_x_ -> out, the last linear straight into it.
-  void head(float* out) {
+  struct Columns {
+    const std::int32_t* numbers;  // null: all
+    Index count;
+  };
+
+  // rows_x_ -> out, the last linear straight into it unless only some of its columns are asked for.
+  void head(float* out, const Columns& columns) {
     const Index r = chunk_.num_rows();
     const float* x = rows_x_;
     for (std::size_t i = 0; i < model_.head.size(); ++i) {
       const HeadLayer& layer = model_.head[i];
-      const Index columns = layer.dense.columns();
-      float* y = i + 1 == model_.head.size() ? out : wide_ + (i % 2) * r * head_width_;
+      const bool last = i + 1 == model_.head.size();
+      float* y = last && !columns.numbers ? out : wide_ + (i % 2) * r * head_width_;
+      if (last && columns.numbers) return some_columns(layer, x, columns, y, out);
       linear_stage(layer.dense, x, r, layer.activation, y, operands_, false, team_);
       for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
-      if (trace_) trace_("head." + std::to_string(i), y, r, columns);
+      if (trace_) trace_("head." + std::to_string(i), y, r, layer.dense.columns());
       x = y;
     }
+  }
+
+  // The panels that hold the columns, into y [R, N], and from there the columns into out [R, C].
+  void some_columns(const HeadLayer& layer, const float* x, const Columns& columns, float* y, float* out) {
+    const Index r = chunk_.num_rows(), n = layer.dense.columns(), panel = layer.dense.kernels().panel;
+    for (Index begin = 0, end; begin < columns.count; begin = end) {
+      const Index first = columns.numbers[begin] / panel;
+      Index panels = 1;
+      for (end = begin + 1; end < columns.count && columns.numbers[end] / panel <= first + panels; ++end)
+        panels = columns.numbers[end] / panel - first + 1;
+      linear_stage(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, operands_, begin > 0, team_);
+    }
+    for (Index row = 0; row < r; ++row)
+      for (Index i = 0; i < columns.count; ++i) *out++ = y[row * n + columns.numbers[i]];
   }
 
   const Kernels& kernels_;

@@ -25,11 +25,13 @@ struct ForwardInput {
   Index sequences;                  // B
   const std::int32_t* rows;         // [R], strictly increasing: the rows that the head reads
   Index num_rows;                   // R
+  const std::int32_t* columns;      // [C], strictly increasing: of the head's last linear, or null: all
+  Index num_columns;                // C
 };
 
 struct ForwardOutput {
   float* hidden;  // [T, D], or null: not wanted, and the last layer skips rows that the head does not read
-  float* head;    // [R, N of the head's last linear], or null: no head is run
+  float* head;    // [R, C, or N of the head's last linear], or null: no head is run
 };
 
 struct Workspace;

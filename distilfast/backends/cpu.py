@@ -134,6 +134,14 @@ class CpuBackend:
             batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
         )
 
+    def forward_columns(
+        self, batch: PackedBatch, rows: np.ndarray, hidden: bool, columns: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Like ``forward``, but the head's last linear is computed for these columns only, int32, strictly rising."""
+        return self._encoder.forward(
+            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, None, columns
+        )
+
     def info(self) -> dict[str, object]:
         """ISA and why it was chosen, how linears and attention are computed, threads, where packed weights are from."""
         return {

@@ -139,6 +139,37 @@ def test_results_travel_by_dlpack(engine: Engine) -> None:
     assert torch.from_dlpack(states).numpy().tobytes() == states.tobytes()
 
 
+COLUMNS = np.array([0, 3, 47, 48, 95, 99], np.int32)
+"""Neighbours, and on both sides of a panel's edge."""
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("cpu", "fp32"), ("cpu", "int8"), ("reference", "fp64")])
+def test_only_the_columns_that_are_asked_for(tiny_checkpoint: Make, backend: str, precision: str) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend=backend, precision=precision)
+    batch, rows = PackedBatch.from_sequences([[1, 2, 3], [4, 5]]), np.array([1, 4], np.int32)
+    hidden, logits = engine.forward(batch, rows=rows, hidden=True)
+    for columns in (COLUMNS, COLUMNS[2:3], np.arange(logits.shape[1])):
+        state, some = engine.forward(batch, rows=rows, hidden=True, columns=columns)
+        assert np.array_equal(some, logits[:, columns])
+        assert np.array_equal(state, hidden)
+    trace: dict[str, np.ndarray] = {}
+    _, some = engine.forward(batch, rows=rows, trace=trace, columns=COLUMNS)
+    assert np.array_equal(some, trace["head.1"][:, COLUMNS])
+
+
+@pytest.mark.parametrize("columns", [[2, 1], [1, 1], [-1, 3], [], [[1]], [10**6]])
+def test_columns_that_the_head_does_not_have(tiny_checkpoint: Make, columns: list) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"))
+    with pytest.raises(InputError, match=r"^columns ((must|has).*)\.$"):
+        engine.forward(PackedBatch.from_sequences([[1, 2]]), columns=np.array(columns))
+
+
+def test_columns_need_a_head(tiny_checkpoint: Make) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
+    with pytest.raises(InputError, match="feature-extraction has none here"):
+        engine.forward(PackedBatch.from_sequences([[1, 2]]), columns=np.array([0]))
+
+
 def test_a_packed_batch_and_the_rows_that_are_read(tiny_checkpoint: Make) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", "text-classification"))
     batch = PackedBatch.from_sequences([[2, 7, 3], [2, 8]])
