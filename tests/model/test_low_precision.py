@@ -29,6 +29,15 @@ def test_every_intermediate_keeps_its_budget(tiny_checkpoint: Make, isa: str, pr
     assert precision in report.detail
 
 
+@pytest.mark.skipif(not cpu.isas().get("avx2_vnni"), reason="this processor has no avx2_vnni")
+def test_int8_products_of_256_bits_keep_their_budget(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DISTILFAST_ISA", "avx2_vnni")
+    directory = tiny_checkpoint("distilbert", "fill-mask", config=WIDE)
+    report = parity.compare(directory, backend="cpu", precision="int8")
+    assert report.passed, report.sentence
+    assert parity.check_invariance(directory, backend="cpu", precision="int8").passed
+
+
 def test_full_size_keeps_its_budget(full_checkpoint: Callable[[str], Path], isa: str, precision):
     if isa == "ref":
         pytest.skip("plain C++ takes minutes for a model of this size")

@@ -75,12 +75,12 @@ inline void tile_int8_make_operands(const Linear& op, Range rows) {
   float* tiles = op.operands + at.tiles_at();
   for (Index row = rows.begin; row < rows.end; ++row) {
     float *side = op.operands + at.side(row), *scales = op.operands + at.scales(row);
-    const auto take = [&](Index g, const Group& made) {
-      __builtin_memcpy(tiles + at.tiles.row_at(g, row), made.slots, sizeof made.slots);
+    const auto place = [&](Index g) { return tiles + at.tiles.row_at(g, row); };
+    const auto take = [&](Index g, Scaled made) {
       scales[g] = made.scale;
       side[at.wide + g] = made.side;
     };
-    round_row(op, at, row, take, [&](Index i, float x) { side[i] = x; });
+    round_row(op, at, row, place, take, [&](Index i, float x) { side[i] = x; });
   }
   for (Index row = rows.end; row < end_with_padding(op, rows); ++row)
     for (Index g = 0; g < at.groups; ++g) Vec::zero().store(tiles + at.tiles.row_at(g, row));
@@ -172,13 +172,13 @@ class TileInt8Linear {
   }
 
   template <int Rows>
-  using Scaled = Tile<Rows, panel_tiles>;
+  using Sums32 = Tile<Rows, panel_tiles>;
 
   // Rows from `row` of the batch's target on.
   template <int Rows>
   void scale_rows(Index row) {
     const Window& out = batch_.target.out;
-    Scaled<Rows> tile;
+    Sums32<Rows> tile;
     if (batch_.opens && batch_.groups.begin == 0)
       tile.multiply(op_.operands + x_.side(batch_.target.row + row), x_.side_depth,
                     op_.packed.weight + w_.side(batch_.target.panel), x_.side_depth);
@@ -203,7 +203,7 @@ class TileInt8Linear {
   }
 
   template <int Rows>
-  void add_scaled(Scaled<Rows>& tile, Index row) const {
+  void add_scaled(Sums32<Rows>& tile, Index row) const {
     for (Index g = batch_.groups.begin; g < batch_.groups.end; ++g) {
       const float* sums = batch_.sums + (g - batch_.groups.begin) * 4 * tile_floats + row * tile_panel;
       const float* column_scale = op_.packed.weight + w_.scales(batch_.target.panel) + g * tile_panel;

@@ -38,9 +38,7 @@ struct Int8Dot {
   using Sum = IntVec;
   static constexpr Index row_slot = 1;  // floats of x a slot
   static constexpr int steps = 1;
-  static void store_slots(const std::uint32_t* slots, float* to) {
-    __builtin_memcpy(to, slots, group_slots * sizeof *slots);
-  }
+  static void spread(float*) {}
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
   static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
@@ -52,9 +50,7 @@ struct Int8Dot {
   using Sum = IntVec;
   static constexpr Index row_slot = 1;
   static constexpr int steps = 1;
-  static void store_slots(const std::uint32_t* slots, float* to) {
-    __builtin_memcpy(to, slots, group_slots * sizeof *slots);
-  }
+  static void spread(float*) {}
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
   static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
@@ -68,10 +64,12 @@ struct Int8Widened {
   using Sum = IntVec;
   static constexpr Index row_slot = 2;
   static constexpr int steps = 2;
-  static void store_slots(const std::uint32_t* slots, float* to) {
-    for (Index slot = 0; slot < group_slots; ++slot) {
-      to[2 * slot] = __builtin_bit_cast(float, slots[slot] & 0x00ff00ffu);
-      to[2 * slot + 1] = __builtin_bit_cast(float, slots[slot] >> 8 & 0x00ff00ffu);
+  // From 16 slots on to twice as many words, the last first: a word's slot has been read when it is written.
+  static void spread(float* words) {
+    for (Index slot = group_slots - 1; slot >= 0; --slot) {
+      const auto four = __builtin_bit_cast(std::uint32_t, words[slot]);
+      words[2 * slot] = __builtin_bit_cast(float, four & 0x00ff00ffu);
+      words[2 * slot + 1] = __builtin_bit_cast(float, four >> 8 & 0x00ff00ffu);
     }
   }
   static Vec column(const float* slot, int step) {
@@ -119,21 +117,30 @@ void make_int8_operands(const Linear& op, Range rows) {
   const Int8Layout at(op.packed.n, op.packed.k);
   for (Index row = rows.begin; row < rows.end; ++row) {
     float* side = op.operands + row * at.side_depth;
-    const auto take = [&](Index g, const Group& made) {
+    const auto place = [&](Index g) {
       const Index first = g / block_groups * block_groups;
-      float* to = op.operands + operand_block<Dot>(at, op.rows, first, row) + (g - first) * row_group<Dot>;
-      Dot::store_slots(made.slots, to);
+      return op.operands + operand_block<Dot>(at, op.rows, first, row) + (g - first) * row_group<Dot>;
+    };
+    const auto take = [&](Index g, Scaled made) {
+      float* to = place(g);
+      Dot::spread(to);
       to[group_slots * Dot::row_slot] = made.scale;
       side[at.wide + g] = made.side;
     };
-    round_row(op, at, row, take, [&](Index i, float x) { side[i] = x; });
+    round_row(op, at, row, place, take, [&](Index i, float x) { side[i] = x; });
   }
 }
 
-// c += the scaled sums of a block's groups.
+inline void fetch_group(const float* w) {
+  for (Index i = 0; i < packed_group; i += 16) __builtin_prefetch(w + i, 0, 2);
+}
+
+// c += the scaled sums of a block's groups. `ahead`, where it is not null, is the block that comes next: it is fetched
+// while this one is multiplied.
 template <class Dot, int Rows>
-inline void add_groups(const float* x, Index x_stride, const float* w, Index groups, float* c) {
+inline void add_groups(const float* x, Index x_stride, const float* w, const float* ahead, Index groups, float* c) {
   for (Index g = 0; g < groups; ++g, x += row_group<Dot>, w += packed_group) {
+    if (ahead) fetch_group(ahead + g * packed_group);
     Tile<Rows, panel_vectors, Dot> tile;
     tile.multiply(x, x_stride, w, group_slots);
     Vec scale[panel_vectors];
@@ -163,7 +170,8 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
   for (Index g = 0; g < at.groups; g += block_groups) {
     const Index groups = at.in_block(g);
     const bool first = g == 0, last = g + groups == at.groups;
-    for (Index p = panels.begin; p < panels.end; ++p)
+    for (Index p = panels.begin; p < panels.end; ++p) {
+      const float* next = p + 1 < panels.end ? op.packed.weight + at.block(g, p + 1) : nullptr;
       in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride) {
         alignas(64) float sums[Rows * panel];
         if (first)
@@ -172,10 +180,11 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
         else
           copy_panel<Rows>(c, c_stride, sums, panel);
         add_groups<Dot, Rows>(op.operands + operand_block<Dot>(at, op.rows, g, row), groups * row_group<Dot>,
-                              op.packed.weight + at.block(g, p), groups, sums);
+                              op.packed.weight + at.block(g, p), row == rows.begin ? next : nullptr, groups, sums);
         if (last) finish_tile<Rows>(sums, panel, op.packed.bias + p * panel, op.activation);
         copy_panel<Rows>(sums, panel, c, c_stride);
       });
+    }
   }
 }
 

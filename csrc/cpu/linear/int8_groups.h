@@ -44,11 +44,14 @@ inline void pack_front(const LinearSource& source, const Int8Front& at, float* p
   }
 }
 
-// A group in steps of its scale, four of K in a slot; `side` is what stands for it in the fp32 part.
-struct Group {
+// The scale of a group's steps, and what stands for it in the fp32 part.
+struct Scaled {
+  float scale, side;
+};
+
+// A group in steps of its scale, four of K in a slot.
+struct Group : Scaled {
   std::uint32_t slots[group_slots];
-  float scale;
-  float side;
 };
 
 using GroupNumbers = Vec[group / Vec::width];
@@ -119,8 +122,8 @@ inline void round_column(const LinearSource& source, const Int8Front& at, Index 
   }
 }
 
-// One group of one row of x; its side is its smallest number.
-inline Group round_row_group(const float* x, Index depth, const float* centre, const float* mask) {
+// One group of one row of x, four of K in a slot of `slots`; its side is its smallest number.
+inline Scaled round_row_group(const float* x, Index depth, const float* centre, const float* mask, float* slots) {
   constexpr int count = group / Vec::width;
   GroupNumbers numbers;
   load_group(x, depth, centre, mask, numbers);
@@ -131,19 +134,17 @@ inline Group round_row_group(const float* x, Index depth, const float* centre, c
   float smallest, greatest;  // a NaN of x is one in all numbers by now
   smallest_and_largest(low, high, smallest, greatest);
   const float range = greatest - smallest, inverse = range > 0.0f ? 255.0f / range : 0.0f;
-  Group made;
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i)
     store_bytes((numbers[i] - Vec::all(smallest)) * Vec::all(inverse),
-                reinterpret_cast<unsigned char*>(made.slots) + i * Vec::width);
-  made.scale = range / 255.0f;
-  made.side = smallest;
-  return made;
+                reinterpret_cast<unsigned char*>(slots) + i * Vec::width);
+  return {range / 255.0f, smallest};
 }
 
-// Calls take(group number, Group) for the groups of a row of x, and wide(i, number) for its wide channels.
-template <class Take, class Wide>
-inline void round_row(const Linear& op, const Int8Front& at, Index row, Take take, Wide wide) {
+// Calls take(group number, Scaled) for the groups of a row of x, whose slots it leaves at place(group number), and
+// wide(i, number) for its wide channels.
+template <class Place, class Take, class Wide>
+inline void round_row(const Linear& op, const Int8Front& at, Index row, Place place, Take take, Wide wide) {
   const float *x = op.x + row * op.x_stride, *centre = op.packed.weight, *mask = centre + at.mask_at();
   for (Index i = 0; i < at.wide; ++i) {
     const Index channel = __builtin_bit_cast(std::int32_t, centre[at.wide_at() + i]);
@@ -151,7 +152,7 @@ inline void round_row(const Linear& op, const Int8Front& at, Index row, Take tak
   }
   for (Index g = 0; g < at.groups; ++g) {
     const Index k = g * group;
-    take(g, round_row_group(x + k, at.k - k, centre + k, mask + k));
+    take(g, round_row_group(x + k, at.k - k, centre + k, mask + k, place(g)));
   }
 }
 
