@@ -11,7 +11,7 @@ from distilfast.parity.budgets import to_bf16
 
 RAGGED = ((1,), (2, 1, 15), (16, 17, 31), (33, 1, 1), (63, 65), (127, 128), (129,), (512, 3))
 NARROW = {"fp32": naive.to_fp32, "bf16": to_bf16}
-WITH_BF16_PRODUCTS = ("avx512_bf16", "ref")
+WITH_BF16_PRODUCTS = ("amx", "amx_simulated", "avx512_bf16", "ref")
 """The others multiply in fp32, which costs them no more."""
 COARSE = 6.5e-6
 """The relative error of 2^x where its result is rounded to bf16 anyway."""

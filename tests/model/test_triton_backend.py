@@ -7,7 +7,6 @@ import importlib.util
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ if reason := backend.unavailable():
 import torch
 
 from distilfast.kernels import program, tuning
+from distilfast.weights import Weights
 
 Make = Callable[..., Path]
 PRECISIONS = [
@@ -212,7 +212,7 @@ def test_unknown_precision(checkpoint: Path):
 
 def test_weights_beyond_fp16(checkpoint: Path, monkeypatch):
     engine = load(checkpoint, "fp32")
-    weights = SimpleNamespace(config=engine.config, tensors={"layer.0.qkv.weight": np.full((2, 2), 1e6, np.float32)})
+    weights = Weights(engine.config, {"layer.0.qkv.weight": np.full((2, 2), 1e6, np.float32)})
     with pytest.raises(BackendError, match=r"^layer\.0\.qkv\.weight does not fit fp16: some of its numbers"):
         backend.TritonBackend().load(weights, engine.head, "fp16")
 
