@@ -18,15 +18,15 @@ namespace distilfast {
 using Trace = std::function<void(const std::string& name, const float* data, Index rows, Index columns)>;
 
 struct ForwardInput {
-  const std::int32_t* ids;          // [T]
-  const std::int32_t* positions;    // [T]
-  const std::int32_t* token_types;  // [T] or null
-  const std::int32_t* cu_seqlens;   // [B + 1]
-  Index sequences;                  // B
-  const std::int32_t* rows;         // [R], strictly increasing: the rows that the head reads
-  Index num_rows;                   // R
-  const std::int32_t* columns;      // [C], strictly increasing: of the head's last linear, or null: all
-  Index num_columns;                // C
+  const std::int32_t* ids;                // [T]
+  const std::int32_t* positions;          // [T]
+  const std::int32_t* token_types;        // [T] or null
+  const std::int32_t* cu_seqlens;         // [B + 1]
+  Index sequences;                        // B
+  const std::int32_t* rows;               // [R], strictly increasing: the rows that the head reads
+  Index num_rows;                         // R
+  const std::int32_t* columns = nullptr;  // [C], strictly increasing: of the head's last linear, or null: all
+  Index num_columns = 0;                  // C
 };
 
 struct ForwardOutput {
