@@ -99,7 +99,7 @@ def test_closing_gives_all_memory_back(extension, engine):
 def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, persistent):
     """Nothing ran before: a kernel that loading forgot would be first used while the graph is recorded."""
     script = f"""
-from conftest import imported
+from host_build import imported
 from distilfast import Engine, PackedBatch
 from distilfast.backends import cuda
 from pathlib import Path
@@ -109,7 +109,7 @@ engine = Engine.from_pretrained({str(tiny_checkpoint("bert", "fill-mask"))!r}, b
 for length in (3, 20, 40):
     print(engine.forward(PackedBatch.from_sequences([range(length)]))[1].shape)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)"], done.stderr
 
 
