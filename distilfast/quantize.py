@@ -20,9 +20,6 @@ from distilfast import reference
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 
-LINEARS = ("qkv", "attention_out", "ffn_in", "ffn_out")
-"""The linears of a layer, which int8 rounds; the head's stay bf16."""
-
 VERSION = 1
 """Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
 
@@ -35,7 +32,7 @@ def wide_channels(k: int) -> int:
 
 
 def channels(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What int8 needs beside the weights, for each linear of the encoder by its canonical name.
+    """What int8 needs beside the weights, for each linear of the encoder by its canonical name; the head's stay bf16.
 
     ``<name>.centre`` float32 [K]; ``<name>.wide`` float32 [wide_channels(K)], channel numbers, ascending; and
     ``<name>.bias`` float32 [N], which takes the place of the checkpoint's. ``tensors``: float32, canonical names.

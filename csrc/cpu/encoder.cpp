@@ -221,8 +221,9 @@ class Pass {
     for (std::size_t i = 0; i < model_.head.size(); ++i) {
       const HeadLayer& layer = model_.head[i];
       const bool last = i + 1 == model_.head.size();
-      float* y = last && !columns.numbers ? out : wide_ + (i % 2) * r * head_width_;
-      if (last && columns.numbers) return some_columns(layer, x, columns, y, out);
+      float* const between = wide_ + (i % 2) * r * head_width_;
+      if (last && columns.numbers) return some_columns(layer, x, columns, between, out);
+      float* y = last ? out : between;
       linear_stage(layer.dense, x, r, layer.activation, y, operands_, false, team_);
       for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
       if (trace_) trace_("head." + std::to_string(i), y, r, layer.dense.columns());

@@ -33,7 +33,7 @@ struct Int8Layout : Int8Front {
 };
 
 // Each product of a row's slot and W's: four of K at once, or two and two.
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Int8Dot {
   using Sum = IntVec;
   static constexpr Index row_slot = 1;  // floats of x a slot
@@ -41,21 +41,7 @@ struct Int8Dot {
   static void spread(float*) {}
   static Vec column(const float* slot, int) { return Vec::load(slot); }
   static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
-  static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
-    return {_mm512_dpbusd_epi32(sum.v, _mm512_castps_si512(row.v), _mm512_castps_si512(column.v))};
-  }
-};
-#elif defined(__AVXVNNI__)
-struct Int8Dot {
-  using Sum = IntVec;
-  static constexpr Index row_slot = 1;
-  static constexpr int steps = 1;
-  static void spread(float*) {}
-  static Vec column(const float* slot, int) { return Vec::load(slot); }
-  static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
-  static IntVec multiply_add(Vec row, Vec column, IntVec sum) {
-    return {_mm256_dpbusd_avx_epi32(sum.v, _mm256_castps_si256(row.v), _mm256_castps_si256(column.v))};
-  }
+  static IntVec multiply_add(Vec row, Vec column, IntVec sum) { return add_int8_products(row, column, sum); }
 };
 #else
 // For machines without an instruction for it: the even and the odd bytes of a slot are widened to int16, whose products

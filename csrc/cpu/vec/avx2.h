@@ -94,6 +94,12 @@ inline Vec odd_int8_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srai_ep
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
 }
+#if defined(__AVXVNNI__)
+// Sums of the products of four bytes, a's unsigned and b's signed.
+inline IntVec add_int8_products(Vec a, Vec b, IntVec sum) {
+  return {_mm256_dpbusd_avx_epi32(sum.v, _mm256_castps_si256(a.v), _mm256_castps_si256(b.v))};
+}
+#endif
 // rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then halves of registers.
 inline void transpose(Vec (&rows)[8]) {
   __m256 a[8], b[8];

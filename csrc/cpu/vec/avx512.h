@@ -85,6 +85,12 @@ inline Vec odd_int8_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srai_ep
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
+#if defined(__AVX512VNNI__)
+// Sums of the products of four bytes, a's unsigned and b's signed.
+inline IntVec add_int8_products(Vec a, Vec b, IntVec sum) {
+  return {_mm512_dpbusd_epi32(sum.v, _mm512_castps_si512(a.v), _mm512_castps_si512(b.v))};
+}
+#endif
 // rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then quarters of registers.
 inline void transpose(Vec (&rows)[16]) {
   __m512 a[16], b[16];
