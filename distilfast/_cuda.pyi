@@ -56,11 +56,14 @@ class Encoder:
         precision: str,
         chunk_tokens: int,
         persistent: bool,
+        clusters: bool,
     ) -> None:
         """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
 
         ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
         ``persistent``: up to 64 tokens in fp16 or bf16 are run by one launch instead of a graph of many.
+        ``clusters``: in buckets of more than 256 tokens a layer's linears end with residual and LayerNorm, by clusters
+        of blocks, where the device has them; not int8, and only rows that a cluster can hold.
         """
 
     def forward(
@@ -138,6 +141,23 @@ class Linear:
         """Raw [*, K] → [T, N] in float32, and raw; ``gather``: which rows of x. ``most_rows`` chooses the tile.
 
         With several splits, [splits · T, N]: each split's part of x Wᵀ, and nothing raw.
+        """
+
+    def add_layer_norm(
+        self,
+        x: Bytes,
+        residual: Floats,
+        weight: Floats,
+        bias: Floats,
+        *,
+        eps: float,
+        gather: Ints | None = None,
+        most_rows: int | None = None,
+    ) -> tuple[Floats, Bytes]:
+        """LN(x Wᵀ + b + residual) in one kernel: raw [*, K] and [*, N] → [T, N] in float32, and raw.
+
+        ``gather``: which rows of x and residual. ``most_rows`` chooses the tile. ValueError where a cluster of blocks
+        cannot hold such rows.
         """
 
     def splits(self, most_rows: int) -> int:

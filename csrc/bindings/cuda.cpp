@@ -230,7 +230,7 @@ class BoundEncoder {
  public:
   BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<int, std::string, bool>>& head, std::map<std::string, Floats> tensors,
-               const std::string& precision, Index chunk_tokens, bool persistent)
+               const std::string& precision, Index chunk_tokens, bool persistent, bool clusters)
       : width_(width) {
     require(chunk_tokens >= 1, "chunk_tokens must be at least 1.");
     std::vector<HeadLinear> linears;
@@ -243,7 +243,7 @@ class BoundEncoder {
       return found == all.end() ? std::nullopt : std::optional(found->second);
     };
     py::gil_scoped_release release;
-    encoder_ = std::make_shared<Encoder>(shape, linears, find, chunk_tokens, persistent);
+    encoder_ = std::make_shared<Encoder>(shape, linears, find, chunk_tokens, Options{persistent, clusters});
   }
 
   py::tuple forward_on_device(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -471,8 +471,7 @@ class BoundLinear {
   // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
   py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
                        std::optional<int> most_rows, int splits) const {
-    require(x.ndim() == 2 && x.shape(1) == row_stride(k_) * static_cast<Index>(element_size(precision_)),
-            "x does not have the weight's K columns.");
+    check_columns(x);
     Stream stream;
     const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
@@ -492,9 +491,56 @@ class BoundLinear {
     return results.fetch(rows, splits, stream);
   }
 
+  // LN(x Wt + b + residual[gather]) for the rows x[gather]; (fp32 [rows, N], T [rows, N] raw), the fp32 where a
+  // residual that is not gathered lay.
+  py::tuple add_layer_norm(const Bytes& x, const Floats& residual, const Floats& weight, const Floats& bias, float eps,
+                           const std::optional<Ints>& gather, std::optional<int> most_rows) const {
+    if (const char* misfit = linear_add_layer_norm_misfit(precision_, n_)) throw std::invalid_argument(misfit);
+    check_columns(x);
+    require(residual.ndim() == 2 && residual.shape(0) == x.shape(0) && residual.shape(1) == n_ && weight.size() == n_ &&
+                bias.size() == n_,
+            "residual [*, N], weight [N] and bias [N] do not belong to x and the linear.");
+    Stream stream;
+    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
+    const DeviceBuffer input = to_device(x, stream), rest = to_device(residual, stream),
+                       index = to_device(gather, stream), count = number_on_device(rows, stream),
+                       scale = to_device(weight, stream), shift = to_device(bias, stream);
+    Results results(precision_, rows, rows, n_);
+    if (!gather) upload(results.fp32(), residual.data(), rest.bytes(), stream);
+    linear_add_layer_norm({{precision_,
+                            ints(count),
+                            ints(index),
+                            input.data(),
+                            {weight_.data(), floats(bias_), n_, k_},
+                            Activation::none,
+                            1,
+                            0,
+                            nullptr,
+                            nullptr},
+                           {precision_,
+                            ints(count),
+                            ints(index),
+                            nullptr,
+                            1,
+                            0,
+                            nullptr,
+                            gather ? floats(rest) : results.fp32(),
+                            {floats(scale), floats(shift), n_, eps},
+                            nullptr,
+                            results.fp32(),
+                            results.low()}},
+                          static_cast<int>(most), stream);
+    return results.fetch(rows, 1, stream);
+  }
+
   int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
 
  private:
+  void check_columns(const Bytes& x) const {
+    require(x.ndim() == 2 && x.shape(1) == row_stride(k_) * static_cast<Index>(element_size(precision_)),
+            "x does not have the weight's K columns.");
+  }
+
   Precision precision_;
   int n_, k_;
   DeviceBuffer weight_, bias_;
@@ -566,9 +612,9 @@ void bind(py::module_& module) {
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<int, int, int, int, float, const std::string&,
                     const std::vector<std::tuple<int, std::string, bool>>&, std::map<std::string, Floats>,
-                    const std::string&, Index, bool>(),
+                    const std::string&, Index, bool, bool>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
-           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"))
+           arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"), arg("clusters"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true))
       .def("forward_on_device", &BoundEncoder::forward_on_device, arg("ids"), arg("positions"),
@@ -603,6 +649,8 @@ void bind(py::module_& module) {
            arg("precision"))
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none", py::kw_only(),
            arg("gather") = py::none(), arg("most_rows") = py::none(), arg("splits") = 1)
+      .def("add_layer_norm", &BoundLinear::add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
+           py::kw_only(), arg("eps"), arg("gather") = py::none(), arg("most_rows") = py::none())
       .def("splits", &BoundLinear::splits, arg("most_rows"));
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), arg("head_size"),
              py::kw_only(), arg("precision"), arg("most_rows") = py::none());

@@ -187,4 +187,36 @@ __device__ inline void sync_threads() { __syncthreads(); }
 // All blocks of a cooperative launch; what they wrote before is seen by all behind it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
+// ---- clusters: blocks that run at once and reach each other's shared memory
+
+// From compute capability 9.0 on; below it every block is a cluster of its own. That the others have begun is sure only
+// behind a first barrier, and a block must not end while another may still write to its shared memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+__device__ inline int cluster_rank() { return 0; }
+__device__ inline int cluster_size() { return 1; }
+__device__ inline void arrive_cluster() {}
+__device__ inline void wait_cluster() { __syncthreads(); }
+__device__ inline void store_to_block(int, float* shared, float value) { *shared = value; }
+#else
+__device__ inline int cluster_rank() {
+  std::uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+__device__ inline int cluster_size() {
+  std::uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return static_cast<int>(size);
+}
+// A barrier in two halves: what all threads of the cluster did before they arrived is seen by each behind its wait.
+__device__ inline void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void wait_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Stores where `shared` lies in the shared memory of block `rank` of the cluster.
+__device__ inline void store_to_block(int rank, float* shared, float value) {
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+}
+#endif
+
 }  // namespace distilfast::cuda

@@ -48,19 +48,21 @@ class Workspace {
   std::map<int, Pass> passes;
   bool in_flight = false;  // its host memory may still be copied from
 
-  Pass& pass_for(const Model& model, Index tokens, bool persistent) {
+  Pass& pass_for(const Model& model, Index tokens, const Options& options) {
     const int bucket = bucket_for(tokens);
-    return passes.try_emplace(bucket, model, bucket, persistent).first->second;
+    return passes.try_emplace(bucket, model, bucket, options).first->second;
   }
 };
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 Index chunk_tokens, bool persistent)
+                 Index chunk_tokens, const Options& options)
     : device_(current_device()),
       model_(load(shape, head, find)),
       chunk_tokens_(chunk_tokens),
-      persistent_(persistent && can_persist(shape.precision)) {
-  if (persistent_) load_persistent(shape.precision);
+      options_{options.persistent && can_persist(shape.precision),
+               options.clusters && !linear_add_layer_norm_misfit(shape.precision, shape.width)} {
+  if (options_.persistent) load_persistent(shape.precision);
+  if (options_.clusters) load_linear_add_layer_norm(shape.precision);
 }
 
 Encoder::~Encoder() = default;
@@ -71,7 +73,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : chunk_limit();  // a trace is one piece
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
-    Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
+    Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
     if (trace)
       pass.run_traced(input, chunk, output, trace, workspace->stream);
     else
@@ -88,7 +90,7 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& inp
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
   if (chunk.sequences < input.sequences) throw TooManyTokens(chunk_limit());
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
-  Pass& pass = workspace->pass_for(model_, chunk.tokens, persistent_);
+  Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
   workspace->stream.follow(caller);
   const Pass::Results results = pass.start(input, chunk, hidden, head, workspace->stream);
   workspace->in_flight = true;
@@ -103,7 +105,7 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const DeviceInput& inpu
   for (const StreamHandle producer : input.producers) check_stream(producer);
   if (input.tokens > chunk_limit()) throw TooManyTokens(chunk_limit());
   std::unique_ptr<Workspace> workspace = borrow_workspace(false);
-  Pass& pass = workspace->pass_for(model_, input.tokens, persistent_);
+  Pass& pass = workspace->pass_for(model_, input.tokens, options_);
   workspace->stream.follow(caller);
   for (const StreamHandle producer : input.producers) workspace->stream.follow(producer);
   const bool head = input.num_rows > 0 && !model_.head.empty();

@@ -46,6 +46,12 @@ struct ForwardOutput {
   float* head;    // [R, N of the head's last linear], or null: no head is run
 };
 
+// Ways of running that are not known to be faster; each is taken where device, precision, sizes and bucket allow it.
+struct Options {
+  bool persistent;  // small buckets are run by one launch instead of a graph of many
+  bool clusters;    // in large buckets a layer's linears end with LayerNorm, by clusters of blocks
+};
+
 class Workspace;
 class Pass;
 class Encoder;
@@ -78,10 +84,10 @@ class DeviceOutput {
 class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
   // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
-  // `persistent`: small buckets are run by one launch instead of a graph of many. All of it lies on the device that is
-  // current here, and every call runs there, whatever the calling thread's device is.
+  // All of it lies on the device that is current here, and every call runs there, whatever the calling thread's device
+  // is.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens,
-          bool persistent);
+          const Options& options);
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
@@ -110,7 +116,7 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   int device_;
   Model model_;
   Index chunk_tokens_;
-  bool persistent_;
+  Options options_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // one for each caller there ever was at once
 };

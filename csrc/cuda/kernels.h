@@ -5,6 +5,8 @@
 //   attention       out = softmax(q kt / sqrt(d)) v inside each sequence           [T, 3D] -> [T, D]
 //   add_layer_norm  out = LN(x + residual), variance in a second pass              [T, D] -> [T, D]
 //
+// and of two of them one kernel, linear_add_layer_norm.
+//
 // All pointers point to device memory. How many rows there are is read on the device, so that a graph which was made
 // for `most_rows` serves every batch with no more of them. `T` is the element of the precision: what matrix
 // instructions read and what travels between linears. Sums, LayerNorm and the residual stream are fp32 in all of them.
@@ -149,5 +151,15 @@ struct AddLayerNorm {
 };
 void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream);
 void load_add_layer_norm(Precision precision);
+
+// out = LN(x Wt + b + residual) without the sum's way through memory; see linear_add_layer_norm.cuh.
+struct LinearAddLayerNorm {
+  Linear linear;                // one split, no activation; its out and out_low are not used
+  AddLayerNorm add_layer_norm;  // with a residual; its x, splits, plane and bias are not used
+};
+// Null, or why rows so wide cannot be had: then it takes the two kernels.
+const char* linear_add_layer_norm_misfit(Precision precision, int width);
+void linear_add_layer_norm(const LinearAddLayerNorm& op, int most_rows, Stream& stream);
+void load_linear_add_layer_norm(Precision precision);
 
 }  // namespace distilfast::cuda

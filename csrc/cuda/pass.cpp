@@ -10,6 +10,8 @@ namespace distilfast::cuda {
 namespace {
 
 constexpr int smallest_bucket = 16;
+// Up to here the split linears and their sums are shorter than the wait of the few blocks that could have whole rows.
+constexpr int most_rows_without_clusters = 256;
 // Of results that come home through pinned memory: the last hidden state of 42 tokens, 768 wide. A copy to memory that
 // is not pinned waits for the device itself, each one anew; larger ones are longer than that wait.
 constexpr std::size_t staged_bytes = 128 * 1024;
@@ -45,10 +47,11 @@ int bucket_for(Index count) {
 
 // ---- buffers
 
-Pass::Pass(const Model& model, int most_tokens, bool persistent)
+Pass::Pass(const Model& model, int most_tokens, const Options& options)
     : model_(model),
       most_tokens_(most_tokens),
-      persistent_(persistent && can_persist()),
+      persistent_(options.persistent && can_persist()),
+      clusters_(options.clusters),
       input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
       host_memory_(input_bytes_ + staged_bytes),
       arena_(static_cast<std::size_t>(place_buffers(nullptr) - static_cast<char*>(nullptr))) {
@@ -300,10 +303,19 @@ void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activ
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
                                  const std::string& name, Queue& queue, Tracer* tracer) const {
+  float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
+  if (clusters_ && residual && rows.most > most_rows_without_clusters) {  // a layer's; a head has no residual
+    queue.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1,
+                                  0, nullptr, nullptr},
+                                 {dense.precision, rows.count, gather, nullptr, 1, 0, nullptr, residual, norm.view(),
+                                  sum, rows.x, rows.x_low}},
+              rows.most);
+    if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
+    return;
+  }
   // Only a linear without an activation may leave its parts to be added later.
   const int splits = activation == Activation::none ? linear_splits(dense.precision, dense.n, dense.k, rows.most) : 1;
   const Index plane = static_cast<Index>(rows.most) * dense.n;
-  float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
   queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane,
                    parts_, nullptr},
             rows.most);

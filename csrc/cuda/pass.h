@@ -34,8 +34,8 @@ class Tracer;
 
 class Pass {
  public:
-  // `persistent`: one launch for everything, where the bucket and the model allow it.
-  Pass(const Model& model, int most_tokens, bool persistent);
+  // `options`: those that the device and the model's precision and width allow.
+  Pass(const Model& model, int most_tokens, const Options& options);
 
   // Where a forward leaves its numbers, on the device.
   struct Results {
@@ -93,7 +93,7 @@ class Pass {
 
   const Model& model_;
   int most_tokens_;
-  bool persistent_;
+  bool persistent_, clusters_;
   std::size_t input_bytes_;
   PinnedBuffer host_memory_;
   BatchInputs host_, device_;

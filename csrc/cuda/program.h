@@ -56,6 +56,8 @@ class Queue {
     else
       add_layer_norm(op, most_rows, stream_);
   }
+  // For more rows than a program has.
+  void add(const LinearAddLayerNorm& op, int most_rows) { linear_add_layer_norm(op, most_rows, stream_); }
 
  private:
   Stage* keep(Stage::Kind kind, int most_rows) {

@@ -254,6 +254,28 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
         name);
 }
 
+// Most blocks of a cluster: eight on every device that has them.
+inline int most_cluster_blocks() { return device_attribute(cudaDevAttrClusterLaunch) ? 8 : 1; }
+
+// Like `launch`, with every `cluster` consecutive blocks along x a cluster; grid.x is a multiple of it.
+template <class Op>
+void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Grid grid, unsigned threads,
+                     std::size_t shared_bytes, Stream& stream, Op op) {
+  load_kernel(name, kernel);
+  void* arguments[] = {&op};
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.x = cluster, dimension.val.clusterDim.y = 1, dimension.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.get();
+  config.attrs = &dimension;
+  config.numAttrs = cluster > 1;  // a device without clusters refuses the attribute
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), name);
+}
+
 // Blocks of a cooperative launch, all of which must be there at once: one for each multiprocessor.
 inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
 

@@ -18,6 +18,8 @@ CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 PERSISTENT = False
 """Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
+CLUSTERS = False
+"""Do the layers' linears of more than 256 tokens end with LayerNorm, by clusters of blocks? Not before a measurement."""
 
 
 def extension() -> Any:
@@ -76,6 +78,7 @@ class CudaBackend:
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
                 persistent=PERSISTENT,
+                clusters=CLUSTERS,
             )
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend cuda cannot load this model: {error}") from error

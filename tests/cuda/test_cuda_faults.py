@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+NO_FAULTS = ("no_fault", "no_fault_in_cluster")
 REPORTS = {
     "missing_barrier": "without a barrier between them",
     "missing_warp_barrier": "without a barrier between them",
@@ -20,6 +21,20 @@ REPORTS = {
     "two_shuffles": "divergent collective",
     "bank_conflict": "a bank conflict",
     "divergent_barrier": "waits forever at sync_threads",
+    "missing_cluster_barrier": "without a barrier between them",
+    "write_behind_arrival": "without a barrier between them",
+    "missing_second_cluster_barrier": "without a barrier between them",
+    "write_before_begin": "writes to a block of its cluster that may not have begun",
+    "write_behind_end": "writes to a block of its cluster that has ended",
+    "end_before_write": "ends while a block of its cluster may still write to its shared memory",
+    "block_out_of_bounds": "writes outside the shared memory of a block of its cluster",
+    "no_such_block": "writes to a block that its cluster does not have",
+    "absent_block": "waits forever at wait_cluster",
+    "divergent_cluster_barrier": "divergent collective",
+    "wait_without_arrival": "waits for a cluster barrier at which it has not arrived",
+    "second_arrival": "arrives at a cluster barrier before it has waited for the last",
+    "arrival_orders_no_lanes": "without a barrier between them",
+    "clusters_race": "without a barrier between them",
 }
 
 
@@ -30,15 +45,18 @@ MISUSES = {
     "wait": "A stream is waited for while a graph is recorded",
     "pageable_copy": "Memory that is not pinned is copied while a graph is recorded",
     "shared_memory": "no_fault asks for more shared memory than a block can have",
+    "cluster_blocks": "no_fault asks for more blocks than a cluster can have",
+    "cluster_grid": "The launch of no_fault has an impossible grid",
 }
 
 
-def test_a_kernel_without_a_fault_runs(faults):
-    assert faults.run("no_fault") == list(range(63, -1, -1))
+@pytest.mark.parametrize("name", NO_FAULTS)
+def test_a_kernel_without_a_fault_runs(faults, name):
+    assert faults.run(name) == list(range(63, -1, -1))
 
 
 def test_every_fault_has_its_report(faults):
-    assert set(faults.names()) == {*REPORTS, "no_fault"}
+    assert set(faults.names()) == {*REPORTS, *NO_FAULTS}
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -51,7 +69,8 @@ def test_a_fault_is_found(faults, name):
 def test_the_device_goes_on_behind_a_fault(faults, name):
     with pytest.raises(RuntimeError):
         faults.run(name)
-    assert faults.run("no_fault") == list(range(63, -1, -1))
+    for clean in NO_FAULTS:
+        assert faults.run(clean) == list(range(63, -1, -1))
 
 
 @pytest.mark.parametrize("what", MISUSES)

@@ -128,9 +128,135 @@ void divergent_barrier(Buffers op) {
   store(op.out + self(), load(op.in + self()));
 }
 
+// ---- clusters of two blocks
+
+void sync_cluster() {
+  arrive_cluster();
+  wait_cluster();
+}
+
+int other_block() { return 1 - cluster_rank(); }
+
+// Each thread hands its number to the opposite one of the other block.
+void hand_over(const Buffers& op) {
+  store_to_block(other_block(), shared_row() + threads - 1 - self(), load(op.in + self()));
+}
+
+void write_first_block(const Buffers& op) {
+  if (cluster_rank() == 0) store(op.out + self(), load(shared_row() + self()));
+}
+
+void no_fault_in_cluster(Buffers op) {
+  arrive_cluster();
+  const float value = load(op.in + self());
+  wait_cluster();
+  store_to_block(other_block(), shared_row() + threads - 1 - self(), value);
+  sync_cluster();
+  write_first_block(op);
+}
+
+void missing_cluster_barrier(Buffers op) {
+  clear();
+  sync_cluster();
+  hand_over(op);
+  sync_threads();
+  write_first_block(op);
+  sync_cluster();
+}
+
+// What lies between the halves of a barrier is ordered by neither.
+void write_behind_arrival(Buffers op) {
+  clear();
+  sync_cluster();
+  arrive_cluster();
+  hand_over(op);
+  wait_cluster();
+  write_first_block(op);
+  sync_cluster();
+}
+
+// The second round's writes overtake the first round's reads.
+void missing_second_cluster_barrier(Buffers op) {
+  sync_cluster();
+  for (int round = 0; round < 2; ++round) {
+    hand_over(op);
+    sync_cluster();
+    write_first_block(op);
+  }
+  sync_cluster();
+}
+
+void write_before_begin(Buffers op) {
+  hand_over(op);
+  sync_cluster();
+  write_first_block(op);
+}
+
+void write_behind_end(Buffers op) {
+  sync_cluster();
+  if (cluster_rank() == 0) return;
+  for (int round = 0; round < 3; ++round) sync_threads();  // the first block ends meanwhile
+  hand_over(op);
+}
+
+void end_before_write(Buffers op) {
+  sync_cluster();
+  if (cluster_rank() == 0) hand_over(op);
+}
+
+void block_out_of_bounds(Buffers op) {
+  sync_cluster();
+  store_to_block(other_block(), shared_row() + 3 * self(), load(op.in + self()));
+  sync_cluster();
+}
+
+void no_such_block(Buffers op) {
+  sync_cluster();
+  store_to_block(cluster_rank() + 1, shared_row() + self(), load(op.in + self()));
+  sync_cluster();
+}
+
+void absent_block(Buffers op) {
+  if (cluster_rank() == 0) sync_cluster();
+  if (cluster_rank() == 0) store(op.out + self(), load(op.in + self()));
+}
+
+void divergent_cluster_barrier(Buffers op) {
+  if (self() % 32 < 16) arrive_cluster();
+  wait_cluster();
+  store(op.out + self(), load(op.in + self()));
+}
+
+void wait_without_arrival(Buffers op) {
+  wait_cluster();
+  store(op.out + self(), load(op.in + self()));
+}
+
+void second_arrival(Buffers op) {
+  arrive_cluster();
+  arrive_cluster();
+  store(op.out + self(), load(op.in + self()));
+}
+
+// A shared number that only a half of a barrier lies between.
+void arrival_orders_no_lanes(Buffers op) {
+  clear();
+  store(shared_row() + self(), load(op.in + self()));
+  arrive_cluster();
+  const float value = load(shared_row() + (self() ^ 1));
+  wait_cluster();
+  if (cluster_rank() == 0) store(op.out + self(), value);
+}
+
+// A cluster's barriers order no other cluster.
+void clusters_race(Buffers op) {
+  sync_cluster();
+  if (cluster_rank() == 0) store(op.out + self(), load(op.in + self()));
+}
+
 struct Fault {
   void (*kernel)(Buffers);
-  unsigned blocks;
+  unsigned blocks, cluster = 1;
 };
 
 const std::map<std::string, Fault>& faults() {
@@ -151,6 +277,21 @@ const std::map<std::string, Fault>& faults() {
       {"two_shuffles", {two_shuffles, 1}},
       {"bank_conflict", {bank_conflict, 1}},
       {"divergent_barrier", {divergent_barrier, 1}},
+      {"no_fault_in_cluster", {no_fault_in_cluster, 2, 2}},
+      {"missing_cluster_barrier", {missing_cluster_barrier, 2, 2}},
+      {"write_behind_arrival", {write_behind_arrival, 2, 2}},
+      {"missing_second_cluster_barrier", {missing_second_cluster_barrier, 2, 2}},
+      {"write_before_begin", {write_before_begin, 2, 2}},
+      {"write_behind_end", {write_behind_end, 2, 2}},
+      {"end_before_write", {end_before_write, 2, 2}},
+      {"block_out_of_bounds", {block_out_of_bounds, 2, 2}},
+      {"no_such_block", {no_such_block, 2, 2}},
+      {"absent_block", {absent_block, 2, 2}},
+      {"divergent_cluster_barrier", {divergent_cluster_barrier, 2, 2}},
+      {"wait_without_arrival", {wait_without_arrival, 2, 2}},
+      {"second_arrival", {second_arrival, 2, 2}},
+      {"arrival_orders_no_lanes", {arrival_orders_no_lanes, 2, 2}},
+      {"clusters_race", {clusters_race, 4, 2}},
   };
   return all;
 }
@@ -165,7 +306,8 @@ std::vector<float> run(const std::string& name) {
   const DeviceBuffer in(bytes), out(bytes);
   upload(in.data(), values.data(), bytes, stream);
   const Buffers op{reinterpret_cast<const float*>(in.data()), reinterpret_cast<float*>(out.data())};
-  launch(name.c_str(), fault.kernel, {fault.blocks}, threads, shared_floats * sizeof(float), stream, op);
+  launch_clusters(name.c_str(), fault.kernel, fault.cluster, {fault.blocks}, threads, shared_floats * sizeof(float),
+                  stream, op);
   download(values.data(), out.data(), bytes, stream);
   return values;
 }
@@ -199,6 +341,10 @@ void misuse(const std::string& what) {
     record([&] { upload(out.data(), pageable, sizeof(pageable), stream); });
   } else if (what == "shared_memory") {
     launch("no_fault", no_fault, {1}, threads, most_shared_bytes() + 1, stream, op);
+  } else if (what == "cluster_blocks") {
+    launch_clusters("no_fault", no_fault, 9, {9}, threads, 0, stream, op);
+  } else if (what == "cluster_grid") {
+    launch_clusters("no_fault", no_fault, 2, {3}, threads, 0, stream, op);
   } else {
     throw std::invalid_argument(what);
   }

@@ -97,8 +97,10 @@ bool Device::unordered(const Stamp& other) const {
   if (other.era < first_era_) return false;  // an earlier launch
   const Era &then = era(other.era), &now = era(current_->warp->era);
   if (then.grid != now.grid) return false;
+  const auto cluster = static_cast<std::int32_t>(launch_->cluster);
+  if (then.block / cluster == now.block / cluster && now.cluster_waits > then.cluster_arrivals) return false;
   if (then.block != now.block) return true;
-  return then.interval == now.interval && (then.warp != now.warp || other.era == current_->warp->era);
+  return then.interval == now.interval && (then.warp != now.warp || then.step == now.step);
 }
 
 void Device::check_order(const Region& region, const Stamp& other, const char* what, const void* at) {
@@ -112,19 +114,23 @@ void Device::check_order(const Region& region, const Stamp& other, const char* w
 void Device::access(const void* at, std::size_t bytes, bool writes) {
   Region* region = find(at, bytes);
   if (!region) fail(std::string(writes ? "writes" : "reads") + " outside every allocation and its shared memory");
-  if (reinterpret_cast<std::uintptr_t>(at) % bytes) fail("makes a misaligned access to " + place(*region, at));
+  touch(*region, at, bytes, writes);
+}
+
+void Device::touch(Region& region, const void* at, std::size_t bytes, bool writes) {
+  if (reinterpret_cast<std::uintptr_t>(at) % bytes) fail("makes a misaligned access to " + place(region, at));
   const Stamp now{current_->number, current_->warp->era};
-  const std::size_t begin = (static_cast<const char*>(at) - region->begin) / cell_bytes;
+  const std::size_t begin = (static_cast<const char*>(at) - region.begin) / cell_bytes;
   for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
-    Cell& cell = region->cells[i];
+    Cell& cell = region.cells[i];
     if (cell.writer.thread == in_flight)
-      fail("accesses an asynchronous copy that was not waited for: " + place(*region, at));
-    check_order(*region, cell.writer, writes ? "writes" : "reads", at);
+      fail("accesses an asynchronous copy that was not waited for: " + place(region, at));
+    check_order(region, cell.writer, writes ? "writes" : "reads", at);
     if (writes) {
-      check_order(*region, cell.reader, "writes", at);
+      check_order(region, cell.reader, "writes", at);
       cell = {now, {nobody, 0}};
     } else {
-      if (cell.writer.thread == nobody) fail("reads what nobody wrote: " + place(*region, at));
+      if (cell.writer.thread == nobody) fail("reads what nobody wrote: " + place(region, at));
       const bool others = cell.reader.thread != now.thread && unordered(cell.reader);
       cell.reader = {others ? several : now.thread, now.era};
     }
@@ -176,8 +182,10 @@ void Device::wait(const char* what) {
   while (!self.ready) self.fiber.pause();
 }
 
-void Device::new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval) {
-  eras_.push_back({grid, interval, block.number, static_cast<std::int32_t>(&warp - block.warps.data())});
+// `step`: between barriers of the warp itself.
+void Device::new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval, std::uint32_t step) {
+  eras_.push_back({grid, interval, step, block.number, static_cast<std::int32_t>(&warp - block.warps.data()),
+                   warp.cluster_arrivals, warp.cluster_waits});
   warp.era = first_era_ + static_cast<std::uint32_t>(eras_.size()) - 1;
 }
 
@@ -207,7 +215,7 @@ void Device::sync_warp(const std::source_location& where) {
   Warp& warp = *current_->warp;
   collective("sync_warp", where, nullptr, [&](void* const(&)[32]) {
     const Era now = era(warp.era);
-    new_era(*current_->block, warp, now.grid, now.interval);
+    new_era(*current_->block, warp, now.grid, now.interval, ++clock_);
   });
 }
 
@@ -216,7 +224,7 @@ void Device::sync_threads() {
   if (++block.arrived < static_cast<int>(block.threads.size())) return wait("sync_threads");
   block.arrived = 0;
   const std::uint32_t interval = ++clock_, grid = era(current_->warp->era).grid;
-  for (Warp& warp : block.warps) new_era(block, warp, grid, interval);
+  for (Warp& warp : block.warps) new_era(block, warp, grid, interval, interval);
   for (auto& thread : block.threads) thread->ready = true;
 }
 
@@ -227,9 +235,78 @@ void Device::sync_grid() {
   const std::uint32_t grid = ++clock_;
   for (auto& block : blocks_) {
     const std::uint32_t interval = ++clock_;
-    for (Warp& warp : block->warps) new_era(*block, warp, grid, interval);
+    for (Warp& warp : block->warps) new_era(*block, warp, grid, interval, interval);
     for (auto& thread : block->threads) thread->ready = true;
   }
+}
+
+// ---- clusters
+
+int Device::cluster_rank() const { return current_->block->number % static_cast<int>(launch_->cluster); }
+
+// Orders nothing in the warp itself: the step stays.
+void Device::arrive_cluster(const std::source_location& where) {
+  Warp& warp = *current_->warp;
+  collective("arrive_cluster", where, nullptr, [&](void* const(&)[32]) {
+    if (warp.cluster_arrivals > warp.cluster_waits)
+      fail("arrives at a cluster barrier before it has waited for the last");
+    ++warp.cluster_arrivals;
+    const Era now = era(warp.era);
+    new_era(*current_->block, warp, now.grid, now.interval, now.step);
+    if (++cluster_arrived_ < static_cast<int>(launch_->cluster * current_->block->warps.size())) return;
+    cluster_arrived_ = 0;
+    ++cluster_barriers_;
+    pass_cluster_barrier();
+  });
+}
+
+void Device::wait_cluster(const std::source_location& where) {
+  Warp& warp = *current_->warp;
+  const int barrier = warp.cluster_waits + 1;
+  collective("wait_cluster", where, nullptr, [&](void* const(&)[32]) {
+    if (warp.cluster_arrivals < barrier) fail("waits for a cluster barrier at which it has not arrived");
+    warp.waits_for_cluster = true;
+    pass_cluster_barrier();
+  });
+  while (warp.cluster_waits < barrier) wait("wait_cluster");
+}
+
+// Lets those go on who wait for a barrier at which the whole cluster has been.
+void Device::pass_cluster_barrier() {
+  for (auto& block : blocks_)
+    for (std::size_t i = 0; i < block->warps.size(); ++i) {
+      Warp& warp = block->warps[i];
+      if (!warp.waits_for_cluster || warp.cluster_waits >= cluster_barriers_) continue;
+      warp.waits_for_cluster = false;
+      ++warp.cluster_waits;
+      const Era now = era(warp.era);
+      new_era(*block, warp, now.grid, now.interval, ++clock_);
+      for (std::size_t lane = 32 * i; lane < 32 * i + 32; ++lane) block->threads[lane]->ready = true;
+    }
+}
+
+void* Device::write_to_block(int rank, void* at, std::size_t bytes) {
+  if (rank < 0 || rank >= static_cast<int>(launch_->cluster)) fail("writes to a block that its cluster does not have");
+  Block& own = *current_->block;
+  if (!own.shared->holds(at, bytes)) fail("writes outside the shared memory of a block of its cluster");
+  Block& other = rank == cluster_rank() ? own : *blocks_[static_cast<std::size_t>(rank)];
+  char* there = other.shared->begin + (static_cast<char*>(at) - own.shared->begin);
+  if (&other != &own) {
+    if (current_->warp->cluster_waits == 0) fail("writes to a block of its cluster that may not have begun");
+    if (other.ended == static_cast<int>(other.threads.size())) fail("writes to a block of its cluster that has ended");
+    other.written_behind = std::max(other.written_behind, current_->warp->cluster_arrivals);
+  }
+  touch(*other.shared, there, bytes, true);
+  return there;
+}
+
+// What others wrote to the block's shared memory must lie behind a barrier when its last thread ends, or it might as
+// well have come later.
+void Device::leave(Block& block) {
+  if (++block.ended < static_cast<int>(block.threads.size())) return;
+  for (const Warp& warp : block.warps)
+    if (warp.cluster_waits > block.written_behind) return;
+  if (block.written_behind >= 0) fail("ends while a block of its cluster may still write to its shared memory");
 }
 
 // ---- running
@@ -246,7 +323,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
   const unsigned per_row = launch_->grid.x, rows = launch_->grid.y, at = static_cast<unsigned>(number);
   block.index = {at % per_row, at / per_row % rows, at / per_row / rows};
   block.number = number;
-  block.arrived = 0;
+  block.arrived = 0, block.ended = 0, block.written_behind = -1;
   block.memory.resize(launch_->shared_bytes / sizeof(Line) + 1);
   std::memset(block.memory.data(), 0xff, block.memory.size() * sizeof(Line));
   block.shared = std::make_unique<Region>("shared memory of " + std::to_string(launch_->shared_bytes) + " bytes",
@@ -256,7 +333,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
   block.threads.resize(size);
   block.warps.assign((size + 31) / 32, {});
   const std::uint32_t interval = ++clock_, grid = eras_.empty() ? ++clock_ : eras_.front().grid;
-  for (Warp& warp : block.warps) new_era(block, warp, grid, interval);
+  for (Warp& warp : block.warps) new_era(block, warp, grid, interval, interval);
   for (std::size_t i = 0; i < size; ++i) {
     Thread& thread = *block.threads[i];
     thread.index = {static_cast<unsigned>(i), 0, 0};
@@ -272,6 +349,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
         kernel();
         wait_copies(0);
         if (!thread.open_copies.empty()) fail("ends with an asynchronous copy that was never committed");
+        leave(*thread.block);
       } catch (const std::exception& error) {
         if (error_.empty()) error_ = error.what();
       }
@@ -321,17 +399,19 @@ std::string Device::deadlock(std::size_t count) const {
 void Device::run(const Launch& launch, const std::function<void()>& kernel) {
   const std::lock_guard guard(mutex);
   const std::size_t count = std::size_t{launch.grid.x} * launch.grid.y * launch.grid.z;
-  if (count == 0 || launch.size.x == 0 || launch.size.x > 1024 || launch.grid.y > 65535 || launch.grid.z > 65535)
+  if (count == 0 || launch.size.x == 0 || launch.size.x > 1024 || launch.grid.y > 65535 || launch.grid.z > 65535 ||
+      launch.cluster == 0 || launch.grid.x % launch.cluster != 0)
     throw Error("The launch of " + launch.kernel + " has an impossible grid.");
   launch_ = &launch;
   error_.clear();
   first_era_ += static_cast<std::uint32_t>(eras_.size());
   eras_.clear();
   grid_arrived_ = 0;
-  const std::size_t at_once = launch.cooperative ? count : 1;
+  const std::size_t at_once = launch.cooperative ? count : launch.cluster;
   while (blocks_.size() < at_once) blocks_.push_back(std::make_unique<Block>());
   blocks_.resize(at_once);
   for (std::size_t first = 0; first < count && error_.empty(); first += at_once) {
+    cluster_arrived_ = cluster_barriers_ = 0;
     for (std::size_t b = 0; b < at_once; ++b) prepare(*blocks_[b], static_cast<int>(first + b), kernel);
     run_blocks(at_once);
   }

@@ -1,11 +1,12 @@
 // A CUDA device on the host, for tests: one fiber for each thread, and every access checked.
 //
-// Blocks run one after the other, or all together where a launch is cooperative. A thread runs until it meets a barrier
-// or a collective of its warp and goes on when all who must be there have come. Reported, as an Error that names the
-// kernel's block and thread:
+// Blocks run one after the other, those of a cluster together, or all together where a launch is cooperative. A thread
+// runs until it meets a barrier or a collective of its warp and goes on when all who must be there have come. Reported,
+// as an Error that names the kernel's block and thread:
 //   * an access outside every allocation and outside the block's shared memory, or misaligned;
 //   * a read of memory that nobody wrote, or of an asynchronous copy that was not waited for;
 //   * two accesses to the same place, one of them a write, by threads that no barrier orders;
+//   * a write to another block of the cluster that may not have begun or may have ended;
 //   * a matrix load whose rows lie in the same banks;
 //   * a warp's collective that not all lanes reach at the same place, and any other deadlock.
 //
@@ -81,6 +82,8 @@ struct Warp {
   Arrival arrivals[32];
   bool waits[32] = {};
   std::uint32_t era = 0;
+  int cluster_arrivals = 0, cluster_waits = 0;
+  bool waits_for_cluster = false;
 };
 
 struct Thread {
@@ -107,7 +110,8 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<Line> memory;
   std::unique_ptr<Region> shared;
-  int arrived = 0;
+  int arrived = 0, ended = 0;  // threads
+  int written_behind = -1;     // most cluster barriers at which another block had arrived when it wrote to `shared`
 };
 
 struct Launch {
@@ -115,6 +119,7 @@ struct Launch {
   Index3 grid, size;
   std::size_t shared_bytes;
   bool cooperative;
+  unsigned cluster = 1;  // blocks, consecutive along x
 };
 
 class Device {
@@ -141,6 +146,11 @@ class Device {
   void sync_warp(const std::source_location& where);
   void sync_threads();
   void sync_grid();
+  int cluster_rank() const;
+  void arrive_cluster(const std::source_location& where);
+  void wait_cluster(const std::source_location& where);
+  // Where a write to `at` in the shared memory of another block of the cluster goes.
+  void* write_to_block(int rank, void* at, std::size_t bytes);
   void issue_copy(void* to, const void* from, int bytes);
   void commit_copies();
   void wait_copies(std::size_t pending);
@@ -149,16 +159,21 @@ class Device {
   std::mutex mutex;  // one kernel at a time
 
  private:
-  // When, between which barriers: of the grid, of which block, of which of its warps.
+  // When, between which barriers: of the grid, of which block, of which of its warps, and how many halves of barriers
+  // of its cluster were behind.
   struct Era {
-    std::uint32_t grid, interval;
+    std::uint32_t grid, interval, step;
     std::int32_t block, warp;
+    int cluster_arrivals, cluster_waits;
   };
 
   Region* find(const void* at, std::size_t bytes);
   void check_order(const Region& region, const Stamp& other, const char* what, const void* at);
   bool unordered(const Stamp& other) const;
-  void new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval);
+  void touch(Region& region, const void* at, std::size_t bytes, bool writes);
+  void new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval, std::uint32_t step);
+  void pass_cluster_barrier();
+  void leave(Block& block);
   const Era& era(std::uint32_t number) const { return eras_[number - first_era_]; }
   void prepare(Block& block, int number, const std::function<void()>& kernel);
   void run_blocks(std::size_t count);
@@ -177,6 +192,8 @@ class Device {
   std::vector<Era> eras_;  // of this launch; the first is era first_era_
   std::uint32_t first_era_ = 1, clock_ = 0;
   int grid_arrived_ = 0;
+  // Of the cluster that runs: warps at its barrier, and barriers at which all of them have been.
+  int cluster_arrived_ = 0, cluster_barriers_ = 0;
 };
 
 Device& device();

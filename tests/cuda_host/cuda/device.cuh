@@ -257,4 +257,14 @@ inline void sync_warp(const Where& where = Where::current()) { cuda_host::device
 inline void sync_threads() { cuda_host::device().sync_threads(); }
 inline void sync_grid() { cuda_host::device().sync_grid(); }
 
+// ---- clusters
+
+inline int cluster_rank() { return cuda_host::device().cluster_rank(); }
+inline int cluster_size() { return static_cast<int>(cuda_host::device().launch().cluster); }
+inline void arrive_cluster(const Where& where = Where::current()) { cuda_host::device().arrive_cluster(where); }
+inline void wait_cluster(const Where& where = Where::current()) { cuda_host::device().wait_cluster(where); }
+inline void store_to_block(int rank, float* shared, float value) {
+  *static_cast<float*>(cuda_host::device().write_to_block(rank, shared, sizeof(float))) = value;
+}
+
 }  // namespace distilfast::cuda

@@ -198,6 +198,16 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
   host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false}, kernel, op);
 }
 
+inline int most_cluster_blocks() { return 8; }
+
+template <class Op>
+void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Grid grid, unsigned threads,
+                     std::size_t shared_bytes, Stream&, Op op) {
+  if (cluster > static_cast<unsigned>(most_cluster_blocks()))
+    throw cuda_host::Error(std::string(name) + " asks for more blocks than a cluster can have.");
+  host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false, cluster}, kernel, op);
+}
+
 // Enough for a stage's work to be shared out, few enough for a fiber each.
 inline unsigned cooperative_blocks() { return 5; }
 

@@ -1,0 +1,131 @@
+"""linear_add_layer_norm: LN(x Wᵀ + b + residual) in a cluster of blocks, against float64, on every tile's edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from elements import PRECISIONS, from_raw, raw, rounded
+
+from distilfast import reference
+from tests.kernels import naive
+
+EPS = 1e-12
+ROWS = (1, 63, 64, 65, 300)
+NARROW, WIDE = 512, 65536  # buckets: tiles of 64 rows and 96 columns, and of 128 and 192
+
+
+class Case:
+    """A linear, its residual and its LayerNorm, in the numbers that the precision can hold."""
+
+    def __init__(self, extension, normal, width, depth, precision):
+        self.precision = precision
+        self.weight = rounded(normal(width, depth, scale=depth**-0.5), precision)
+        self.bias, self.norm_weight, self.norm_bias = normal(width), normal(width), normal(width)
+        self.linear = extension.Linear(self.weight, self.bias, precision=precision)
+
+    def __call__(self, x, residual, **options):
+        norm = residual, self.norm_weight, self.norm_bias
+        return self.linear.add_layer_norm(raw(x, self.precision), *norm, eps=EPS, **options)
+
+    def check(self, got, low, x, residual):
+        """Its error against float64, and that of the LayerNorm alone, behind the sums that `linear` makes."""
+        norm = self.norm_weight, self.norm_bias
+        exact = [each.astype(np.float64) for each in (x, self.weight, self.bias, residual, *norm)]
+        truth = reference.add_layer_norm(reference.linear(*exact[:3], "none"), *exact[3:], EPS)
+        plain = rounded(naive.linear(x, self.weight, self.bias), self.precision)
+        assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(plain + residual, *norm, EPS), truth)
+        sums = self.linear(raw(x, self.precision), most_rows=512)[0]  # a tile that does not cut K, as here
+        truth = reference.add_layer_norm(sums.astype(np.float64), *exact[3:], EPS)
+        assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(sums + residual, *norm, EPS), truth)
+        assert np.array_equal(from_raw(low, self.precision), rounded(got, self.precision))
+
+
+@pytest.fixture
+def case(extension, normal):
+    """``case(width, depth, precision)``."""
+    return lambda width, depth, precision="bf16": Case(extension, normal, width, depth, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_rows(case, normal, precision, rows):
+    made, x, residual = case(200, 72, precision), rounded(normal(rows, 72), precision), normal(rows, 200)
+    made.check(*made(x, residual), x, residual)
+
+
+# Of one block, of several, the last of them full, nearly empty and with half a warp's columns; the widest.
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("width", [8, 64, 96, 104, 384, 768])
+def test_widths(case, normal, precision, width):
+    made, x, residual = case(width, 64, precision), rounded(normal(65, 64), precision), normal(65, width)
+    made.check(*made(x, residual, most_rows=NARROW), x, residual)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("width", [64, 192, 200, 776, 1536])
+def test_widths_of_the_wide_tile(case, normal, precision, width):
+    made, x, residual = case(width, 100, precision), rounded(normal(129, 100), precision), normal(129, width)
+    got = made(x, residual, most_rows=WIDE)
+    made.check(*got, x, residual)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("depth", [1, 31, 257, 768])
+def test_depths(case, normal, precision, depth):
+    made, x, residual = case(192, depth, precision), rounded(normal(17, depth), precision), normal(17, 192)
+    made.check(*made(x, residual), x, residual)
+
+
+def test_the_models_own_size(case, normal):
+    made, x, residual = case(768, 3072), rounded(normal(65, 3072), "bf16"), normal(65, 768)
+    made.check(*made(x, residual, most_rows=4096), x, residual)
+
+
+@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
+def test_a_mean_far_above_the_deviation(case, normal, most_rows):
+    made, x, residual = case(384, 64, "fp16"), rounded(normal(5, 64), "fp16"), normal(5, 384) + 1000
+    made.check(*made(x, residual, most_rows=most_rows), x, residual)
+
+
+@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
+def test_gathered_rows(case, normal, most_rows):
+    made, x, residual = case(200, 50), rounded(normal(140, 50), "bf16"), normal(140, 200)
+    index = np.array([0, 3, 64, 65, 139], np.int32)
+    got = made(x, residual, gather=index, most_rows=most_rows)
+    whole = made(x, residual, most_rows=most_rows)
+    assert all(np.array_equal(a, b[index]) for a, b in zip(got, whole, strict=True))
+    made.check(*got, x[index], residual[index])
+
+
+@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
+def test_bits_come_back_and_do_not_depend_on_other_rows(case, normal, most_rows):
+    made, x, residual = case(384, 96), rounded(normal(130, 96), "bf16"), normal(130, 384)
+    whole = made(x, residual, most_rows=most_rows)[0]
+    assert np.array_equal(made(x, residual, most_rows=most_rows)[0], whole)
+    for begin, end in ((0, 1), (60, 70), (127, 130)):
+        assert np.array_equal(made(x[begin:end], residual[begin:end], most_rows=most_rows)[0], whole[begin:end])
+
+
+@pytest.mark.parametrize("place", ["x", "residual"])
+@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
+def test_a_nan_stays_in_its_row(case, normal, most_rows, place):
+    made, x, residual = case(200, 64), rounded(normal(130, 64), "bf16"), normal(130, 200)
+    (x if place == "x" else residual)[66, 7] = np.nan
+    got = made(x, residual, most_rows=most_rows)[0]
+    assert np.isnan(got[66]).all()
+    assert np.isfinite(np.delete(got, 66, axis=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "precision", "sentence"),
+    [
+        (100, "bf16", "linear_add_layer_norm has only widths that are a multiple of 8."),
+        (1544, "bf16", "A row is wider than a cluster of blocks."),
+        (776, "fp32", "A row is wider than a cluster of blocks."),
+        (96, "int8", "linear_add_layer_norm has no weights of 8 bits."),
+    ],
+)
+def test_a_misfit_is_said(case, normal, width, precision, sentence):
+    made = case(width, 8, precision)
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        made(normal(3, 8), normal(3, width))
