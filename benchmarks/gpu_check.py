@@ -33,6 +33,12 @@ BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}
 FLAT = "memory_stays_flat"
 OURS = ",".join(f"distilfast {name} {precision}" for name, every in BACKENDS.items() for precision in every)
 PEERS = "transformers sdpa fp16,transformers sdpa bf16,transformers sdpa fp32"
+# What cuda has and leaves off, beside what it does.
+OPTIONS = ",".join(
+    f"distilfast {each}"
+    for each in ("cuda bf16", "cuda persistent bf16", "cuda clusters bf16", "cuda fp32", "cuda clusters fp32")
+)
+OPTIONS_CASES = "1x16,1x512,8x128,32x128,256x128"
 # torch.compile tunes each shape anew, half a minute each: those that the goals name.
 COMPILED_CASES = "1x16,1x128,32x128,256x128,256x128 ragged"
 
@@ -64,6 +70,11 @@ def steps(out: Path, model: Path) -> list[Step]:
             "latency, beside transformers",
             (*bench, "--only", "roof", "latency", "latency_cold_l2", "--contestants", f"{OURS},{PEERS}"),
             150,
+        ),
+        Step(
+            "latency, cuda's options",
+            (*bench, "--only", "latency", "--cases", OPTIONS_CASES, "--contestants", OPTIONS),
+            60,
         ),
         Step(
             "latency, beside torch.compile",

@@ -1,5 +1,7 @@
 """Ourselves, through the public engine: the CPU backend, and on a GPU the backends "triton" and "cuda" as variants.
 
+What the backend "cuda" has and leaves off until it is known to be faster is a variant too: "cuda clusters".
+
 On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there,
 runs, and where there is padding spreads the rows out again, for the others answer so.
 """
@@ -14,35 +16,53 @@ from benchmarks.engines import Contestant, Forward, Loaded, no_gpu
 from distilfast import PackedBatch, backends
 
 GPU_BACKENDS = ("triton", "cuda")
-
+OPTIONS = {
+    "cuda persistent": ("PERSISTENT", ("fp16", "bf16")),
+    "cuda clusters": ("CLUSTERS", ("fp32", "fp16", "bf16")),
+}
+"""A variant: what is switched on in the backend's module, and the precisions that have it."""
 
 ENTRIES = (
     *(("", precision) for precision in backends.module("cpu").PRECISIONS),
     *((name, precision) for name in GPU_BACKENDS for precision in backends.module(name).PRECISIONS),
+    *((variant, precision) for variant, (_, precisions) in OPTIONS.items() for precision in precisions),
 )
 
 
 def unavailable(contestant: Contestant) -> str | None:
     """Why the backend cannot run here, or None."""
-    name = contestant.variant or "cpu"
+    name = _backend(contestant)
     if (name == "cpu") != (contestant.device == "cpu"):
         return f"The backend {name} is not for --device {contestant.device}."
-    return backends.module(name).unavailable() or (no_gpu() if name in GPU_BACKENDS else None)
+    reason = backends.module(name).unavailable() or (no_gpu() if name in GPU_BACKENDS else None)
+    if (
+        reason is None
+        and contestant.variant == "cuda clusters"
+        and backends.module(name).extension().architecture() < 90
+    ):
+        return "The device has no clusters of blocks; they need compute capability 9.0 or newer."
+    return reason
 
 
 def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -> Loaded:
-    """See ``benchmarks.engines``."""
+    """See ``benchmarks.engines``. An option stays on: the process is the contestant's own."""
+    if contestant.variant in OPTIONS:
+        setattr(backends.module("cuda"), OPTIONS[contestant.variant][0], True)
     engine = distilfast.Engine.from_pretrained(
         directory,
         task="feature-extraction",
         precision=contestant.precision,
-        backend=contestant.variant or "cpu",
+        backend=_backend(contestant),
         threads=threads,
     )
     forward: Forward = lambda ids, mask: engine(ids, mask).last_hidden_state  # noqa: E731
     if contestant.device == "cuda":
         forward = _on_device(engine)
     return Loaded(forward, str(engine.info()["detail"]))
+
+
+def _backend(contestant: Contestant) -> str:
+    return contestant.variant.split()[0] if contestant.variant else "cpu"
 
 
 def _on_device(engine: distilfast.Engine) -> Forward:

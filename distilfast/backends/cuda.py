@@ -19,7 +19,11 @@ CHUNK_TOKENS = 4096
 PERSISTENT = False
 """Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
 CLUSTERS = False
-"""Do the layers' linears of more than 256 tokens end with LayerNorm, by clusters of blocks? Not before a measurement."""
+"""Do a layer's linears end with residual and LayerNorm for more than 256 tokens? Not before a measurement either.
+
+Clusters of blocks do it, which compute capability 9.0 has; elsewhere, for int8 and for rows that no cluster can hold it
+stays two kernels.
+"""
 
 
 def extension() -> Any:

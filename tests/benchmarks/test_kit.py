@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from benchmarks import measure, report, roofs, rows, run, tables, timing, workloads
+from benchmarks import gpu_check, measure, report, roofs, rows, run, tables, timing, workloads
 from benchmarks import worker as worker_module
 from benchmarks.engines import Contestant, contestants, no_gpu
 from benchmarks.worker import Failure, Session, Worker
+from distilfast.backends import cuda
 
 ORIGIN = {
     "machine": {"processor": "P", "isa": "avx2", "cores": 2},
@@ -293,6 +294,43 @@ def test_who_needs_a_gpu_says_so():
     assert reasons["distilfast fp32"] == "The backend cpu is not for --device cuda."
     if no_gpu():
         assert all(reasons.values())
+
+
+def test_an_option_that_the_device_lacks_is_said(monkeypatch):
+    """Without clusters the contestant would be the default under another name."""
+    from benchmarks.engines import distilfast as ours
+
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(ours, "no_gpu", lambda: None)
+    clusters, plain = (Contestant("distilfast", "bf16", name, "cuda") for name in ("cuda clusters", "cuda"))
+    lacking = "The device has no clusters of blocks; they need compute capability 9.0 or newer."
+    for architecture, reason in ((89, lacking), (90, None)):
+        monkeypatch.setattr(cuda, "extension", lambda found=architecture: SimpleNamespace(architecture=lambda: found))
+        assert ours.unavailable(clusters) == reason
+        assert ours.unavailable(plain) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "switched_on"),
+    [("cuda", []), ("cuda persistent", ["PERSISTENT"]), ("cuda clusters", ["CLUSTERS"])],
+)
+def test_an_option_is_on_in_its_own_contestant(monkeypatch, variant, switched_on):
+    from benchmarks.engines import distilfast as ours
+
+    switches = ("PERSISTENT", "CLUSTERS")
+    for name in switches:
+        monkeypatch.setattr(cuda, name, False)
+    tell = lambda *_, backend, **__: SimpleNamespace(info=lambda: {"detail": backend})  # noqa: E731
+    monkeypatch.setattr("distilfast.Engine.from_pretrained", tell)
+    monkeypatch.setattr(ours, "_on_device", lambda engine: engine.info)
+    loaded = ours.load(Contestant("distilfast", "bf16", variant, "cuda"), Path(), 1, Path())
+    assert loaded.detail == "cuda"
+    assert [name for name in switches if getattr(cuda, name)] == switched_on
+
+
+def test_gpu_check_asks_for_contestants_and_cases_that_are_there():
+    assert set(gpu_check.OPTIONS.split(",")) <= {str(each) for each in contestants("cuda")}
+    assert set(gpu_check.OPTIONS_CASES.split(",")) <= {case.name for case in workloads.grid("cuda")}
 
 
 @pytest.mark.parametrize(("flags", "unit"), [(["avx512_bf16", "amx_bf16"], "amx_bf16"), (["avx512f"], None)])

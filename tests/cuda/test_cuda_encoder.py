@@ -18,13 +18,16 @@ from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
-from distilfast.parity import compare, relative_error
+from distilfast.parity import compare, comparison, relative_error
 from distilfast.parity.budgets import budget_for
 from distilfast.parity.sides import ReferenceSide, in_float64
 from distilfast.parity.texts import TEXTS
 from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
+LAST_PLACES = {"fp32": 2.0**-20, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
+"""What another order of sums may change of numbers around 1: a 16-bit operand that falls on the other side of
+a tie moves them by a unit in the last place of its type, and the order of fp32 sums by a few."""
 HEADS_OF_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
 
 
@@ -95,8 +98,8 @@ def test_closing_gives_all_memory_back(extension, engine):
 
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
-@pytest.mark.parametrize("persistent", [False, True])
-def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, persistent):
+@pytest.mark.parametrize("options", [False, True])
+def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, options):
     """Nothing ran before: a kernel that loading forgot would be first used while the graph is recorded."""
     script = f"""
 from host_build import imported
@@ -104,13 +107,13 @@ from distilfast import Engine, PackedBatch
 from distilfast.backends import cuda
 from pathlib import Path
 module = imported("_cuda_host", Path({str(host_build)!r}))
-cuda.extension, cuda.PERSISTENT = lambda: module, {persistent}
+cuda.extension, cuda.PERSISTENT, cuda.CLUSTERS = lambda: module, {options}, {options}
 engine = Engine.from_pretrained({str(tiny_checkpoint("bert", "fill-mask"))!r}, backend="cuda", precision={precision!r})
-for length in (3, 20, 40):
-    print(engine.forward(PackedBatch.from_sequences([range(length)]))[1].shape)
+for lengths in ([3], [20], [40], [40] * 7):
+    print(engine.forward(PackedBatch.from_sequences([range(length) for length in lengths]))[1].shape)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)"], done.stderr
+    assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)", "(280, 256)"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -189,16 +192,12 @@ def test_the_models_own_width(extension, tiny_checkpoint, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows_that_no_one_needs_are_skipped(engine, precision):
-    """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums.
-
-    Logits are around 1: a 16-bit operand that falls on the other side of a tie moves them by a unit in the last place
-    of its type, and the order of fp32 sums by a few.
-    """
+    """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums."""
     runs, batch = engine("text-classification", precision), batch_of(5, 40, 1, 17)
     alone = runs.forward(batch)[1]
     hidden, both = runs.forward(batch, hidden=True)
     assert hidden.shape == (63, 32)
-    assert np.allclose(alone, both, rtol=0, atol={"fp32": 2.0**-20, "fp16": 2.0**-10, "bf16": 2.0**-7}[precision])
+    assert np.allclose(alone, both, rtol=0, atol=LAST_PLACES[precision])
 
 
 def test_a_graph_serves_every_batch_of_its_bucket(engine):
@@ -248,6 +247,40 @@ def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, 
     monkeypatch.setattr(cuda, "PERSISTENT", True)
     once = engine(task, precision).forward(batch, hidden=task == "token-classification")
     assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("config", [SHORT, HEADS_OF_64])  # a row in one block, and in a cluster of two
+def test_clusters_keep_every_budget(tiny_checkpoint, monkeypatch, precision, config):
+    """What the bucket of 512 tokens computes, in one batch of texts."""
+    monkeypatch.setattr(cuda, "CLUSTERS", True)
+    monkeypatch.setattr(comparison, "BATCH_TOKENS", 512)
+    directory = tiny_checkpoint("distilbert", "token-classification", config=config)
+    report = compare(directory, backend="cuda", precision=precision)
+    assert report.passed, report.sentence
+    assert 256 < report.tokens <= 512
+
+
+@pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
+def test_clusters_run_in_large_buckets_alone(engine, monkeypatch, precision):
+    """There the sums of LayerNorm have another order, elsewhere every bit is the same; int8 has two kernels."""
+    batches, config = (batch_of(*(64,) * 4), batch_of(*(64,) * 4, 1)), {"n_layers": 1, "n_heads": 1}
+    before = [engine(precision=precision, **config).forward(batch, hidden=True)[0] for batch in batches]
+    monkeypatch.setattr(cuda, "CLUSTERS", True)
+    after = [engine(precision=precision, **config).forward(batch, hidden=True)[0] for batch in batches]
+    assert np.array_equal(before[0], after[0])
+    assert np.array_equal(before[1], after[1]) == (precision == "int8")
+    assert np.allclose(before[1], after[1], rtol=0, atol=LAST_PLACES[precision])
+
+
+def test_clusters_on_the_rows_that_the_head_reads(engine, monkeypatch):
+    """The last layer gathers 257 rows, of x and of the residual."""
+    batch, config = batch_of(*(2,) * 257), {"n_layers": 1, "n_heads": 1}
+    before = engine("text-classification", **config).forward(batch)[1]
+    monkeypatch.setattr(cuda, "CLUSTERS", True)
+    after = engine("text-classification", **config).forward(batch)[1]
+    assert not np.array_equal(before, after)
+    assert np.allclose(before, after, rtol=0, atol=LAST_PLACES["fp32"])
 
 
 @pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
