@@ -155,7 +155,7 @@ void load_add_layer_norm(Precision precision);
 // out = LN(x Wt + b + residual) without the sum's way through memory; see linear_add_layer_norm.cuh.
 struct LinearAddLayerNorm {
   Linear linear;                // one split, no activation; its out and out_low are not used
-  AddLayerNorm add_layer_norm;  // with a residual; its x, splits, plane and bias are not used
+  AddLayerNorm add_layer_norm;  // with a residual and out_low; its x, splits, plane and bias are not used
 };
 // Null, or why rows so wide cannot be had: then it takes the two kernels.
 const char* linear_add_layer_norm_misfit(Precision precision, int width);

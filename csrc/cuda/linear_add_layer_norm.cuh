@@ -29,29 +29,35 @@ constexpr bool has_wide = sizeof(T) == 2;
 // Behind the stages lie two sets of row sums, which other blocks write to: [2][blocks of the cluster][rows].
 template <class T, class Tile>
 constexpr int cluster_shared_bytes(int cluster) {
-  static_assert(StageSizes<T, Tile>::all_bytes >= Tile::column_warps * Tile::rows * static_cast<int>(sizeof(float)));
+  static_assert(StageSizes<T, Tile>::all_bytes >=
+                (Tile::column_warps + 1) * Tile::rows * static_cast<int>(sizeof(float)));
   return StageSizes<T, Tile>::all_bytes + 2 * cluster * Tile::rows * static_cast<int>(sizeof(float));
 }
 
 // The rows and columns of out whose sums a lane holds: in its row tile i and half the row, in its column tile j two.
 template <class Tile>
 struct LanePlace {
-  int tile_row, row0, column0, width;
+  int tile_row, first_row, first_column, rows, width;
 
-  __device__ LanePlace(int first_row, int first_column, int width) : width(width) {
+  __device__ LanePlace(int row0, int column0, int rows, int width) : rows(rows), width(width) {
     const Place<Tile> at;
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
     tile_row = at.row + lane / 4;
-    row0 = first_row + tile_row;
-    column0 = first_column + at.column + lane % 4 * 2;
+    first_row = row0 + tile_row;
+    first_column = column0 + at.column + lane % 4 * 2;
   }
-  __device__ int row(int i, int half) const { return row0 + 16 * i + 8 * half; }
-  __device__ int column(int j) const { return column0 + unit_columns * j; }
-  __device__ bool has(int j) const { return column(j) < width; }
+  __device__ int row(int i, int half) const { return first_row + 16 * i + 8 * half; }
+  __device__ int column(int j) const { return first_column + unit_columns * j; }
+  __device__ bool has_row(int i, int half) const { return row(i, half) < rows; }
+  __device__ bool has_column(int j) const { return column(j) < width; }
+  // Of what is read and then not used where the lane has none: loads that no branch parts are on their way together.
+  __device__ int read_row(int i, int half) const { return has_row(i, half) ? row(i, half) : rows - 1; }
+  __device__ int read_column(int j) const { return has_column(j) ? column(j) : 0; }
 };
 
+// A number for each of the lane's rows.
 template <class Tile>
-using RowSums = float[Tile::row_tiles][2];
+using RowValues = float[Tile::row_tiles][2];
 
 // Calls run(i, half), the loops unrolled: what it indexes must stay in registers.
 template <class Tile, class Run>
@@ -62,17 +68,20 @@ __device__ inline void for_each_row(Run run) {
     for (int half = 0; half < 2; ++half) run(i, half);
 }
 
-// The sums of value(i, half, j) over all columns of the cluster, in all its blocks. `parts` [blocks][rows].
-template <class Tile, class Value>
-__device__ inline void sum_rows(const LanePlace<Tile>& place, float* parts, Value value, RowSums<Tile>& sums) {
+// results = finish(the sum of value(i, half, j) over all columns of the cluster), by one thread for each row. `parts`
+// [blocks][rows].
+template <class Tile, class Value, class Finish>
+__device__ inline void sum_rows(const LanePlace<Tile>& place, float* parts, Value value, Finish finish,
+                                RowValues<Tile>& results) {
   auto* warps = reinterpret_cast<float*>(shared_memory());  // [column_warps][rows], over the stages
+  float* finished = warps + Tile::column_warps * Tile::rows;
   const int thread = static_cast<int>(threadIdx.x), size = cluster_size();
   const int column_warp = thread / warp_size % Tile::column_warps;
   for_each_row<Tile>([&](int i, int half) {
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
-      if (place.has(j)) sum += value(i, half, j);
+      if (place.has_column(j)) sum += value(i, half, j);
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
     if (thread % 4 == 0) store(warps + column_warp * Tile::rows + place.tile_row + 16 * i + 8 * half, sum);
@@ -83,39 +92,92 @@ __device__ inline void sum_rows(const LanePlace<Tile>& place, float* parts, Valu
     float sum = load(warps + thread);
 #pragma unroll
     for (int warp = 1; warp < Tile::column_warps; ++warp) sum += load(warps + warp * Tile::rows + thread);
+#pragma unroll 1
     for (int rank = 0; rank < size; ++rank) store_to_block(rank, parts + cluster_rank() * Tile::rows + thread, sum);
   }
   arrive_cluster();
   wait_cluster();
-  for_each_row<Tile>([&](int i, int half) { sums[i][half] = 0.0f; });
-#pragma unroll 1
-  for (int rank = 0; rank < size; ++rank)
-    for_each_row<Tile>([&](int i, int half) {
-      sums[i][half] += load(parts + rank * Tile::rows + place.tile_row + 16 * i + 8 * half);
-    });
+  if (thread < Tile::rows) {
+    float sum = load(parts + thread);
+    for (int rank = 1; rank < size; ++rank) sum += load(parts + rank * Tile::rows + thread);
+    store(finished + thread, finish(sum));
+  }
+  sync_threads();
+  for_each_row<Tile>([&](int i, int half) { results[i][half] = load(finished + place.tile_row + 16 * i + 8 * half); });
 }
 
-// y += b + residual, and to `sum` what it is before the residual.
+// Two neighbours of each of the lane's columns.
 template <class Tile>
-__device__ inline void add_bias_and_residual(const LinearAddLayerNorm& op, const LanePlace<Tile>& place, int rows,
-                                             Sums<Tile>& y) {
-  const AddLayerNorm& norm = op.add_layer_norm;
-  for_each_row<Tile>([&](int i, int half) {
-    const int row = place.row(i, half);
-    if (row >= rows) return;
-    const Index from = norm.gather ? load(norm.gather + row) : row;
+using ColumnPairs = Float2[Tile::column_tiles];
+
+template <class Tile>
+__device__ inline void load_columns(const LanePlace<Tile>& place, const float* row, ColumnPairs<Tile>& pairs) {
 #pragma unroll
-    for (int j = 0; j < Tile::column_tiles; ++j) {
-      if (!place.has(j)) continue;
-      const int column = place.column(j);
-      const auto bias = load(reinterpret_cast<const Float2*>(op.linear.packed.bias + column));
-      const auto residual = load(reinterpret_cast<const Float2*>(norm.residual + from * place.width + column));
-      float &x = y[i][j][2 * half], &next = y[i][j][2 * half + 1];
-      x += bias.x, next += bias.y;
-      if (norm.sum)
-        store(reinterpret_cast<Float2*>(norm.sum + static_cast<Index>(row) * place.width + column), Float2{x, next});
-      x += residual.x, next += residual.y;
-    }
+  for (int j = 0; j < Tile::column_tiles; ++j)
+    pairs[j] = load(reinterpret_cast<const Float2*>(row + place.read_column(j)));
+}
+
+template <class Tile>
+__device__ inline Float2 pair_of(const Sums<Tile>& y, int i, int half, int j) {
+  return {y[i][j][2 * half], y[i][j][2 * half + 1]};
+}
+
+// y += pairs, in one row.
+template <class Tile>
+__device__ inline void add_pairs(const ColumnPairs<Tile>& pairs, int i, int half, Sums<Tile>& y) {
+#pragma unroll
+  for (int j = 0; j < Tile::column_tiles; ++j) y[i][j][2 * half] += pairs[j].x, y[i][j][2 * half + 1] += pairs[j].y;
+}
+
+template <class Tile>
+__device__ inline void add_bias(const LanePlace<Tile>& place, const float* bias, Sums<Tile>& y) {
+  ColumnPairs<Tile> pairs;
+  load_columns<Tile>(place, bias, pairs);
+  for_each_row<Tile>([&](int i, int half) { add_pairs<Tile>(pairs, i, half, y); });
+}
+
+template <class Tile>
+__device__ inline void add_residual(const LanePlace<Tile>& place, const AddLayerNorm& op, Sums<Tile>& y) {
+  for_each_row<Tile>([&](int i, int half) {
+    const int row = place.read_row(i, half);
+    const Index from = op.gather ? load(op.gather + row) : row;
+    ColumnPairs<Tile> pairs;
+    load_columns<Tile>(place, op.residual + from * place.width, pairs);
+    add_pairs<Tile>(pairs, i, half, y);
+  });
+}
+
+// Calls put(row, column, i, half, j) for the lane's pairs that are there.
+template <class Tile, class Put>
+__device__ inline void for_each_pair(const LanePlace<Tile>& place, Put put) {
+  for_each_row<Tile>([&](int i, int half) {
+    if (!place.has_row(i, half)) return;
+#pragma unroll
+    for (int j = 0; j < Tile::column_tiles; ++j)
+      if (place.has_column(j)) put(Index{place.row(i, half)}, place.column(j), i, half, j);
+  });
+}
+
+template <class Tile>
+__device__ inline void store_sums(const LanePlace<Tile>& place, const Sums<Tile>& y, float* sum) {
+  for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
+    store(reinterpret_cast<Float2*>(sum + row * place.width + column), pair_of<Tile>(y, i, half, j));
+  });
+}
+
+// y - mean(y) in place of y; `parts` is for this alone.
+template <class Tile>
+__device__ inline void centre(const LanePlace<Tile>& place, float* parts, Sums<Tile>& y) {
+  const auto sum = [&](int i, int half, int j) {
+    const Float2 pair = pair_of<Tile>(y, i, half, j);
+    return pair.x + pair.y;
+  };
+  RowValues<Tile> means;
+  sum_rows<Tile>(place, parts, sum, [&](float all) { return all / static_cast<float>(place.width); }, means);
+  for_each_row<Tile>([&](int i, int half) {
+#pragma unroll
+    for (int j = 0; j < Tile::column_tiles; ++j)
+      y[i][j][2 * half] -= means[i][half], y[i][j][2 * half + 1] -= means[i][half];
   });
 }
 
@@ -124,28 +186,27 @@ struct alignas(2 * sizeof(T)) Pair {
   T x, y;
 };
 
-// out = out_low = (y - mean) * scale * weight + bias.
+// out = out_low = y / sqrt(mean(y^2) + eps) * weight + bias, of a centred y; `parts` is for this alone.
 template <class T, class Tile>
-__device__ inline void store_normalised(const AddLayerNorm& op, const LanePlace<Tile>& place, int rows,
-                                        const Sums<Tile>& y, const RowSums<Tile>& means, const RowSums<Tile>& scales) {
-#pragma unroll
-  for (int j = 0; j < Tile::column_tiles; ++j) {
-    if (!place.has(j)) continue;
-    const int column = place.column(j);
-    const auto weight = load(reinterpret_cast<const Float2*>(op.norm.weight + column));
-    const auto bias = load(reinterpret_cast<const Float2*>(op.norm.bias + column));
-    for_each_row<Tile>([&](int i, int half) {
-      const Index row = place.row(i, half);
-      if (row >= rows) return;
-      const float mean = means[i][half], scale = scales[i][half];
-      const Float2 out{(y[i][j][2 * half] - mean) * scale * weight.x + bias.x,
-                       (y[i][j][2 * half + 1] - mean) * scale * weight.y + bias.y};
-      store(reinterpret_cast<Float2*>(op.out + row * place.width + column), out);
-      if (op.out_low)
-        store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_low) + row * row_stride(place.width) + column),
-              Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
-    });
-  }
+__device__ inline void scale(const LanePlace<Tile>& place, float* parts, const AddLayerNorm& op, const Sums<Tile>& y) {
+  ColumnPairs<Tile> weight, bias;  // on their way while the squares are summed
+  load_columns<Tile>(place, op.norm.weight, weight);
+  load_columns<Tile>(place, op.norm.bias, bias);
+  const auto squares = [&](int i, int half, int j) {
+    const Float2 pair = pair_of<Tile>(y, i, half, j);
+    return pair.x * pair.x + pair.y * pair.y;
+  };
+  const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(place.width) + op.norm.eps); };
+  RowValues<Tile> scales;
+  sum_rows<Tile>(place, parts, squares, inverse, scales);
+  for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
+    const Float2 pair = pair_of<Tile>(y, i, half, j);
+    const Float2 out{pair.x * scales[i][half] * weight[j].x + bias[j].x,
+                     pair.y * scales[i][half] * weight[j].y + bias[j].y};
+    store(reinterpret_cast<Float2*>(op.out + row * place.width + column), out);
+    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_low) + row * row_stride(place.width) + column),
+          Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
+  });
 }
 
 // One tile of rows by the whole cluster, a tile of columns by each block.
@@ -157,23 +218,14 @@ __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, 
   arrive_cluster();          // waited for before the first block writes to another
   Sums<Tile> y = {};
   multiply<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
-  const LanePlace<Tile> place(row0, column0, op.linear.packed.n);
-  add_bias_and_residual<Tile>(op, place, rows, y);
+  const LanePlace<Tile> place(row0, column0, rows, op.linear.packed.n);
+  add_bias<Tile>(place, op.linear.packed.bias, y);
+  if (op.add_layer_norm.sum) store_sums<Tile>(place, y, op.add_layer_norm.sum);
+  add_residual<Tile>(place, op.add_layer_norm, y);
   auto* parts = reinterpret_cast<float*>(shared_memory() + StageSizes<T, Tile>::all_bytes);
-  const float width = static_cast<float>(place.width);
-  RowSums<Tile> means, scales;
   wait_cluster();
-  sum_rows<Tile>(
-      place, parts, [&](int i, int half, int j) { return y[i][j][2 * half] + y[i][j][2 * half + 1]; }, means);
-  for_each_row<Tile>([&](int i, int half) { means[i][half] /= width; });
-  const auto squares = [&](int i, int half, int j) {
-    const float x = y[i][j][2 * half] - means[i][half], next = y[i][j][2 * half + 1] - means[i][half];
-    return x * x + next * next;
-  };
-  sum_rows<Tile>(place, parts + cluster_size() * Tile::rows, squares, scales);
-  for_each_row<Tile>(
-      [&](int i, int half) { scales[i][half] = 1.0f / sqrtf(scales[i][half] / width + op.add_layer_norm.norm.eps); });
-  store_normalised<T, Tile>(op.add_layer_norm, place, rows, y, means, scales);
+  centre<Tile>(place, parts, y);
+  scale<T, Tile>(place, parts + cluster_size() * Tile::rows, op.add_layer_norm, y);
 }
 
 }  // namespace
