@@ -453,6 +453,11 @@ py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optiona
   return results.fetch(tokens, 1, stream);
 }
 
+void check_columns(const Bytes& x, Precision precision, int k) {
+  require(x.ndim() == 2 && x.shape(1) == row_stride(k) * static_cast<Index>(element_size(precision)),
+          "x does not have the weight's K columns.");
+}
+
 // A linear with its weight packed once.
 class BoundLinear {
  public:
@@ -471,7 +476,7 @@ class BoundLinear {
   // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
   py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
                        std::optional<int> most_rows, int splits) const {
-    check_columns(x);
+    check_columns(x, precision_, k_);
     Stream stream;
     const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
@@ -491,12 +496,14 @@ class BoundLinear {
     return results.fetch(rows, splits, stream);
   }
 
+  int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
+
   // LN(x Wt + b + residual[gather]) for the rows x[gather]; (fp32 [rows, N], T [rows, N] raw), the fp32 where a
   // residual that is not gathered lay.
   py::tuple add_layer_norm(const Bytes& x, const Floats& residual, const Floats& weight, const Floats& bias, float eps,
                            const std::optional<Ints>& gather, std::optional<int> most_rows) const {
     if (const char* misfit = linear_add_layer_norm_misfit(precision_, n_)) throw std::invalid_argument(misfit);
-    check_columns(x);
+    check_columns(x, precision_, k_);
     require(residual.ndim() == 2 && residual.shape(0) == x.shape(0) && residual.shape(1) == n_ && weight.size() == n_ &&
                 bias.size() == n_,
             "residual [*, N], weight [N] and bias [N] do not belong to x and the linear.");
@@ -533,14 +540,7 @@ class BoundLinear {
     return results.fetch(rows, 1, stream);
   }
 
-  int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
-
  private:
-  void check_columns(const Bytes& x) const {
-    require(x.ndim() == 2 && x.shape(1) == row_stride(k_) * static_cast<Index>(element_size(precision_)),
-            "x does not have the weight's K columns.");
-  }
-
   Precision precision_;
   int n_, k_;
   DeviceBuffer weight_, bias_;

@@ -32,6 +32,8 @@ class Queue {
  public:
   Queue(Stream& stream, Program* program) : stream_(stream), program_(program) {}
 
+  // Never a program's: it is for more rows than a program has.
+  void add(const LinearAddLayerNorm& op, int most_rows) { linear_add_layer_norm(op, most_rows, stream_); }
   void add(const Embed& op, int most_rows) {
     if (Stage* stage = keep(Stage::Kind::embed, most_rows))
       stage->embed = op;
@@ -56,8 +58,6 @@ class Queue {
     else
       add_layer_norm(op, most_rows, stream_);
   }
-  // For more rows than a program has.
-  void add(const LinearAddLayerNorm& op, int most_rows) { linear_add_layer_norm(op, most_rows, stream_); }
 
  private:
   Stage* keep(Stage::Kind kind, int most_rows) {

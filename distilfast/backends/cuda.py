@@ -16,14 +16,14 @@ from distilfast.weights import Weights
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
-PERSISTENT = False
-"""Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
 CLUSTERS = False
-"""Do a layer's linears end with residual and LayerNorm for more than 256 tokens? Not before a measurement either.
+"""Do a layer's linears end with residual and LayerNorm for more than 256 tokens? Not before a measurement on a GPU.
 
 Clusters of blocks do it, which compute capability 9.0 has; elsewhere, for int8 and for rows that no cluster can hold it
 stays two kernels.
 """
+PERSISTENT = False
+"""Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
 
 
 def extension() -> Any:

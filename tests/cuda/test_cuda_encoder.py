@@ -249,6 +249,18 @@ def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, 
     assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
 
 
+@pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
+def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel):
+    """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
+    if extension.__name__ != "_cuda_host":
+        pytest.skip("a real device would be lost to this process")
+    monkeypatch.setattr(cuda, "PERSISTENT", persistent)
+    runs, batch = engine(precision="bf16"), batch_of(3)
+    batch.input_ids[1] = 10**8
+    with pytest.raises(BackendError, match=f"In {kernel} thread 0 of block .* reads outside every allocation"):
+        runs._backend.forward(batch, None, True)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("config", [SHORT, HEADS_OF_64])  # a row in one block, and in a cluster of two
 def test_clusters_keep_every_budget(tiny_checkpoint, monkeypatch, precision, config):
@@ -281,18 +293,6 @@ def test_clusters_on_the_rows_that_the_head_reads(engine, monkeypatch):
     after = engine("text-classification", **config).forward(batch)[1]
     assert not np.array_equal(before, after)
     assert np.allclose(before, after, rtol=0, atol=LAST_PLACES["fp32"])
-
-
-@pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
-def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel):
-    """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
-    if extension.__name__ != "_cuda_host":
-        pytest.skip("a real device would be lost to this process")
-    monkeypatch.setattr(cuda, "PERSISTENT", persistent)
-    runs, batch = engine(precision="bf16"), batch_of(3)
-    batch.input_ids[1] = 10**8
-    with pytest.raises(BackendError, match=f"In {kernel} thread 0 of block .* reads outside every allocation"):
-        runs._backend.forward(batch, None, True)
 
 
 def test_several_callers_at_once(engine):
