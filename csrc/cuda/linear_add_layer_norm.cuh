@@ -10,8 +10,8 @@
 // block alike. Its reference is the composition of the two.
 //
 // A block writes its parts to all blocks, and does not read theirs, so that nobody waits for a far read and no barrier
-// is needed before a block ends. `out` may be the residual where nothing is gathered: what a lane reads of it are its own
-// elements, or its cluster's on this side of a barrier.
+// is needed before a block ends. `out` may be the residual where nothing is gathered: what a lane reads of it are its
+// own elements, or its cluster's on this side of a barrier.
 #pragma once
 
 #include "cuda/linear.cuh"
