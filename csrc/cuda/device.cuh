@@ -4,10 +4,10 @@
 // and nothing else, because tests/cuda_host has a second implementation of this header that runs the same kernels on a
 // CPU and checks each of those accesses.
 //
-// A matrix instruction multiplies 32 bytes of k: 32 signed bytes, 16 of a 16-bit type, 8 of tf32. Whatever the type, lane `l` holds of
-// A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of row l / 4 + 8 (only
-// A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of rows l / 4 and
-// l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
+// A matrix instruction multiplies 32 bytes of k: 32 signed bytes, 16 of a 16-bit type, 8 of tf32. Whatever the type,
+// lane `l` holds of A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of
+// row l / 4 + 8 (only A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of
+// rows l / 4 and l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
 #pragma once
 
 #include <cooperative_groups.h>

@@ -1,20 +1,21 @@
 // int8 operands of `linear` for many rows: x Wt = wide + sum over the groups of K of  scale_x scale_w (q_x . q_w).
 //
-// Numbers of K are rounded in groups of 64, x and W alike, each group in steps of a scale of its own, -127 to 127. Before
-// that a channel's mean, the `centre`, is taken off x, and its product with W is in the bias. A group is then turned by a
-// Hadamard matrix H, in x and in W, which changes no product, H Ht = 64 I, and spreads what one channel has too much of
-// over all 64 (Ashkboos et al., QuaRot, arXiv 2404.00456). A group's products are exact in int32. The `wide` channels,
-// which reach farthest from their centre, are not rounded: they are multiplied in bf16, and are zero in their groups.
+// Numbers of K are rounded in groups of 64, x and W alike, each group in steps of a scale of its own, -127 to 127.
+// Before that a channel's mean, the `centre`, is taken off x, and its product with W is in the bias. A group is then
+// turned by a Hadamard matrix H, in x and in W, which changes no product, H Ht = 64 I, and spreads what one channel has
+// too much of over all 64 (Ashkboos et al., QuaRot, arXiv 2404.00456). A group's products are exact in int32. The
+// `wide` channels, which reach farthest from their centre, are not rounded: they are multiplied in bf16, and are zero
+// in their groups.
 //
-// Why all that: on all-MiniLM-L6-v2, over 1,005 tokens of real text modelled in numpy, one scale for each row misses the
-// cosine of 0.999 that the precision promises for each token by far (0.995), groups without the turn and turned groups
-// without wide channels miss it too (0.998 and 0.9987); as it is, the least is 0.9991 to 0.9992. 255 steps between a
-// group's ends (as on the CPU) gain less than the 32 wide channels for each 768 of K, which fill a unit of bf16 anyway,
-// and cost an addition for each group and sum.
+// Why all that: on all-MiniLM-L6-v2, over 1,005 tokens of real text modelled in numpy, one scale for each row misses
+// the cosine of 0.999 that the precision promises for each token by far (0.995), groups without the turn and turned
+// groups without wide channels miss it too (0.998 and 0.9987); as it is, the least is 0.9991 to 0.9992. 255 steps
+// between a group's ends (as on the CPU) gain less than the 32 wide channels for each 768 of K, which fill a unit of
+// bf16 anyway, and cost an addition for each group and sum.
 //
-// A unit of K is 64 bytes: a group, or 32 wide channels. The wide units come first. Scales are bf16, of which the tile of
-// most rows has room for three stages within 99 KB; integers are counted in steps of the rounded scale, so that nothing
-// is lost by it. Where centre and wide channels come from: distilfast/quantize.py.
+// A unit of K is 64 bytes: a group, or 32 wide channels. The wide units come first. Scales are bf16, of which the tile
+// of most rows has room for three stages within 99 KB; integers are counted in steps of the rounded scale, so that
+// nothing is lost by it. Where centre and wide channels come from: distilfast/quantize.py.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -22,10 +23,10 @@
 
 namespace distilfast::cuda {
 
-constexpr int int8_group = 64;           // of K, bytes of it
-constexpr int wide_unit = 32;            // channels, in bf16
-constexpr int wide_unit_depth = 768;     // of K, for each of its wide units
-constexpr int group_lanes = 4;           // that hold a group
+constexpr int int8_group = 64;        // of K, bytes of it
+constexpr int wide_unit = 32;         // channels, in bf16
+constexpr int wide_unit_depth = 768;  // of K, for each of its wide units
+constexpr int group_lanes = 4;        // that hold a group
 constexpr int lane_numbers = int8_group / group_lanes;
 
 // What a linear of depth K consists of.

@@ -98,8 +98,8 @@ struct PackedLinear {
 std::size_t packed_linear_bytes(Precision precision, int n, int k);
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream);  // [N, K]
 
-// int8 is two linears. Up to so many rows a linear is a stream of W, and only W is of 8 bits: x is bf16. Of more rows the
-// products are what takes time: x is rounded too, by make_operands, and its `packed` is pack_int8's.
+// int8 is two linears. Up to so many rows a linear is a stream of W, and only W is of 8 bits: x is bf16. Of more rows
+// the products are what takes time: x is rounded too, by make_operands, and its `packed` is pack_int8's.
 constexpr int most_weight_only_rows = 64;
 
 // W for operands, with what make_operands has to know of it. `centre` [K]: is taken off x, so that the bias is the
@@ -118,7 +118,8 @@ struct MakeOperands {
   PackedLinear packed;         // the linear's
   void* operands;              // operand_bytes
 };
-std::size_t operand_bytes(int k, int most_rows);
+int operand_row_bytes(int k);                     // without the scales, which are behind all rows
+std::size_t operand_bytes(int k, int most_rows);  // of all
 void make_operands(const MakeOperands& op, int most_rows, Stream& stream);
 void load_make_operands();
 

@@ -129,10 +129,7 @@ void launch_linear(const Linear& op, int most_rows, Stream& stream) {
 }  // namespace
 
 std::size_t packed_linear_bytes(Precision precision, int n, int k) {
-  return with_types(precision, [&]<class T, class W>() {
-    const int blocks = units_in<T, W>(k) / Packing<W>::units;
-    return static_cast<std::size_t>(divide_up(n, unit_columns)) * blocks * Packing<W>::bytes;
-  });
+  return with_types(precision, [&]<class T, class W>() { return static_cast<std::size_t>(packed_bytes<T, W>(n, k)); });
 }
 
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream) {

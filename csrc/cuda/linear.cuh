@@ -109,6 +109,10 @@ template <class T, class W>
 constexpr int units_in(int k) {
   return divide_up(k, unit_depth<T> * Packing<W>::units) * Packing<W>::units;
 }
+template <class T, class W>
+constexpr Index packed_bytes(int n, int k) {
+  return Index{divide_up(n, unit_columns)} * (units_in<T, W>(k) / Packing<W>::units) * Packing<W>::bytes;
+}
 // Whole stages.
 template <class Tile>
 constexpr int units_per_split(int units, int splits) {

@@ -8,6 +8,8 @@
 // instructions), so that what a group costs beside them counts. An integer of up to 22 bits becomes a float by what it
 // is added to: the bits of 1.5 x 2^23 as an integer plus n are those of 1.5 x 2^23 + n. So the sums begin there, and a
 // subtraction takes the place of a conversion, of which a multiprocessor makes fewer.
+#include <cmath>
+
 #include "cuda/int8_groups.cuh"
 #include "cuda/linear.cuh"
 
@@ -147,7 +149,9 @@ __device__ inline void copy_operands(const LinearLaunch& launch, int row0, int r
     const char* from = scales;
     if (left > 0) from += ((unit - units.wide) * static_cast<Index>(row_stride(launch.most_rows)) + row) * 2;
     copy_async(stage + OperandSizes<Tile>::scales_at + i * chunk_bytes, from,
-               left < 0 ? 0 : left < chunk_scales ? left * 2 : chunk_bytes);
+               left < 0              ? 0
+               : left < chunk_scales ? left * 2
+                                     : chunk_bytes);
   }
 }
 
@@ -169,8 +173,8 @@ __device__ inline void multiply_group(const char* stage, const Place<Tile>& at, 
     const auto pair = load(reinterpret_cast<const std::uint32_t*>(block + P::scales) + lane % 4);
     column_scales[j][0] = float_of(pair << 16), column_scales[j][1] = float_of(pair & 0xffff0000u);
   }
-  const auto* row_scales = reinterpret_cast<const BFloat16*>(stage + OperandSizes<Tile>::scales_at) +
-                           unit * Tile::rows + at.row + lane / 4;
+  const auto* row_scales =
+      reinterpret_cast<const BFloat16*>(stage + OperandSizes<Tile>::scales_at) + unit * Tile::rows + at.row + lane / 4;
 #pragma unroll
   for (int i = 0; i < Tile::row_tiles; ++i) {
     std::int32_t parts[Tile::column_tiles][4];

@@ -1,8 +1,8 @@
 // make_operands: rows of x -> int8 operands of a linear, as int8_groups.cuh has them. [T, K] bf16 -> [T, units] x 64
 // bytes, and the scale of each group, [groups, row_stride(T)] bf16.
 //
-// Four lanes make a unit of a row: 32 bytes of x in, 16 out, in accesses of 16. The eight units of a warp are the same of
-// eight rows: their scales lie side by side, and what is known of the channels is the same for all of them.
+// Four lanes make a unit of a row: 32 bytes of x in, 16 out, in accesses of 16. The eight units of a warp are the same
+// of eight rows: their scales lie side by side, and what is known of the channels is the same for all of them.
 // Reference: tests/cuda/elements.py, operands.
 #include "cuda/element.cuh"
 #include "cuda/int8_groups.cuh"
@@ -97,6 +97,8 @@ __global__ void __launch_bounds__(operand_threads) make_operands_kernel(MakeLaun
 }
 
 }  // namespace
+
+int operand_row_bytes(int k) { return Int8Units(k).row_bytes(); }
 
 std::size_t operand_bytes(int k, int most_rows) {
   const Int8Units units(k);
