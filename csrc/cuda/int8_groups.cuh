@@ -23,10 +23,10 @@
 
 namespace distilfast::cuda {
 
-constexpr int int8_group = 64;        // of K, bytes of it
-constexpr int wide_unit = 32;         // channels, in bf16
-constexpr int wide_unit_depth = 768;  // of K, for each of its wide units
-constexpr int group_lanes = 4;        // that hold a group
+constexpr int int8_group = 64;                  // of K, bytes of it
+constexpr int wide_unit = 32;                   // channels, in bf16
+constexpr int wide_units = 2, wide_depth = 768;  // so many units for each so much of K
+constexpr int group_lanes = 4;                  // that hold a group
 constexpr int lane_numbers = int8_group / group_lanes;
 
 // What a linear of depth K consists of.
@@ -34,7 +34,7 @@ struct Int8Units {
   int wide, groups;
 
   explicit constexpr Int8Units(int k)
-      : wide((k + wide_unit_depth - 1) / wide_unit_depth), groups((k + int8_group - 1) / int8_group) {}
+      : wide((k + wide_depth - 1) / wide_depth * wide_units), groups((k + int8_group - 1) / int8_group) {}
   constexpr int all() const { return wide + groups; }
   constexpr int row_bytes() const { return all() * int8_group; }  // of operands
 };

@@ -70,7 +70,7 @@ _X_TURN, _W_TURN = (1, 2, 4, 8, 16, 32), (1, 2, 16, 32, 4, 8)
 
 def wide_units(k: int) -> int:
     """Units of 32 wide channels in front of the groups of 64."""
-    return -(-k // _WIDE_DEPTH)
+    return 2 * -(-k // _WIDE_DEPTH)
 
 
 def wide_channels(k: int) -> int:

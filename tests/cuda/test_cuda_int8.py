@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from elements import Int8Linear, from_raw, number, raw, rounded, stored, turned, wide_channels, wide_units
 
-from distilfast import reference
+from distilfast import Engine, reference
+from distilfast.backends import cuda
+from distilfast.batch import PackedBatch
+from distilfast.parity import compare, relative_error
+from distilfast.parity.budgets import budget_for
 from tests.kernels import naive
 
-DEPTHS = (1, 40, 64, 72, 130, 768, 800)  # a part of a group, whole ones, a second unit of wide channels
+# Nothing but wide channels; a part of a group, whole ones; more units of wide channels.
+DEPTHS = (1, 40, 64, 72, 130, 200, 768, 800)
 ROWS = {128: (65, 128), 512: (300,)}  # by bucket, each with a tile of its own
-SIZES = ((8, 40), (72, 64), (200, 72), (72, 136), (40, 768), (8, 800))
+SIZES = ((8, 40), (72, 64), (200, 72), (72, 200), (40, 768), (8, 800))
 
 
 @pytest.fixture
@@ -85,8 +90,8 @@ def test_operands(extension, linear, inputs, k):
 @pytest.mark.parametrize("magnitude", [0.0, 1e-37, 1e30])
 def test_operands_of_any_magnitude(extension, linear, normal, magnitude):
     """No step that is zero or has no inverse makes a NaN."""
-    made = Int8Linear(linear(8, 128).weight, np.zeros(128, np.float32), np.arange(32, dtype=np.int32))
-    x = rounded(magnitude * normal(65, 128), "bf16")
+    made = Int8Linear(linear(8, 192).weight, np.zeros(192, np.float32), np.arange(64, dtype=np.int32))
+    x = rounded(magnitude * normal(65, 192), "bf16")
     got = on_device(extension, made, np.zeros(8, np.float32))(raw(x, "int8"))[0]
     truth = x.astype(np.float64) @ made.weight.T.astype(np.float64)
     assert np.isfinite(got).all()
@@ -139,8 +144,8 @@ def test_bits_do_not_depend_on_other_rows(extension, linear, inputs, normal):
 
 def test_a_nan_stays_in_its_row(extension, linear, inputs, normal):
     """One of a group and one of a wide channel; infinity becomes one, since its group has no step."""
-    made = linear(24, 128)
-    x, narrow = inputs(70, made), np.setdiff1d(np.arange(128), made.wide)
+    made = linear(24, 192)
+    x, narrow = inputs(70, made), np.setdiff1d(np.arange(192), made.wide)
     x[4, narrow[7]], x[9, made.wide[3]], x[69, narrow[90]] = np.nan, np.nan, np.inf
     got = on_device(extension, made, normal(24))(raw(x, "int8"))[0]
     assert np.isnan(got[[4, 9, 69]]).all()
@@ -174,3 +179,62 @@ def test_what_cannot_be_had_is_said(extension, linear, normal):
     for precision, wide in (("bf16", made.wide), ("int8", made.wide[:-1])):
         with pytest.raises(ValueError, match=r"^centre \[K\] and wide \[wide_channels\(K\)\] are for int8"):
             extension.Linear(made.weight, normal(8), precision=precision, centre=made.centre, wide=wide)
+
+
+# ---- the encoder
+
+WIDTHS = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "n_layers": 2, "max_position_embeddings": 128}
+"""More channels than are wide, and a depth that ends inside a group."""
+
+
+@pytest.fixture
+def engine(extension, tiny_checkpoint, monkeypatch):
+    """``engine(task)``: int8 on this extension."""
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+
+    def make(task):
+        directory = tiny_checkpoint("distilbert", task, config=WIDTHS)
+        return Engine.from_pretrained(directory, backend="cuda", precision="int8")
+
+    return make
+
+
+def batch_of(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
+
+
+def test_every_intermediate_keeps_its_budget(extension, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+    report = compare(tiny_checkpoint("distilbert", "fill-mask", config=WIDTHS), backend="cuda", precision="int8")
+    assert report.tokens > 64
+    assert report.passed, report.sentence
+
+
+def test_trained_weights_keep_their_budget(extension, minilm, monkeypatch):
+    monkeypatch.setattr(cuda, "extension", lambda: extension)
+    report = compare(minilm, backend="cuda", precision="int8")
+    assert report.tokens > 64
+    assert report.passed, report.sentence
+
+
+@pytest.mark.parametrize("sequences", [3, 70])
+def test_rows_that_no_one_needs_are_skipped(engine, sequences):
+    """The last layer on few rows, which has W alone in int8, and on many that are gathered for their operands.
+
+    Each keeps its cosine; so far may they be from each other.
+    """
+    runs, batch = engine("text-classification"), batch_of(*[30, 2, 40, *[1] * 67][:sequences])
+    hidden, both = runs.forward(batch, hidden=True)
+    assert len(hidden) > 64
+    assert relative_error(runs.forward(batch)[1], both) <= 2 * np.sqrt(2 * (1 - budget_for("int8").cosine))
+
+
+def test_bits_do_not_depend_on_batch_mates(engine):
+    runs, texts = engine("token-classification"), [batch_of(70, seed=1), batch_of(30, seed=2), batch_of(9, seed=3)]
+    together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts[::-1]])
+    assert np.array_equal(runs.forward(texts[0], hidden=True)[0], runs.forward(together, hidden=True)[0][39:])
+
+
+def test_info_says_how_it_is_computed(engine):
+    assert engine("token-classification").info()["detail"].endswith(f"int8 ({cuda.INT8})")
