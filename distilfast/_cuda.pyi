@@ -140,9 +140,9 @@ class Linear:
         centre: Floats | None = None,
         wide: Ints | None = None,
     ) -> None:
-        """``centre`` [K] and ``wide`` [wide_channels(K)]: for int8 of more than 64 rows; ``bias`` is then b + centre Wᵀ.
+        """``centre`` [K] and ``wide`` [wide_channels(K)]: for int8 of more than 64 rows, and not for less.
 
-        Without them int8 is for at most 64 rows.
+        With them ``bias`` is b + centre Wᵀ.
         """
 
     def operands(self, x: Bytes) -> tuple[Bytes, NDArray[np.uint16]]:
