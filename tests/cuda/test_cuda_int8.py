@@ -15,7 +15,7 @@ from tests.kernels import naive
 
 # Nothing but wide channels; a part of a group, whole ones; more units of wide channels.
 DEPTHS = (1, 40, 64, 72, 130, 200, 768, 800)
-ROWS = {128: (65, 128), 512: (300,)}  # by bucket, each with a tile of its own
+ROWS = {128: (65, 128), 256: (129,), 512: (300,)}  # by bucket; the last has a tile of its own
 SIZES = ((8, 40), (72, 64), (200, 72), (72, 200), (40, 768), (8, 800))
 
 
