@@ -178,15 +178,15 @@ struct Place {
 template <class Tile>
 using Sums = float[Tile::row_tiles][Tile::column_tiles][4];
 
-// One unit of K: two steps of the warp's tile, with W of x's type in the blocks of a packing.
-template <class T, class Packing, class Tile>
+// One unit of K: two steps of the warp's tile, with W of x's type in the blocks of Packing<W>.
+template <class T, class W, class Tile>
 __device__ inline void multiply_plain_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
                                            Sums<Tile>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   Word4 packed[Tile::column_tiles];
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) {
-    const int offset = ((at.column / unit_columns + j) * Tile::units + unit) * Packing::bytes + lane * chunk_bytes;
+    const int offset = ((at.column / unit_columns + j) * Tile::units + unit) * Packing<W>::bytes + lane * chunk_bytes;
     packed[j] = load(reinterpret_cast<const Word4*>(w + offset));
   }
 #pragma unroll
@@ -258,7 +258,7 @@ __device__ inline void multiply_unit(const char* x, const char* w, const Place<T
   if constexpr (std::is_same_v<W, Int8>)
     multiply_int8_unit<Tile>(x, w, at, unit, sums);
   else
-    multiply_plain_unit<T, Packing<W>, Tile>(x, w, at, unit, sums);
+    multiply_plain_unit<T, T, Tile>(x, w, at, unit, sums);
 }
 
 // The warp's sums over units unit0 to unit_end, the copies of some stages ahead of the products.

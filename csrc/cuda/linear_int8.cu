@@ -173,15 +173,12 @@ __device__ inline void multiply_group(const char* stage, const Place<Tile>& at, 
     const auto pair = load(reinterpret_cast<const std::uint32_t*>(block + P::scales) + lane % 4);
     column_scales[j][0] = float_of(pair << 16), column_scales[j][1] = float_of(pair & 0xffff0000u);
   }
+  const std::int32_t offsets[4] = {float_offset_bits, float_offset_bits, float_offset_bits, float_offset_bits};
   const auto* row_scales =
       reinterpret_cast<const BFloat16*>(stage + OperandSizes<Tile>::scales_at) + unit * Tile::rows + at.row + lane / 4;
 #pragma unroll
   for (int i = 0; i < Tile::row_tiles; ++i) {
     std::int32_t parts[Tile::column_tiles][4];
-#pragma unroll
-    for (int j = 0; j < Tile::column_tiles; ++j)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) parts[j][c] = float_offset_bits;
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
       std::uint32_t a[4];
@@ -189,7 +186,10 @@ __device__ inline void multiply_group(const char* stage, const Place<Tile>& at, 
 #pragma unroll
       for (int j = 0; j < Tile::column_tiles; ++j) {
         const std::uint32_t b[2] = {packed[j].word[2 * step], packed[j].word[2 * step + 1]};
-        multiply_bytes(parts[j], a, b);
+        if (step == 0)
+          multiply_bytes(parts[j], a, b, offsets);
+        else
+          multiply_bytes(parts[j], a, b, parts[j]);
       }
     }
 #pragma unroll
@@ -236,7 +236,7 @@ __device__ inline void multiply_operands(const LinearLaunch& launch, const Int8U
 #pragma unroll 1  // two units at once would not fit the registers of the largest tile
     for (int i = 0; i < Tile::units; ++i)
       if (unit0 + step * Tile::units + i < units.wide)
-        multiply_plain_unit<BFloat16, Packing<Groups>, Tile>(stage, stage + Tile::x_bytes, at, i, sums);
+        multiply_plain_unit<BFloat16, Groups, Tile>(stage, stage + Tile::x_bytes, at, i, sums);
       else
         multiply_group<Tile>(stage, at, i, sums);
   }

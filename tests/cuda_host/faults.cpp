@@ -185,7 +185,7 @@ void multiply_bytes_kernel(Bytes op) {
   std::int32_t c[4];
   const auto at = [&](int i) { return op.c + (row + i / 2 * 8) * 8 + word * 2 + i % 2; };
   for (int i = 0; i < 4; ++i) c[i] = load(at(i));
-  multiply_bytes(c, a, b);
+  multiply_bytes(c, a, b, c);
   for (int i = 0; i < 4; ++i) store(at(i), c[i]);
 }
 

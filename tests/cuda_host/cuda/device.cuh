@@ -233,10 +233,13 @@ inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const 
   host::Product<float> own{c, a, b};
   cuda_host::device().collective("multiply_matrices", where, &own, host::multiply_matrices<T, float>);
 }
-inline void multiply_bytes(std::int32_t (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                           const Where& where = Where::current()) {
-  host::Product<std::int32_t> own{c, a, b};
+inline void multiply_bytes(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                           const std::int32_t (&c)[4], const Where& where = Where::current()) {
+  std::int32_t sums[4];
+  std::copy(std::begin(c), std::end(c), sums);
+  host::Product<std::int32_t> own{sums, a, b};
   cuda_host::device().collective("multiply_bytes", where, &own, host::multiply_matrices<std::int8_t, std::int32_t>);
+  std::copy(std::begin(sums), std::end(sums), d);
 }
 
 template <class T>
