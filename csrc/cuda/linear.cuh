@@ -178,6 +178,13 @@ struct Place {
 template <class Tile>
 using Sums = float[Tile::row_tiles][Tile::column_tiles][4];
 
+// Where a unit of 8 columns is in a stage's W, in a packing with units of 512 bytes.
+template <class W, class Tile>
+__device__ inline int unit_offset(int group, int unit) {
+  using P = Packing<W>;
+  return group * StageSizes<W, Tile>::group_bytes + unit / P::units * P::bytes + unit % P::units * packed_unit_bytes;
+}
+
 // One unit of K: two steps of the warp's tile, with W of x's type in the blocks of Packing<W>.
 template <class T, class W, class Tile>
 __device__ inline void multiply_plain_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
@@ -186,8 +193,8 @@ __device__ inline void multiply_plain_unit(const char* x, const char* w, const P
   Word4 packed[Tile::column_tiles];
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) {
-    const int offset = ((at.column / unit_columns + j) * Tile::units + unit) * Packing<W>::bytes + lane * chunk_bytes;
-    packed[j] = load(reinterpret_cast<const Word4*>(w + offset));
+    packed[j] =
+        load(reinterpret_cast<const Word4*>(w + unit_offset<W, Tile>(at.column / unit_columns + j, unit)) + lane);
   }
 #pragma unroll
   for (int step = 0; step < unit_bytes / step_bytes; ++step) {

@@ -63,34 +63,34 @@ def rounded_weight(weight: np.ndarray, precision: str) -> np.ndarray:
     return exact.reshape(n, -1)[:, :k]
 
 
-_WIDE, _WIDE_DEPTH = 32, 768
-_X_TURN, _W_TURN = (1, 2, 4, 8, 16, 32), (1, 2, 16, 32, 4, 8)
+_TURNED, _WIDE, _WIDE_DEPTH = 128, 128, 768
+X_TURN, W_TURN = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
 """Distances of the butterflies, in the kernels' order: in exact arithmetic it would not matter."""
 
 
-def wide_units(k: int) -> int:
-    """Units of 32 wide channels in front of the groups of 64."""
-    return 2 * -(-k // _WIDE_DEPTH)
+def wide_slots(k: int) -> int:
+    """Places for wide channels in front of the groups of 128."""
+    return _WIDE * -(-k // _WIDE_DEPTH)
 
 
 def wide_channels(k: int) -> int:
     """How many channels are not rounded."""
-    return min(k, _WIDE * wide_units(k))
+    return min(k, wide_slots(k))
 
 
 def turned(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarray:
-    """[..., 64] times the Hadamard matrix, in float32, one rounding per addition."""
+    """[..., 128] times the Hadamard matrix, in float32, one rounding per addition."""
     for distance in distances:
         pairs = groups.reshape(*groups.shape[:-1], -1, 2, distance)
         groups = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
-        groups = groups.reshape(*groups.shape[:-3], _GROUP)
+        groups = groups.reshape(*groups.shape[:-3], _TURNED)
     return groups
 
 
 def rounded_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """[T, K] in turned groups: int8 [T, groups, 64], and scales [T, groups] that bf16 holds."""
-    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _GROUP)))
-    groups = turned(padded.reshape(len(numbers), -1, _GROUP), distances)
+    """[T, K] in turned groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
+    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _TURNED)))
+    groups = turned(padded.reshape(len(numbers), -1, _TURNED), distances)
     scales = rounded(np.abs(groups).max(axis=-1) / np.float32(127), "bf16")
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     return np.rint(groups * inverse[..., None]).astype(np.int8), scales
@@ -109,20 +109,20 @@ class Int8Linear:
         return bias + self.weight @ self.centre
 
     def operands(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of bf16 numbers [T, K]: wide channels [T, 32 to a unit], int8 [T, groups, 64], scales [T, groups]."""
-        wide = np.zeros((len(x), _WIDE * wide_units(x.shape[1])), np.float32)
+        """Of bf16 numbers [T, K]: wide channels [T, wide_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
+        wide = np.zeros((len(x), wide_slots(x.shape[1])), np.float32)
         wide[:, : len(self.wide)] = rounded((x - self.centre)[:, self.wide], "bf16")
-        return wide, *rounded_groups(self._narrow(x - self.centre), _X_TURN)
+        return wide, *rounded_groups(self._narrow(x - self.centre), X_TURN)
 
     def product(self, x: np.ndarray, dtype: type) -> np.ndarray:
         """(x - centre) Wᵀ of the rounded operands, in ``dtype``."""
         wide, integers, scales = self.operands(x)
-        w_integers, w_scales = rounded_groups(self._narrow(self.weight), _W_TURN)
+        w_integers, w_scales = rounded_groups(self._narrow(self.weight), W_TURN)
         w_wide = rounded(self.weight[:, self.wide], "bf16")
         result = wide[:, : len(self.wide)].astype(dtype) @ w_wide.astype(dtype).T
         for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
             sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
-            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_GROUP)).astype(dtype)
+            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_TURNED)).astype(dtype)
             result += sums.astype(dtype) * scale
         return result
 

@@ -1,10 +1,22 @@
-"""int8 of more than 64 rows: operands in turned groups of 64, their products, and the encoder that is made of them."""
+"""int8 of more than 64 rows: operands in turned groups of 128, their products, and the encoder that is made of them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from elements import Int8Linear, from_raw, number, raw, rounded, stored, turned, wide_channels, wide_units
+from elements import (
+    W_TURN,
+    X_TURN,
+    Int8Linear,
+    from_raw,
+    number,
+    raw,
+    rounded,
+    stored,
+    turned,
+    wide_channels,
+    wide_slots,
+)
 
 from distilfast import Engine, reference
 from distilfast.backends import cuda
@@ -14,9 +26,9 @@ from distilfast.parity.budgets import budget_for
 from tests.kernels import naive
 
 # Nothing but wide channels; a part of a group, whole ones; more units of wide channels.
-DEPTHS = (1, 40, 64, 72, 130, 200, 768, 800)
+DEPTHS = (1, 40, 64, 72, 130, 200, 256, 300, 768, 800)
 ROWS = {128: (65, 128), 256: (129,), 512: (300,)}  # by bucket; the last has a tile of its own
-SIZES = ((8, 40), (72, 64), (200, 72), (72, 200), (40, 768), (8, 800))
+SIZES = ((8, 40), (72, 64), (200, 72), (72, 300), (40, 768), (8, 800))
 
 
 @pytest.fixture
@@ -67,11 +79,11 @@ def test_the_matrix_instruction(faults, rng):
     assert np.array_equal(np.reshape(got, (16, 8)), c + a @ b.T)
 
 
-@pytest.mark.parametrize("distances", [(1, 2, 4, 8, 16, 32), (1, 2, 16, 32, 4, 8)])
+@pytest.mark.parametrize("distances", [X_TURN, W_TURN])
 def test_the_reference_turns_by_a_hadamard_matrix(distances):
-    matrix = turned(np.eye(64, dtype=np.float32), distances)
-    assert np.array_equal(matrix @ matrix.T, 64 * np.eye(64))
-    assert np.array_equal(np.abs(matrix), np.ones((64, 64)))
+    matrix = turned(np.eye(128, dtype=np.float32), distances)
+    assert np.array_equal(matrix @ matrix.T, 128 * np.eye(128))
+    assert np.array_equal(np.abs(matrix), np.ones((128, 128)))
 
 
 @pytest.mark.parametrize("k", DEPTHS)
@@ -81,7 +93,7 @@ def test_operands(extension, linear, inputs, k):
     x = inputs(70, made)
     units, scales = on_device(extension, made, np.zeros(8, np.float32)).operands(raw(x, "int8"))
     wide, integers, wanted_scales = made.operands(x)
-    front = 64 * wide_units(k)
+    front = 2 * wide_slots(k)
     assert np.array_equal(number(units[:, :front].copy().view(np.uint16), "bf16"), wide)
     assert np.array_equal(units[:, front:].view(np.int8), integers.reshape(70, -1))
     assert np.array_equal(scales, stored(wanted_scales.T, "bf16"))
@@ -90,8 +102,8 @@ def test_operands(extension, linear, inputs, k):
 @pytest.mark.parametrize("magnitude", [0.0, 1e-37, 1e30])
 def test_operands_of_any_magnitude(extension, linear, normal, magnitude):
     """No step that is zero or has no inverse makes a NaN."""
-    made = Int8Linear(linear(8, 192).weight, np.zeros(192, np.float32), np.arange(64, dtype=np.int32))
-    x = rounded(magnitude * normal(65, 192), "bf16")
+    made = Int8Linear(linear(8, 256).weight, np.zeros(256, np.float32), np.arange(128, dtype=np.int32))
+    x = rounded(magnitude * normal(65, 256), "bf16")
     got = on_device(extension, made, np.zeros(8, np.float32))(raw(x, "int8"))[0]
     truth = x.astype(np.float64) @ made.weight.T.astype(np.float64)
     assert np.isfinite(got).all()
@@ -109,7 +121,7 @@ def test_sizes(extension, linear, inputs, normal, bucket):
 
 
 def test_gelu(extension, linear, inputs, normal):
-    made, bias = linear(72, 72), normal(72)
+    made, bias = linear(72, 200), normal(72)
     x = inputs(65, made)
     check(*on_device(extension, made, bias)(raw(x, "int8"), "gelu"), made, x, bias, "gelu")
 
@@ -128,14 +140,14 @@ def test_splits_add_up(extension, linear, inputs, normal, bucket):
 
 @pytest.mark.parametrize("bucket", ROWS)
 def test_gathered_rows(extension, linear, inputs, normal, rng, bucket):
-    made, index = linear(24, 72), np.sort(rng.permutation(100)[:66]).astype(np.int32)
+    made, index = linear(24, 200), np.sort(rng.permutation(100)[:66]).astype(np.int32)
     x, runs = raw(inputs(100, made), "int8"), on_device(extension, made, normal(24))
     whole = runs(x, most_rows=bucket)[0]
     assert np.array_equal(runs(x, gather=index, most_rows=bucket)[0], whole[index])
 
 
 def test_bits_do_not_depend_on_other_rows(extension, linear, inputs, normal):
-    made = linear(40, 200)
+    made = linear(40, 300)
     x, runs = raw(inputs(130, made), "int8"), on_device(extension, made, normal(40))
     whole = runs(x, most_rows=256)[0]
     for begin, end in ((0, 1), (1, 67), (123, 130)):
@@ -144,8 +156,8 @@ def test_bits_do_not_depend_on_other_rows(extension, linear, inputs, normal):
 
 def test_a_nan_stays_in_its_row(extension, linear, inputs, normal):
     """One of a group and one of a wide channel; infinity becomes one, since its group has no step."""
-    made = linear(24, 192)
-    x, narrow = inputs(70, made), np.setdiff1d(np.arange(192), made.wide)
+    made = linear(24, 256)
+    x, narrow = inputs(70, made), np.setdiff1d(np.arange(256), made.wide)
     x[4, narrow[7]], x[9, made.wide[3]], x[69, narrow[90]] = np.nan, np.nan, np.inf
     got = on_device(extension, made, normal(24))(raw(x, "int8"))[0]
     assert np.isnan(got[[4, 9, 69]]).all()
