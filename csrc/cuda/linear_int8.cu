@@ -1,7 +1,7 @@
 // linear of int8 operands: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], for more than most_weight_only_rows rows.
 //
 // Precision: as int8_groups.cuh has it. A group's products are exact; times both scales they are added in fp32 to the
-// tile's sums, behind the wide channels' bf16 products. Reference: tests/cuda/elements.py, int8_linear.
+// tile's sums, behind the wide channels' bf16 products. Reference: tests/cuda/elements.py, Int8Linear.
 //
 // Tiles, stages and epilogue are those of linear.cuh, and W is in the same order: of 8 columns the two units of 64
 // bytes of a stretch, and the scales behind them. Four matrix instructions make a group's sums, 128 of them, so that

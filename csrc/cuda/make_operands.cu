@@ -3,7 +3,7 @@
 //
 // Eight lanes make a stretch of a row: 32 bytes of x for each in, 16 out, in accesses of 16. The stretches of a block
 // are the same of its rows: their scales lie side by side, and what is known of the channels is the same for all of
-// them. Reference: tests/cuda/elements.py, operands.
+// them. Reference: tests/cuda/elements.py, Int8Linear.operands.
 #include "cuda/element.cuh"
 #include "cuda/int8_groups.cuh"
 

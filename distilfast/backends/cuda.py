@@ -19,7 +19,7 @@ CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 PERSISTENT = False
 """Are up to 64 tokens run by one launch, but in fp32? Not before a measurement on a GPU shows that it is faster."""
-INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 64"
+INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 128"
 """How int8 is computed; see csrc/cuda/README.md."""
 
 
