@@ -182,7 +182,7 @@ using Sums = float[Tile::row_tiles][Tile::column_tiles][4];
 template <class W, class Tile>
 __device__ inline int unit_offset(int group, int unit) {
   using P = Packing<W>;
-  return group * StageSizes<W, Tile>::group_bytes + unit / P::units * P::bytes + unit % P::units * packed_unit_bytes;
+  return (group * (Tile::units / P::units) + unit / P::units) * P::bytes + unit % P::units * packed_unit_bytes;
 }
 
 // One unit of K: two steps of the warp's tile, with W of x's type in the blocks of Packing<W>.
@@ -193,8 +193,8 @@ __device__ inline void multiply_plain_unit(const char* x, const char* w, const P
   Word4 packed[Tile::column_tiles];
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) {
-    packed[j] =
-        load(reinterpret_cast<const Word4*>(w + unit_offset<W, Tile>(at.column / unit_columns + j, unit)) + lane);
+    const int offset = unit_offset<W, Tile>(at.column / unit_columns + j, unit) + lane * chunk_bytes;
+    packed[j] = load(reinterpret_cast<const Word4*>(w + offset));
   }
 #pragma unroll
   for (int step = 0; step < unit_bytes / step_bytes; ++step) {
