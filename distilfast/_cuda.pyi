@@ -26,6 +26,9 @@ def architecture() -> int:
 def used_memory() -> int:
     """Bytes of the current device's memory that are in use, by anyone."""
 
+def wide_channels(k: int) -> int:
+    """How many channels of a linear of depth K int8 does not round, in batches of more than 64 tokens."""
+
 class DeviceArray:
     """float32 [rows, columns] on the device; nobody writes over it while someone holds it."""
 
@@ -60,8 +63,11 @@ class Encoder:
     ) -> None:
         """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
 
+        int8 needs with each linear of the encoder ``.centre`` and ``.wide`` of ``distilfast.quantize.channels``, and
+        its bias as ``.centred_bias``.
+
         ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
-        ``persistent``: up to 64 tokens in fp16 or bf16 are run by one launch instead of a graph of many.
+        ``persistent``: up to 64 tokens in fp16, bf16 or int8 are run by one launch instead of a graph of many.
         ``clusters``: in buckets of more than 256 tokens a layer's linears end with residual and LayerNorm, by clusters
         of blocks, where the device has them; not int8, and only rows that a cluster can hold.
         """
@@ -128,7 +134,26 @@ def embed(
 class Linear:
     """act(x Wᵀ + b) with the weight [N, K] packed once."""
 
-    def __init__(self, weight: Floats, bias: Floats, *, precision: str) -> None: ...
+    def __init__(
+        self,
+        weight: Floats,
+        bias: Floats,
+        *,
+        precision: str,
+        centre: Floats | None = None,
+        wide: Ints | None = None,
+    ) -> None:
+        """``centre`` [K] and ``wide`` [wide_channels(K)]: for int8 of more than 64 rows, and not for less.
+
+        With them ``bias`` is b + centre Wᵀ.
+        """
+
+    def operands(self, x: Bytes) -> tuple[Bytes, NDArray[np.uint16]]:
+        """What ``make_operands`` leaves of raw [T, K]: units [T, *] and the groups' scales [groups, T], bf16 bits.
+
+        See csrc/cuda/int8_groups.cuh.
+        """
+
     def __call__(
         self,
         x: Bytes,

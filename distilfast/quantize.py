@@ -1,10 +1,11 @@
 """int8: what is taken off a linear's input before it is rounded, and which of its channels are not rounded at all.
 
-The kernels round in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h). Two things make the
+The kernels round in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
+csrc/cuda/int8_groups.cuh). Two things make the
 groups of a trained model worth rounding. Its channels have means far from zero: with the ``centre`` c, x Wᵀ = (x − c)
 Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few channels are up to hundreds of times larger than
 their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339; Bondarenko et al., arXiv 2109.12948): the ``wide`` ones
-are multiplied in fp32, in x and in W.
+are multiplied in fp32 (on a GPU bf16), in x and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
 no data. Whatever they are, they cost accuracy only, never correctness.
@@ -12,7 +13,7 @@ no data. Whatever they are, they cost accuracy only, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -27,21 +28,24 @@ _LENGTHS = (32, 64, 96)
 
 
 def wide_channels(k: int) -> int:
-    """How many channels of K are not rounded: one in 96, and eight at least where there are as many."""
+    """How many channels of K the CPU does not round: one in 96, and eight at least where there are as many."""
     return min(k, max(8, k // 96))
 
 
-def channels(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def channels(
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], wide: Callable[[int], int] = wide_channels
+) -> dict[str, np.ndarray]:
     """What int8 needs beside the weights, for each linear of the encoder by its canonical name; the head's stay bf16.
 
-    ``<name>.centre`` float32 [K]; ``<name>.wide`` float32 [wide_channels(K)], channel numbers, ascending; and
-    ``<name>.bias`` float32 [N], which takes the place of the checkpoint's. ``tensors``: float32, canonical names.
+    ``<name>.centre`` float32 [K]; ``<name>.wide`` float32 [wide(K)], channel numbers, ascending; and ``<name>.bias``
+    float32 [N], which takes the place of the checkpoint's. ``tensors``: float32, canonical names. ``wide``: how many
+    channels of K are not rounded.
     """
     made = {}
     for name, x in _inputs(config, dict(tensors)):
         centre = x.mean(axis=0)
         reach = np.abs(x - centre).max(axis=0)
-        widest = np.argsort(-reach, kind="stable")[: wide_channels(len(reach))]
+        widest = np.argsort(-reach, kind="stable")[: wide(len(reach))]
         made[f"{name}.centre"] = centre
         made[f"{name}.wide"] = np.sort(widest).astype(np.float32)
         made[f"{name}.bias"] = tensors[f"{name}.bias"] + tensors[f"{name}.weight"] @ centre

@@ -17,7 +17,7 @@ from distilfast import PackedBatch, backends
 
 GPU_BACKENDS = ("triton", "cuda")
 OPTIONS = {
-    "cuda persistent": ("PERSISTENT", ("fp16", "bf16")),
+    "cuda persistent": ("PERSISTENT", ("fp16", "bf16", "int8")),
     "cuda clusters": ("CLUSTERS", ("fp32", "fp16", "bf16")),
 }
 """A variant: what is switched on in the backend's module, and the precisions that have it."""

@@ -461,15 +461,21 @@ void check_columns(const Bytes& x, Precision precision, int k) {
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  BoundLinear(const Floats& weight, const Floats& bias, const std::string& precision)
-      : precision_(precision_named(precision)) {
+  // `centre` [K] and `wide` [wide_channels(K)]: for operands, in which case `bias` is the centred one.
+  BoundLinear(const Floats& weight, const Floats& bias, const std::string& precision,
+              const std::optional<Floats>& centre, const std::optional<Ints>& wide)
+      : precision_(precision_named(precision)), reads_operands_(centre || wide) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     n_ = static_cast<int>(weight.shape(0)), k_ = static_cast<int>(weight.shape(1));
     Stream stream;
     const DeviceBuffer plain = to_device(weight, stream);
     bias_ = to_device(bias, stream);
-    weight_ = DeviceBuffer(packed_linear_bytes(precision_, n_, k_));
-    pack_linear(precision_, floats(plain), n_, k_, weight_.data(), stream);
+    if (reads_operands_) {
+      pack_for_operands(plain, centre, wide, stream);
+    } else {
+      weight_ = DeviceBuffer(packed_linear_bytes(precision_, n_, k_));
+      pack_linear(precision_, floats(plain), n_, k_, weight_.data(), stream);
+    }
     stream.wait();
   }
 
@@ -479,21 +485,35 @@ class BoundLinear {
     check_columns(x, precision_, k_);
     Stream stream;
     const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
+    require(precision_ != Precision::int8 || (most > most_weight_only_rows) == reads_operands_,
+            "int8 of more than 64 rows needs centre and wide, and of less none.");
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
                        count = number_on_device(rows, stream);
+    const DeviceBuffer operands = reads_operands_ ? made_operands(input, index, count, most, stream) : DeviceBuffer();
     Results results(precision_, splits * most, splits == 1 ? rows : 0, n_);
-    linear({precision_,
-            ints(count),
-            ints(index),
-            input.data(),
-            {weight_.data(), floats(bias_), n_, k_},
-            activation_named(activation),
-            splits,
-            most * n_,
-            results.fp32(),
-            results.low()},
-           static_cast<int>(most), stream);
+    linear(
+        {precision_, ints(count), reads_operands_ ? nullptr : ints(index), (reads_operands_ ? operands : input).data(),
+         packed(), activation_named(activation), splits, most * n_, results.fp32(), results.low()},
+        static_cast<int>(most), stream);
     return results.fetch(rows, splits, stream);
+  }
+
+  // The operands of `x` [rows, row_stride(K)] raw: (units [rows, *], scales bf16 [groups, rows] as bits).
+  py::tuple operands(const Bytes& x) const {
+    require(reads_operands_, "Operands are made for int8 with centre and wide.");
+    Stream stream;
+    const Index rows = x.shape(0), row_bytes = operand_row_bytes(k_), stride = row_stride(static_cast<int>(rows)) * 2;
+    const DeviceBuffer input = to_device(x, stream), count = number_on_device(rows, stream);
+    const DeviceBuffer made = made_operands(input, DeviceBuffer(), count, rows, stream);
+    const Index groups = (static_cast<Index>(made.bytes()) - rows * row_bytes) / stride;
+    Bytes units({rows, row_bytes});
+    py::array_t<std::uint16_t, py::array::c_style> scales({groups, rows});
+    download(units.mutable_data(), made.data(), static_cast<std::size_t>(units.nbytes()), stream);
+    for (Index group = 0; group < groups; ++group)
+      download(scales.mutable_data() + group * rows, made.data() + rows * row_bytes + group * stride,
+               static_cast<std::size_t>(rows) * 2, stream);
+    stream.wait();
+    return py::make_tuple(units, scales);
   }
 
   int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
@@ -541,7 +561,28 @@ class BoundLinear {
   }
 
  private:
+  PackedLinear packed() const { return {weight_.data(), floats(bias_), n_, k_}; }
+
+  void pack_for_operands(const DeviceBuffer& plain, const std::optional<Floats>& centre,
+                         const std::optional<Ints>& wide, Stream& stream) {
+    require(
+        precision_ == Precision::int8 && centre && centre->size() == k_ && wide && wide->size() == wide_channels(k_),
+        "centre [K] and wide [wide_channels(K)] are for int8.");
+    const DeviceBuffer centres = to_device(*centre, stream), channels = to_device(*wide, stream);
+    weight_ = DeviceBuffer(packed_int8_bytes(n_, k_));
+    pack_int8(floats(plain), floats(centres), ints(channels), n_, k_, weight_.data(), stream);
+    stream.wait();  // before `centres` and `channels` go
+  }
+
+  DeviceBuffer made_operands(const DeviceBuffer& x, const DeviceBuffer& gather, const DeviceBuffer& count, Index most,
+                             Stream& stream) const {
+    DeviceBuffer operands(operand_bytes(k_, static_cast<int>(most)));
+    make_operands({ints(count), ints(gather), x.data(), packed(), operands.data()}, static_cast<int>(most), stream);
+    return operands;
+  }
+
   Precision precision_;
+  bool reads_operands_;
   int n_, k_;
   DeviceBuffer weight_, bias_;
 };
@@ -641,12 +682,18 @@ void bind(py::module_& module) {
   module.def("architecture", &architecture, "The current device's compute capability, as 80 or 90.");
   module.def("used_memory", &used_memory, "Bytes of the current device's memory that are in use, by anyone.");
 
+  module.def("wide_channels", &wide_channels, arg("k"),
+             "How many channels of a linear of depth K int8 does not round, in batches of more than 64 tokens.");
+
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("precision"));
   py::class_<BoundLinear>(module, "Linear")
-      .def(py::init<const Floats&, const Floats&, const std::string&>(), arg("weight"), arg("bias"), py::kw_only(),
-           arg("precision"))
+      .def(py::init<const Floats&, const Floats&, const std::string&, const std::optional<Floats>&,
+                    const std::optional<Ints>&>(),
+           arg("weight"), arg("bias"), py::kw_only(), arg("precision"), arg("centre") = py::none(),
+           arg("wide") = py::none())
+      .def("operands", &BoundLinear::operands, arg("x"))
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none", py::kw_only(),
            arg("gather") = py::none(), arg("most_rows") = py::none(), arg("splits") = 1)
       .def("add_layer_norm", &BoundLinear::add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),

@@ -4,10 +4,10 @@
 // and nothing else, because tests/cuda_host has a second implementation of this header that runs the same kernels on a
 // CPU and checks each of those accesses.
 //
-// A matrix instruction multiplies 32 bytes of k: 16 of a 16-bit type, 8 of tf32. Whatever the type, lane `l` holds of
-// A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of row l / 4 + 8 (only
-// A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of rows l / 4 and
-// l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
+// A matrix instruction multiplies 32 bytes of k: 32 signed bytes, 16 of a 16-bit type, 8 of tf32. Whatever the type,
+// lane `l` holds of A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of
+// row l / 4 + 8 (only A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of
+// rows l / 4 and l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -159,6 +159,15 @@ __device__ inline void multiply_matrices<float>(float (&c)[4], const std::uint32
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d = c + A B of signed bytes, exactly. c may be d.
+__device__ inline void multiply_bytes(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                                      const std::int32_t (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %11, %12, %13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
 // The value that lane (this ^ mask) passes. All 32 lanes, as everything below.

@@ -23,7 +23,7 @@ namespace distilfast::cuda {
 
 using Index = std::int64_t;
 
-// int8: the encoder's linears have weights of 8 bits, and all else is bf16.
+// int8: the encoder's linears are of 8 bits, see Linear, and all else is bf16.
 enum class Precision { fp32, fp16, bf16, int8 };
 enum class Activation { none, gelu, relu, tanh };
 
@@ -100,13 +100,38 @@ struct PackedLinear {
 std::size_t packed_linear_bytes(Precision precision, int n, int k);
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream);  // [N, K]
 
+// int8 is two linears. Up to so many rows a linear is a stream of W, and only W is of 8 bits: x is bf16. Of more rows
+// the products are what takes time: x is rounded too, by make_operands, and its `packed` is pack_int8's.
+constexpr int most_weight_only_rows = 64;
+
+// W for operands, with what make_operands has to know of it. `centre` [K]: is taken off x, so that the bias is the
+// linear's own plus centre Wt. `wide` [wide_channels(k)]: channels that are not rounded, ascending. See
+// distilfast/quantize.py.
+std::size_t packed_int8_bytes(int n, int k);
+void pack_int8(const float* weight, const float* centre, const std::int32_t* wide, int n, int k, void* packed,
+               Stream& stream);
+int wide_channels(int k);
+
+// make_operands   rows of x -> what an int8 linear with the same most_rows reads; see int8_groups.cuh.
+struct MakeOperands {
+  const std::int32_t* rows;    // how many there are to be
+  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own
+  const void* x;               // bf16 [*, row_stride(K)]
+  PackedLinear packed;         // the linear's
+  void* operands;              // operand_bytes
+};
+int operand_row_bytes(int k);                     // without the scales, which are behind all rows
+std::size_t operand_bytes(int k, int most_rows);  // of all
+void make_operands(const MakeOperands& op, int most_rows, Stream& stream);
+void load_make_operands();
+
 // With splits > 1 the depth K is cut into as many parts, each of which leaves its own sum, without bias and activation,
 // in a plane of `out`; `add_layer_norm` adds them up in order.
 struct Linear {
   Precision precision;
   const std::int32_t* rows;    // how many rows out has
-  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own
-  const void* x;               // T [*, row_stride(K)]
+  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own, as with operands
+  const void* x;               // T [*, row_stride(K)], or operands
   PackedLinear packed;
   Activation activation;
   int splits;
@@ -116,6 +141,10 @@ struct Linear {
 };
 void linear(const Linear& op, int most_rows, Stream& stream);
 void load_linear(Precision precision);
+// What `linear` does for int8 and more than most_weight_only_rows.
+void linear_int8(const Linear& op, int most_rows, Stream& stream);
+void load_linear_int8();
+int linear_int8_splits(int n, int k, int most_rows);
 // The splits with which a linear fills the device, for the encoder to choose where add_layer_norm follows.
 int linear_splits(Precision precision, int n, int k, int most_rows);
 

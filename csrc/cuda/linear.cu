@@ -101,14 +101,18 @@ constexpr auto packer() {
     return pack_kernel<T>;
 }
 
-// Calls run.operator()<Tile>() with the tile for so many rows.
-template <class Run>
+// Calls run(tile) with the tile for so many rows and W packed so.
+template <class W, class Run>
 auto with_tile(int most_rows, Run run) {
-  if (most_rows <= 16) return run(Few{});
-  if (most_rows <= 64) return run(Some{});
-  if (most_rows <= 256) return run(Many{});
-  return run(Countless{});
+  if constexpr (!std::is_same_v<W, Int8>)
+    if (most_rows > Some::rows) return with_large_tile(most_rows, run);
+  return with_small_tile(most_rows, run);
 }
+
+bool is_of_operands(Precision precision, int most_rows) {
+  return precision == Precision::int8 && most_rows > most_weight_only_rows;
+}
+static_assert(most_weight_only_rows == Some::rows);
 
 template <class T, class W, class Tile>
 __global__ void __launch_bounds__(Tile::threads, StageSizes<W, Tile>::blocks) linear_kernel(Linear op) {
@@ -125,10 +129,7 @@ void launch_linear(const Linear& op, int most_rows, Stream& stream) {
 }  // namespace
 
 std::size_t packed_linear_bytes(Precision precision, int n, int k) {
-  return with_types(precision, [&]<class T, class W>() {
-    const int blocks = units_in<T, W>(k) / Packing<W>::units;
-    return static_cast<std::size_t>(divide_up(n, unit_columns)) * blocks * Packing<W>::bytes;
-  });
+  return with_types(precision, [&]<class T, class W>() { return static_cast<std::size_t>(packed_bytes<T, W>(n, k)); });
 }
 
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream) {
@@ -142,18 +143,17 @@ void pack_linear(Precision precision, const float* weight, int n, int k, void* p
 }
 
 int linear_splits(Precision precision, int n, int k, int most_rows) {
-  return with_tile(most_rows, [&](auto tile) {
-    const int blocks = divide_up(n, tile.columns) * divide_up(most_rows, tile.rows);
-    // A part that does not even fill the pipeline gains nothing more.
-    const int most = units_of(precision, k) / (tile.units * (tile.stages - 1)), wanted = multiprocessors() / blocks;
-    const int splits = wanted < most ? wanted : most;
-    return splits < 1 ? 1 : splits;
+  if (is_of_operands(precision, most_rows)) return linear_int8_splits(n, k, most_rows);
+  return with_types(precision, [&]<class T, class W>() {
+    return with_tile<W>(most_rows,
+                        [&]<class Tile>(Tile) { return splits_to_fill<Tile>(n, units_in<T, W>(k), most_rows); });
   });
 }
 
 void linear(const Linear& op, int most_rows, Stream& stream) {
+  if (is_of_operands(op.precision, most_rows)) return linear_int8(op, most_rows, stream);
   with_types(op.precision, [&]<class T, class W>() {
-    with_tile(most_rows, [&]<class Tile>(Tile) { launch_linear<T, W, Tile>(op, most_rows, stream); });
+    with_tile<W>(most_rows, [&]<class Tile>(Tile) { launch_linear<T, W, Tile>(op, most_rows, stream); });
   });
 }
 
@@ -162,8 +162,12 @@ void load_linear(Precision precision) {
     load_kernel("pack_linear", packer<T, W>());
     load_kernel("linear", linear_kernel<T, W, Few>);
     load_kernel("linear", linear_kernel<T, W, Some>);
-    load_kernel("linear", linear_kernel<T, W, Many>);
-    load_kernel("linear", linear_kernel<T, W, Countless>);
+    if constexpr (std::is_same_v<W, Int8>) {
+      load_linear_int8();
+    } else {
+      load_kernel("linear", linear_kernel<T, W, Many>);
+      load_kernel("linear", linear_kernel<T, W, Countless>);
+    }
   });
 }
 

@@ -4,8 +4,9 @@
 // in its exact form with erf. A sum's order is fixed by the tile and the splits, which are fixed by `most_rows`: equal
 // from run to run, and for a row the same in every batch of the bucket. Reference: distilfast/reference.py, linear.
 //
-// int8: x is bf16, and so is every product; W has 8 bits and a scale for each 64 of K in each column. A lane makes bf16
-// of the integers, exactly, before it multiplies, and what they add up to over 32 of K is scaled in fp32.
+// int8 here is for at most 64 rows, where only the bytes of W count: x is bf16, and so is every product; W has 8 bits
+// and a scale for each 64 of K in each column. A lane makes bf16 of the integers, exactly, before it multiplies, and
+// what they add up to over 32 of K is scaled in fp32. More rows are multiplied as integers, in linear_int8.cu.
 //
 // W is packed in the order of the matrix instruction: a unit is 8 rows of W times 64 bytes of k, 512 bytes, of which
 // lane l owns 16 in a row: its words of B for two steps. So a warp's read of W is one contiguous stretch, from device
@@ -71,10 +72,8 @@ struct StageSizes {
   static constexpr int stage_bytes = Tile::x_bytes + Tile::columns / unit_columns * group_bytes;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
   static constexpr int shared_bytes = all_bytes > Tile::sum_bytes ? all_bytes : Tile::sum_bytes;
-  // Blocks that the shared memory of compute capability 8.0 has room for: registers need be no scarcer than that. But
-  // two of the largest tile with W of 8 bits, which has two sets of sums, would not do with half of the registers each.
-  static constexpr int room = 163 * 1024 / (shared_bytes + 1024);
-  static constexpr int blocks = std::is_same_v<W, Int8> && Tile::threads > 128 ? 1 : room;
+  // Blocks that the shared memory of compute capability 8.0 has room for: registers need be no scarcer than that.
+  static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
 
 // No tile needs more than the 99 KB that a block of compute capability 8.6 can have.
@@ -83,12 +82,36 @@ using Some = Tile<64, 32, 2, 1, 2, 2, 4>;         // 17 to 64
 using Many = Tile<64, 64, 2, 2, 1, 2, 4>;         // 65 to 256
 using Countless = Tile<128, 128, 2, 4, 1, 2, 3>;  // more
 
+// Calls run(tile) with the tile for so many rows.
+template <class Run>
+auto with_small_tile(int most_rows, Run run) {
+  return most_rows <= Few::rows ? run(Few{}) : run(Some{});
+}
+template <class Run>
+auto with_large_tile(int most_rows, Run run) {
+  return most_rows <= 4 * Many::rows ? run(Many{}) : run(Countless{});
+}
+
+// Parts of `units` units that fill the device with tiles of [most_rows, n].
+template <class Tile>
+int splits_to_fill(int n, int units, int most_rows) {
+  const int blocks = divide_up(n, Tile::columns) * divide_up(most_rows, Tile::rows);
+  // A part that does not even fill the pipeline gains nothing more.
+  const int most = units / (Tile::units * (Tile::stages - 1)), wanted = multiprocessors() / blocks;
+  const int splits = wanted < most ? wanted : most;
+  return splits < 1 ? 1 : splits;
+}
+
 template <class T>
 constexpr int unit_depth = unit_bytes / static_cast<int>(sizeof(T));
 // Whole blocks of packed W.
 template <class T, class W>
 constexpr int units_in(int k) {
   return divide_up(k, unit_depth<T> * Packing<W>::units) * Packing<W>::units;
+}
+template <class T, class W>
+constexpr Index packed_bytes(int n, int k) {
+  return Index{divide_up(n, unit_columns)} * (units_in<T, W>(k) / Packing<W>::units) * Packing<W>::bytes;
 }
 // Whole stages.
 template <class Tile>
@@ -155,15 +178,22 @@ struct Place {
 template <class Tile>
 using Sums = float[Tile::row_tiles][Tile::column_tiles][4];
 
-// One unit of K: two steps of the warp's tile, with W of x's type.
-template <class T, class Tile>
+// Where a unit of 8 columns is in a stage's W, in a packing with units of 512 bytes.
+template <class W, class Tile>
+__device__ inline int unit_offset(int group, int unit) {
+  using P = Packing<W>;
+  return (group * (Tile::units / P::units) + unit / P::units) * P::bytes + unit % P::units * packed_unit_bytes;
+}
+
+// One unit of K: two steps of the warp's tile, with W of x's type in the blocks of Packing<W>.
+template <class T, class W, class Tile>
 __device__ inline void multiply_plain_unit(const char* x, const char* w, const Place<Tile>& at, int unit,
                                            Sums<Tile>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   Word4 packed[Tile::column_tiles];
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) {
-    const int offset = ((at.column / unit_columns + j) * Tile::units + unit) * packed_unit_bytes + lane * chunk_bytes;
+    const int offset = unit_offset<W, Tile>(at.column / unit_columns + j, unit) + lane * chunk_bytes;
     packed[j] = load(reinterpret_cast<const Word4*>(w + offset));
   }
 #pragma unroll
@@ -235,7 +265,7 @@ __device__ inline void multiply_unit(const char* x, const char* w, const Place<T
   if constexpr (std::is_same_v<W, Int8>)
     multiply_int8_unit<Tile>(x, w, at, unit, sums);
   else
-    multiply_plain_unit<T, Tile>(x, w, at, unit, sums);
+    multiply_plain_unit<T, T, Tile>(x, w, at, unit, sums);
 }
 
 // The warp's sums over units unit0 to unit_end, the copies of some stages ahead of the products.

@@ -22,6 +22,7 @@ class Loader {
     Dense dense{precision, DeviceBuffer(packed_linear_bytes(precision, n, k)), vector(name + ".bias", n), n, k};
     const DeviceBuffer plain = on_device(weight);
     pack_linear(precision, reinterpret_cast<const float*>(plain.data()), n, k, dense.weight.data(), stream_);
+    if (precision == Precision::int8) pack_for_operands(name, plain, dense);
     stream_.wait();  // before `plain` goes
     return dense;
   }
@@ -52,6 +53,18 @@ class Loader {
   DeviceBuffer vector(const std::string& name, int size) {
     return on_device(tensor(name, static_cast<std::size_t>(size)));
   }
+  void pack_for_operands(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
+    const HostTensor channels = tensor(name + ".wide", static_cast<std::size_t>(wide_channels(dense.k)));
+    const std::vector<std::int32_t> numbers(channels.data, channels.data + channels.size);
+    const DeviceBuffer centre = vector(name + ".centre", dense.k);
+    DeviceBuffer wide(numbers.size() * sizeof(std::int32_t));
+    upload(wide.data(), numbers.data(), wide.bytes(), stream_);
+    dense.int8_bias = vector(name + ".centred_bias", dense.n);
+    dense.int8_weight = DeviceBuffer(packed_int8_bytes(dense.n, dense.k));
+    pack_int8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(centre.data()),
+              reinterpret_cast<const std::int32_t*>(wide.data()), dense.n, dense.k, dense.int8_weight.data(), stream_);
+    stream_.wait();  // before `centre` and `wide` go
+  }
 
   const EncoderShape& shape_;
   const FindTensor& find_;
@@ -62,7 +75,9 @@ Precision head_precision(const EncoderShape& shape) {
   return shape.precision == Precision::int8 ? Precision::bf16 : shape.precision;
 }
 
-std::size_t bytes_of(const Dense& dense) { return dense.weight.bytes() + dense.bias.bytes(); }
+std::size_t bytes_of(const Dense& dense) {
+  return dense.weight.bytes() + dense.bias.bytes() + dense.int8_weight.bytes() + dense.int8_bias.bytes();
+}
 std::size_t bytes_of(const Norm& norm) { return norm.weight.bytes() + norm.bias.bytes(); }
 
 }  // namespace
@@ -94,6 +109,7 @@ void Model::load_kernels() const {
   load_embed(shape.precision);
   load_linear(shape.precision);
   load_linear(head_precision(shape));
+  if (shape.precision == Precision::int8) load_make_operands();
   load_attention(shape.precision, shape.width / shape.heads);
   load_add_layer_norm(shape.precision);
 }

@@ -29,15 +29,23 @@ struct HostTensor {
   std::size_t size;
 };
 
-// Called with a tensor's canonical name; nothing where the model has none.
+// Called with a tensor's canonical name; nothing where the model has none. int8 asks for what
+// distilfast/backends/cuda.py adds to each linear of the encoder: `.centre`, `.wide` (as floats) and `.centred_bias`.
 using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
 
+// A linear; int8 has W packed twice, for few rows and for operands.
 struct Dense {
   Precision precision;
   DeviceBuffer weight, bias;
   int n, k;
+  DeviceBuffer int8_weight{}, int8_bias{};  // for operands
 
-  PackedLinear packed() const { return {weight.data(), reinterpret_cast<const float*>(bias.data()), n, k}; }
+  bool reads_operands(int most_rows) const { return precision == Precision::int8 && most_rows > most_weight_only_rows; }
+  PackedLinear packed(int most_rows) const {
+    const bool is_int8 = reads_operands(most_rows);
+    return {(is_int8 ? int8_weight : weight).data(),
+            reinterpret_cast<const float*>((is_int8 ? int8_bias : bias).data()), n, k};
+  }
 };
 
 struct Norm {

@@ -71,6 +71,14 @@ std::size_t Pass::row_bytes(int columns) const {
   return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.shape.precision);
 }
 
+std::size_t Pass::most_operand_bytes() const {
+  std::size_t bytes = 0;
+  for (const Layer& layer : model_.layers)
+    for (const Dense* dense : {&layer.qkv, &layer.attention_out, &layer.ffn_in, &layer.ffn_out})
+      if (dense->reads_operands(most_tokens_)) bytes = std::max(bytes, operand_bytes(dense->k, most_tokens_));
+  return bytes;
+}
+
 // Returns the end of what it placed.
 char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
   const std::size_t most = static_cast<std::size_t>(most_tokens_) * sizeof(std::int32_t);
@@ -106,6 +114,7 @@ char* Pass::place_buffers(char* at) {
   qkv_ = take<char>(at, most * row_bytes(3 * shape.width));
   context_ = take<char>(at, x_low);
   wide_ = take<char>(at, most * row_bytes(shape.ffn));
+  operands_ = take<char>(at, most_operand_bytes());
   parts_ = take<float>(at, parts * sizeof(float));
   head_out_ = take<float>(at, head_out);
   for (char*& low : head_low_) low = take<char>(at, head_low);
@@ -293,11 +302,18 @@ void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* trace
   }
 }
 
+Pass::Source Pass::operands_for(const Dense& dense, Source source, const Rows& rows, Queue& queue) const {
+  if (!dense.reads_operands(rows.most)) return source;
+  queue.add(MakeOperands{rows.count, source.gather, source.x, dense.packed(rows.most), operands_}, rows.most);
+  return {operands_, nullptr};
+}
+
 void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
                       char* out_low, Queue& queue) const {
-  queue.add(
-      Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1, 0, out, out_low},
-      rows.most);
+  source = operands_for(dense, source, rows, queue);
+  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most), activation, 1, 0, out,
+                   out_low},
+            rows.most);
 }
 
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
@@ -305,8 +321,8 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
                                  const std::string& name, Queue& queue, Tracer* tracer) const {
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
   if (clusters_ && residual && rows.most > most_rows_without_clusters) {  // a layer's; a head has no residual
-    queue.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, 1,
-                                  0, nullptr, nullptr},
+    queue.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most),
+                                  activation, 1, 0, nullptr, nullptr},
                                  {dense.precision, rows.count, gather, nullptr, 1, 0, nullptr, residual, norm.view(),
                                   sum, rows.x, rows.x_low}},
               rows.most);
@@ -316,12 +332,14 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
   // Only a linear without an activation may leave its parts to be added later.
   const int splits = activation == Activation::none ? linear_splits(dense.precision, dense.n, dense.k, rows.most) : 1;
   const Index plane = static_cast<Index>(rows.most) * dense.n;
-  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(), activation, splits, plane,
-                   parts_, nullptr},
+  source = operands_for(dense, source, rows, queue);
+  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most), activation, splits,
+                   plane, parts_, nullptr},
             rows.most);
-  queue.add(AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
-                         splits > 1 ? dense.packed().bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
-            rows.most);
+  queue.add(
+      AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
+                   splits > 1 ? dense.packed(rows.most).bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
+      rows.most);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
 }
 

@@ -61,7 +61,7 @@ class Pass {
     float* x;     // [most, D]
     char* x_low;  // T [most, row_stride(D)]
   };
-  // What a linear reads: T [*, row_stride(K)], and which of its rows (null: one after the other).
+  // What a linear reads: T [*, row_stride(K)] or operands, and which of its rows (null: one after the other).
   struct Source {
     const char* x;
     const std::int32_t* gather;
@@ -71,6 +71,7 @@ class Pass {
   char* place_inputs(char* at, BatchInputs& inputs) const;
   char* place_buffers(char* at);
   std::size_t row_bytes(int columns) const;
+  std::size_t most_operand_bytes() const;
   Results run_graph(const Wish& wish, Stream& stream);
   void fill_inputs(const ForwardInput& input, const Chunk& chunk);
   void fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
@@ -83,6 +84,8 @@ class Pass {
   void attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer);
   void behind_attention(const Layer& layer, const std::string& at, const float* residual, const std::int32_t* gather,
                         const Rows& rows, Queue& queue, Tracer* tracer);
+  // What the linear reads of `source`: itself, or the operands that are made of it.
+  Source operands_for(const Dense& dense, Source source, const Rows& rows, Queue& queue) const;
   void run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer);
   void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out, char* out_low,
                   Queue& queue) const;
@@ -99,7 +102,7 @@ class Pass {
   BatchInputs host_, device_;
   DeviceBuffer arena_;
   Rows tokens_, rows_;  // all of them; those that the head reads
-  char *qkv_, *context_, *wide_, *head_low_[2];
+  char *qkv_, *context_, *wide_, *operands_, *head_low_[2];
   float *parts_, *head_out_;
   std::map<Wish, std::unique_ptr<Graph>> graphs_;
 };

@@ -3,7 +3,8 @@
 // An operation's parts (tiles, rows, heads) are shared out to the blocks, then all blocks wait for each other. Between
 // operations nothing is launched, and while a block waits, the W of the next linear is on its way to the L2 cache.
 // The parts are those of the kernels that run alone, so the bits are the same. The list travels as the kernel's
-// argument, in the constant bank. fp32 is left to the graph: the halves of its operands and the walk itself are more
+// argument, in the constant bank. With int8 the encoder's linears have W of 8 bits and the head's of bf16, so that each
+// stage says which it is. fp32 is left to the graph: the halves of its operands and the walk itself are more
 // than the registers of a thread. Whether it is faster than a graph of the same operations has not been measured on a
 // GPU yet; a caller asks for it.
 #include <algorithm>
@@ -34,10 +35,10 @@ __device__ inline void share_out(int count, Part part) {
   }
 }
 
-template <class T, class Tile>
+template <class T, class W, class Tile>
 __device__ inline void linear_part(const Linear& op, int i) {
   const int columns = divide_up(op.packed.n, Tile::columns);
-  linear_tile<T, T, Tile>(op, i % columns, 0, i / columns);
+  linear_tile<T, W, Tile>(op, i % columns, 0, i / columns);
 }
 
 template <class Tile>
@@ -45,7 +46,14 @@ __device__ inline int linear_parts(const Linear& op) {
   return divide_up(op.packed.n, Tile::columns) * op.splits;
 }
 
-template <class T>
+template <class T, class W>
+__device__ inline void run_linear(const Linear& op, int most_rows) {
+  if (most_rows <= Few::rows) return share_out(linear_parts<Few>(op), [&](int i) { linear_part<T, W, Few>(op, i); });
+  share_out(linear_parts<Some>(op), [&](int i) { linear_part<T, W, Some>(op, i); });
+}
+
+// T: of x and of the head's linears; W: of the encoder's.
+template <class T, class W>
 __device__ inline void run_stage(const Stage& stage) {
   switch (stage.kind) {
     case Stage::Kind::embed:
@@ -59,38 +67,48 @@ __device__ inline void run_stage(const Stage& stage) {
         attention_tiles<T, PersistentHead<T>>(stage.attention, i % heads, i / heads, divide_up(stage.most_rows, 16));
       });
     case Stage::Kind::linear:
-      if (stage.most_rows <= Few::rows)
-        return share_out(linear_parts<Few>(stage.linear), [&](int i) { linear_part<T, Few>(stage.linear, i); });
-      return share_out(linear_parts<Some>(stage.linear), [&](int i) { linear_part<T, Some>(stage.linear, i); });
+      if constexpr (std::is_same_v<W, Int8>)
+        if (stage.linear.precision == Precision::int8) return run_linear<T, Int8>(stage.linear, stage.most_rows);
+      return run_linear<T, T>(stage.linear, stage.most_rows);
   }
 }
 
+template <class T, class W>
+__device__ inline Index weight_bytes(const Linear& op) {
+  if constexpr (std::is_same_v<W, Int8>)
+    if (op.precision == Precision::int8) return packed_bytes<T, Int8>(op.packed.n, op.packed.k);
+  return packed_bytes<T, T>(op.packed.n, op.packed.k);
+}
+
 // A share of the next linear's W: all blocks' together are the whole.
-template <class T>
+template <class T, class W>
 __device__ inline void prefetch_weight(const Program& program, int next) {
   constexpr int line_bytes = 128;
   while (next < program.count && program.stages[next].kind != Stage::Kind::linear) ++next;
   if (next == program.count) return;
-  const PackedLinear& packed = program.stages[next].linear.packed;
-  const Index bytes =
-      static_cast<Index>(divide_up(packed.n, unit_columns)) * units_in<T, T>(packed.k) * packed_unit_bytes;
+  const Linear& op = program.stages[next].linear;
+  const Index bytes = weight_bytes<T, W>(op);
   const Index first = (blockIdx.x * block_threads + threadIdx.x) * Index{line_bytes};
   for (Index at = first; at < bytes; at += static_cast<Index>(gridDim.x) * block_threads * line_bytes)
-    prefetch(static_cast<const char*>(packed.weight) + at);
+    prefetch(static_cast<const char*>(op.packed.weight) + at);
 }
 
 static_assert(sizeof(Program) <= 32764, "more than a kernel's arguments can be");
 
-template <class T>
+template <class T, class W>
 __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ Program program) {
-  prefetch_weight<T>(program, 0);
+  prefetch_weight<T, W>(program, 0);
   for (int i = 0; i < program.count; ++i) {
-    run_stage<T>(program.stages[i]);
+    run_stage<T, W>(program.stages[i]);
     if (i + 1 == program.count) break;
-    if (program.stages[i].kind == Stage::Kind::linear) prefetch_weight<T>(program, i + 1);
+    if (program.stages[i].kind == Stage::Kind::linear) prefetch_weight<T, W>(program, i + 1);
     sync_grid();
   }
 }
+
+// W of 8 bits takes no more than W of 16.
+static_assert(StageSizes<Int8, Few>::shared_bytes <= StageSizes<BFloat16, Few>::shared_bytes &&
+              StageSizes<Int8, Some>::shared_bytes <= StageSizes<BFloat16, Some>::shared_bytes);
 
 std::size_t shared_bytes(Precision precision, const Program& program) {
   std::size_t bytes =
@@ -105,17 +123,24 @@ std::size_t shared_bytes(Precision precision, const Program& program) {
   return bytes;
 }
 
+// Calls run(kernel).
+template <class Run>
+void with_kernel(Precision precision, Run run) {
+  if (precision == Precision::int8) return run(persistent_kernel<BFloat16, Int8>);
+  with_short_element(precision, [&]<class T>() { run(persistent_kernel<T, T>); });
+}
+
 }  // namespace
 
 void run_persistent(Precision precision, const Program& program, Stream& stream) {
-  with_short_element(precision, [&]<class T>() {
-    launch_cooperative("the persistent encoder", persistent_kernel<T>, block_threads, shared_bytes(precision, program),
-                       stream, program);
+  with_kernel(precision, [&](auto kernel) {
+    launch_cooperative("the persistent encoder", kernel, block_threads, shared_bytes(precision, program), stream,
+                       program);
   });
 }
 
 void load_persistent(Precision precision) {
-  with_short_element(precision, [&]<class T>() { load_kernel("the persistent encoder", persistent_kernel<T>); });
+  with_kernel(precision, [](auto kernel) { load_kernel("the persistent encoder", kernel); });
 }
 
 }  // namespace distilfast::cuda

@@ -58,6 +58,8 @@ class Queue {
     else
       add_layer_norm(op, most_rows, stream_);
   }
+  // Never a program's: more rows have operands than a program can have.
+  void add(const MakeOperands& op, int most_rows) { make_operands(op, most_rows, stream_); }
 
  private:
   Stage* keep(Stage::Kind kind, int most_rows) {
@@ -71,7 +73,9 @@ class Queue {
   Program* program_;
 };
 
-inline bool can_persist(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16; }
+static_assert(most_weight_only_rows >= most_persistent_rows);
+
+inline bool can_persist(Precision precision) { return precision != Precision::fp32; }
 
 // Enqueues one cooperative launch. Only where it can persist, for stages with at most most_persistent_rows rows and
 // heads of at most most_persistent_head columns.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distilfast import quantize
 from distilfast.backends.base import Trace
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
@@ -23,7 +24,9 @@ Clusters of blocks do it, which compute capability 9.0 has; elsewhere, for int8 
 stays two kernels.
 """
 PERSISTENT = False
-"""Are up to 64 tokens in fp16 or bf16 run by one launch? Not before a measurement on a GPU shows that it is faster."""
+"""Are up to 64 tokens run by one launch, but in fp32? Not before a measurement on a GPU shows that it is faster."""
+INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 128"
+"""How int8 is computed; see csrc/cuda/README.md."""
 
 
 def extension() -> Any:
@@ -55,7 +58,8 @@ class CudaBackend:
     @property
     def detail(self) -> str:
         """The device's name and the precision."""
-        return f"{self._gpu} {self._precision}"
+        how = f" ({INT8})" if self._precision == "int8" else ""
+        return f"{self._gpu} {self._precision}{how}"
 
     def load(self, weights: Weights, head: Head, precision: str) -> None:
         """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
@@ -78,7 +82,7 @@ class CudaBackend:
                     (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
                     for i, linear in enumerate(head.linears)
                 ],
-                tensors=dict(weights.tensors),
+                tensors=self._tensors(weights),
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
                 persistent=PERSISTENT,
@@ -86,6 +90,14 @@ class CudaBackend:
             )
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend cuda cannot load this model: {error}") from error
+
+    def _tensors(self, weights: Weights) -> dict[str, np.ndarray]:
+        """The checkpoint's, and for int8 what is to be known of each linear's input, beside the bias its own."""
+        tensors = dict(weights.tensors)
+        if self._precision != "int8":
+            return tensors
+        made = quantize.channels(weights.config, tensors, self._module.wide_channels)
+        return tensors | {name.replace(".bias", ".centred_bias"): tensor for name, tensor in made.items()}
 
     def forward(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None

@@ -21,7 +21,8 @@ ARCHITECTURES = ("80", "86", "89", "90a")
 NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
-MATRIX_INSTRUCTION = "HMMA"
+MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
+"""Of floating-point numbers, and of integers."""
 
 _ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
@@ -33,7 +34,10 @@ _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, None where no one could look."""
+    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, None where no one could look.
+
+    ``integer`` of them multiply integers.
+    """
 
     source: str
     name: str
@@ -42,6 +46,7 @@ class Kernel:
     stack: int
     spilled: int
     matrix: int | None
+    integer: int | None
 
 
 def nvcc() -> str | None:
@@ -81,7 +86,8 @@ def _kernels(source: Path) -> list[Kernel]:
             int(registers),
             int(stack),
             int(stores) + int(loads),
-            None if matrix is None else matrix[name, architecture],
+            None if matrix is None else sum(matrix[name, architecture, each] for each in MATRIX_INSTRUCTIONS),
+            None if matrix is None else matrix[name, architecture, "IMMA"],
         )
         for name, architecture, stack, stores, loads, registers in _ENTRY.findall(log)
     ]
@@ -113,18 +119,18 @@ def _compile(source: Path) -> tuple[Path, str]:
     return fatbin, log.read_text(encoding="utf-8")
 
 
-def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str]] | None:
+def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str, str]] | None:
     tool = cuobjdump()
     if tool is None:
         return None
     text = subprocess.run([tool, "-sass", str(fatbin)], capture_output=True, text=True, check=True).stdout
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
     architecture = name = ""
     for line in text.splitlines():
         if found := re.search(r"arch = sm_(\w+)|Function : (\w+)", line):
             architecture, name = found[1] or architecture, found[2] or name
-        elif MATRIX_INSTRUCTION in line:
-            counts[name, architecture] += 1
+        elif found := re.search("|".join(MATRIX_INSTRUCTIONS), line):
+            counts[name, architecture, found[0]] += 1
     return counts
 
 

@@ -6,11 +6,13 @@ operands, float32 arithmetic with one rounding per operation, the result rounded
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 LINEAR_PRECISIONS = (*PRECISIONS, "int8")
-"""int8 is bf16 in all but a linear's weight."""
+"""int8 is bf16 in all but a linear's weight, up to 64 rows; see ``Int8Linear`` for more."""
 _STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int8": np.uint16}
 _GROUP = 64
 
@@ -59,3 +61,72 @@ def rounded_weight(weight: np.ndarray, precision: str) -> np.ndarray:
     inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
     exact = np.rint(groups * inverse).astype(np.float64) * (most / np.float32(127))
     return exact.reshape(n, -1)[:, :k]
+
+
+_TURNED, _WIDE, _WIDE_DEPTH = 128, 128, 768
+X_TURN, W_TURN = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
+"""Distances of the butterflies, in the kernels' order: in exact arithmetic it would not matter."""
+
+
+def wide_slots(k: int) -> int:
+    """Places for wide channels in front of the groups of 128."""
+    return _WIDE * -(-k // _WIDE_DEPTH)
+
+
+def wide_channels(k: int) -> int:
+    """How many channels are not rounded."""
+    return min(k, wide_slots(k))
+
+
+def turned(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarray:
+    """[..., 128] times the Hadamard matrix, in float32, one rounding per addition."""
+    for distance in distances:
+        pairs = groups.reshape(*groups.shape[:-1], -1, 2, distance)
+        groups = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
+        groups = groups.reshape(*groups.shape[:-3], _TURNED)
+    return groups
+
+
+def rounded_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """[T, K] in turned groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
+    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _TURNED)))
+    groups = turned(padded.reshape(len(numbers), -1, _TURNED), distances)
+    scales = rounded(np.abs(groups).max(axis=-1) / np.float32(127), "bf16")
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    return np.rint(groups * inverse[..., None]).astype(np.int8), scales
+
+
+@dataclass(frozen=True)
+class Int8Linear:
+    """A linear of int8 operands, as csrc/cuda/int8_groups.cuh has it: ``weight`` [N, K], ``centre`` [K], ``wide``."""
+
+    weight: np.ndarray
+    centre: np.ndarray
+    wide: np.ndarray
+
+    def centred_bias(self, bias: np.ndarray) -> np.ndarray:
+        """What the kernel adds: the bias, and what the centre amounts to."""
+        return bias + self.weight @ self.centre
+
+    def operands(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of bf16 numbers [T, K]: wide channels [T, wide_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
+        wide = np.zeros((len(x), wide_slots(x.shape[1])), np.float32)
+        wide[:, : len(self.wide)] = rounded((x - self.centre)[:, self.wide], "bf16")
+        return wide, *rounded_groups(self._narrow(x - self.centre), X_TURN)
+
+    def product(self, x: np.ndarray, dtype: type) -> np.ndarray:
+        """(x - centre) Wᵀ of the rounded operands, in ``dtype``."""
+        wide, integers, scales = self.operands(x)
+        w_integers, w_scales = rounded_groups(self._narrow(self.weight), W_TURN)
+        w_wide = rounded(self.weight[:, self.wide], "bf16")
+        result = wide[:, : len(self.wide)].astype(dtype) @ w_wide.astype(dtype).T
+        for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
+            sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
+            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_TURNED)).astype(dtype)
+            result += sums.astype(dtype) * scale
+        return result
+
+    def _narrow(self, numbers: np.ndarray) -> np.ndarray:
+        narrow = numbers.copy()
+        narrow[:, self.wide] = 0
+        return narrow

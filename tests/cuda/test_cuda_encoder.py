@@ -109,11 +109,13 @@ from pathlib import Path
 module = imported("_cuda_host", Path({str(host_build)!r}))
 cuda.extension, cuda.PERSISTENT, cuda.CLUSTERS = lambda: module, {options}, {options}
 engine = Engine.from_pretrained({str(tiny_checkpoint("bert", "fill-mask"))!r}, backend="cuda", precision={precision!r})
-for lengths in ([3], [20], [40], [40] * 7):
+for lengths in ((3,), (20,), (40,), (40, 41), (40,) * 7):
     print(engine.forward(PackedBatch.from_sequences([range(length) for length in lengths]))[1].shape)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)", "(280, 256)"], done.stderr
+    assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)", "(81, 256)", "(280, 256)"], (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_chunks_of_a_large_batch(engine, monkeypatch):
         begin = end
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 @pytest.mark.parametrize("lengths", [(1,), (3, 9, 4), (5, 17), (64,)])
 @pytest.mark.parametrize("task", ["token-classification", "text-classification", "fill-mask"])
 def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
@@ -249,13 +251,14 @@ def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, 
     assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
-def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel):
+def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel, precision):
     """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
     if extension.__name__ != "_cuda_host":
         pytest.skip("a real device would be lost to this process")
     monkeypatch.setattr(cuda, "PERSISTENT", persistent)
-    runs, batch = engine(precision="bf16"), batch_of(3)
+    runs, batch = engine(precision=precision), batch_of(3)
     batch.input_ids[1] = 10**8
     with pytest.raises(BackendError, match=f"In {kernel} thread 0 of block .* reads outside every allocation"):
         runs._backend.forward(batch, None, True)

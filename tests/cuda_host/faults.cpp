@@ -1,4 +1,5 @@
-// Kernels with planted bugs, and one without: what the simulated device must and must not report.
+// Kernels with planted bugs, and one without: what the simulated device must and must not report. And one that
+// multiplies integers, of which the product is known.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -312,6 +313,39 @@ std::vector<float> run(const std::string& name) {
   return values;
 }
 
+// C [16, 8] += A [16, 32] B [8, 32]t, where all of it lies row by row.
+struct Bytes {
+  const std::uint32_t *a, *b;
+  std::int32_t* c;
+};
+
+void multiply_bytes_kernel(Bytes op) {
+  const int row = self() / 4, word = self() % 4, row_words = 32 / 4;
+  std::uint32_t a[4], b[2];
+  for (int i = 0; i < 4; ++i) a[i] = load(op.a + (row + i % 2 * 8) * row_words + i / 2 * 4 + word);
+  for (int i = 0; i < 2; ++i) b[i] = load(op.b + row * row_words + i * 4 + word);
+  std::int32_t c[4];
+  const auto at = [&](int i) { return op.c + (row + i / 2 * 8) * 8 + word * 2 + i % 2; };
+  for (int i = 0; i < 4; ++i) c[i] = load(at(i));
+  multiply_bytes(c, a, b, c);
+  for (int i = 0; i < 4; ++i) store(at(i), c[i]);
+}
+
+std::vector<std::int32_t> product_of_bytes(const std::vector<std::int8_t>& a, const std::vector<std::int8_t>& b,
+                                           std::vector<std::int32_t> c) {
+  if (a.size() != 16 * 32 || b.size() != 8 * 32 || c.size() != 16 * 8) throw std::invalid_argument("sizes");
+  Stream stream;
+  const DeviceBuffer on_a(a.size()), on_b(b.size()), on_c(c.size() * sizeof(c[0]));
+  upload(on_a.data(), a.data(), on_a.bytes(), stream);
+  upload(on_b.data(), b.data(), on_b.bytes(), stream);
+  upload(on_c.data(), c.data(), on_c.bytes(), stream);
+  const Bytes op{reinterpret_cast<const std::uint32_t*>(on_a.data()),
+                 reinterpret_cast<const std::uint32_t*>(on_b.data()), reinterpret_cast<std::int32_t*>(on_c.data())};
+  launch("multiply_bytes", multiply_bytes_kernel, {1}, warp_size, 0, stream, op);
+  download(c.data(), on_c.data(), on_c.bytes(), stream);
+  return c;
+}
+
 void write_number(Buffers op) { store(op.out + self(), 1.0f); }
 
 // What must not happen while a graph is recorded, and a launch that no block has room for.
@@ -362,5 +396,6 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cuda_faults, module) {
   module.def("names", &distilfast::cuda::names);
   module.def("run", &distilfast::cuda::run);
+  module.def("product_of_bytes", &distilfast::cuda::product_of_bytes);
   module.def("misuse", &distilfast::cuda::misuse);
 }

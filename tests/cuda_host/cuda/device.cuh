@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <source_location>
+#include <type_traits>
 
 #include "simulator.h"
 
@@ -167,15 +168,22 @@ inline float element<float>(const std::uint32_t* words, int i) {
   return float_of(words[i] & ~std::uint32_t{0x1fff});  // what tf32 does not keep is not read
 }
 
+template <>
+inline float element<std::int8_t>(const std::uint32_t* words, int i) {
+  return static_cast<std::int8_t>(*words >> 8 * i);
+}
+
+// C holds the sums, int32 or float; a double holds those of integers exactly.
+template <class C>
 struct Product {
-  float* c;
+  C* c;
   const std::uint32_t *a, *b;
 };
 
-template <class T>
+template <class T, class C>
 inline void multiply_matrices(void* const (&lanes)[32]) {
   constexpr int per_word = 4 / sizeof(T), k = 32 / sizeof(T);
-  const auto product = [&](int lane) { return static_cast<const Product*>(lanes[lane]); };
+  const auto product = [&](int lane) { return static_cast<const Product<C>*>(lanes[lane]); };
   float a[16][k], b[8][k];
   for (int lane = 0; lane < 32; ++lane)
     for (int word = 0; word < 4; ++word)
@@ -189,7 +197,10 @@ inline void multiply_matrices(void* const (&lanes)[32]) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
       double sum = product(lane)->c[i];
       for (int j = 0; j < k; ++j) sum += static_cast<double>(a[row][j]) * b[column][j];
-      product(lane)->c[i] = truncated(sum);
+      if constexpr (std::is_same_v<C, float>)
+        product(lane)->c[i] = truncated(sum);
+      else
+        product(lane)->c[i] = static_cast<C>(sum);
     }
 }
 
@@ -219,8 +230,16 @@ inline void load_matrices_transposed(std::uint32_t (&words)[4], const void* shar
 template <class T>
 inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                               const Where& where = Where::current()) {
-  host::Product own{c, a, b};
-  cuda_host::device().collective("multiply_matrices", where, &own, host::multiply_matrices<T>);
+  host::Product<float> own{c, a, b};
+  cuda_host::device().collective("multiply_matrices", where, &own, host::multiply_matrices<T, float>);
+}
+inline void multiply_bytes(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                           const std::int32_t (&c)[4], const Where& where = Where::current()) {
+  std::int32_t sums[4];
+  std::copy(std::begin(c), std::end(c), sums);
+  host::Product<std::int32_t> own{sums, a, b};
+  cuda_host::device().collective("multiply_bytes", where, &own, host::multiply_matrices<std::int8_t, std::int32_t>);
+  std::copy(std::begin(sums), std::end(sums), d);
 }
 
 template <class T>
