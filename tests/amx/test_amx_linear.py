@@ -74,7 +74,7 @@ def test_the_real_kernels_are_made_of_tile_instructions():
     command = ["objdump", "-d", "--no-show-raw-insn", _cpu.__file__]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     products = re.findall(r"(tdp\w+)\s+%tmm(\d),%tmm(\d),%tmm(\d)", listing)
-    assert {name for name, *_ in products} == {"tdpbf16ps", "tdpbusd"}
+    assert {name for name, *_ in products} == {"tdpbf16ps", "tdpbssd"}
     for _, columns, rows, sums in products:
         assert int(sums) < 4 <= int(rows) < int(columns), "sums lie in tiles 0 to 3, then x, then W"
     count = {name: len(re.findall(rf"\b{name}\b", listing)) for name in ("ldtilecfg", "tilerelease")}

@@ -104,10 +104,10 @@ def test_ties_go_to_even(unit):
 @pytest.mark.parametrize(("m", "k", "n"), [(16, 64, 16), (1, 4, 1), (3, 20, 5), (16, 60, 7)])
 def test_int8_products_are_exact_and_wrap(unit, rng, m, k, n):
     c = rng.integers(-(2**31), 2**31, (m, n)).astype(np.int32)
-    a, b = rng.integers(0, 256, (m, k)).astype(np.uint8), rng.integers(-128, 128, (k, n)).astype(np.int8)
-    a[0], b[:, 0] = 255, -128
+    a, b = (rng.integers(-128, 128, shape).astype(np.int8) for shape in ((m, k), (k, n)))
+    a[0], b[:, 0] = 127, -128
     c[0, 0] = -(2**31)  # beyond the end of int32
-    got = unit.int8_product(c.view(np.uint8), a, fours(b).view(np.uint8)).view(np.int32)
+    got = unit.int8_product(c.view(np.uint8), a.view(np.uint8), fours(b).view(np.uint8)).view(np.int32)
     assert np.array_equal(got, (c.astype(np.int64) + a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32))
 
 

@@ -1,5 +1,5 @@
 // The tile unit of AMX in plain C++, for machines without one: the kernels' text is compiled behind this header instead
-// of csrc/cpu/vec/tile_unit.h, and behaves as Intel's manual (volume 2: LDTILECFG, TILELOADD, TDPBF16PS, TDPBUSD) says.
+// of csrc/cpu/vec/tile_unit.h, and behaves as Intel's manual (volume 2: LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD) says.
 //
 // What the processor answers with an exception is a call of tile_fault here, and so is a tile that was never written:
 // the processor would multiply whatever lies there.
@@ -82,7 +82,7 @@ struct TileUnit {
     std::memcpy(tile_state.data[sums], c, sizeof c);
   }
 
-  // Products of unsigned and signed bytes, summed modulo 2^32.
+  // Products of signed bytes, summed modulo 2^32.
   template <int sums, int a, int b>
   static void add_int8_products() {
     require_product<sums, a, b>();
@@ -96,7 +96,7 @@ struct TileUnit {
       std::memcpy(sum, tile_state.data[sums][row], sizeof sum);
       for (int k = 0; k < bytes(a) / 4; ++k)
         for (int i = 0; i < 4; ++i) {
-          const std::int32_t from_a = tile_state.data[a][row][4 * k + i];
+          const std::int32_t from_a = static_cast<signed char>(tile_state.data[a][row][4 * k + i]);
           for (int column = 0; column < 16; ++column)
             sum[column] += static_cast<std::uint32_t>(from_a * b_byte[i][k][column]);
         }

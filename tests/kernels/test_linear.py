@@ -25,26 +25,35 @@ def turned(groups):
     return groups.reshape(len(groups), 64)
 
 
-def to_int8_steps(x, low, high, steps):
-    """Onto the nearest of ``steps`` steps from low to high, in the float32 operations of the kernels; float64 out."""
-    inverse = np.divide(np.float32(steps), high - low, out=np.zeros_like(low), where=high > low)
-    step = (high - low) / np.float32(steps)
-    return low.astype(np.float64) + step.astype(np.float64) * np.rint((x - low) * inverse)
+def to_int8_steps(x):
+    """Rows onto 127 steps to either side of zero, in the float32 operations of the kernels; float64 out."""
+    most = np.abs(x).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return (most / np.float32(127)).astype(np.float64) * np.rint(x * inverse)
 
 
-def to_int8(x, wide, weight):
+def groups_of_64(x, isa):
+    """Groups [R, 64] of x, [R, K] with K a multiple of 64, in the order of the kernels' butterflies.
+
+    With vectors a group has some lanes of each: as many groups are side by side as a vector has fours of lanes, or
+    half as many and so on where fewer are left.
+    """
+    width, most = (64, 1) if isa == "ref" else (8, 2) if isa.startswith("avx2") else (16, 4)
+    first, last = 0, x.shape[1] // 64
+    while first < last:
+        while most > last - first:
+            most //= 2
+        lanes = width // most
+        bundle = x[:, 64 * first : 64 * (first + most)].reshape(len(x), 64 // lanes, most, lanes)
+        yield from bundle.transpose(2, 0, 3, 1).reshape(most, len(x), 64)
+        first += most
+
+
+def to_int8(x, wide, isa):
     """[R, K] as int8 multiplies it: groups of 64 turned and in steps of their own, then the channels that are wide."""
     masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), wide), ((0, 0), (0, -x.shape[1] % 64)))
-    parts = []
-    for k in range(0, masked.shape[1], 64):
-        group = turned(masked[:, k : k + 64])
-        if weight:
-            group = group / np.float32(64)
-            low, high, steps = np.float32(0) * group[:, :1], np.abs(group).max(axis=1, keepdims=True), 127
-        else:
-            low, high, steps = group.min(axis=1, keepdims=True), group.max(axis=1, keepdims=True), 255
-        parts.append(to_int8_steps(group, low, high, steps))
-    return np.concatenate([*parts, x[:, wide]], axis=1)
+    rounded = [to_int8_steps(turned(group)) / 8 for group in groups_of_64(masked, isa)]  # 8 in x and in W: H Ht = 64 I
+    return np.concatenate([*rounded, x[:, wide]], axis=1)
 
 
 def channels(x):
@@ -78,7 +87,7 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     if precision == "int8":
         centre, wide = channels(x)
         got = linear(x, weight, bias, activation, **how, channels=(centre, wide))
-        x, weight = to_int8(x - centre, wide, weight=False), to_int8(weight, wide, weight=True)
+        x, weight = to_int8(x - centre, wide, isa), to_int8(weight, wide, isa)
     else:
         got = linear(x, weight, bias, activation, **how)
         if precision == "bf16x3":  # hi·hi + hi·lo + lo·hi, without lo·lo

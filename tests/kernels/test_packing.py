@@ -29,12 +29,12 @@ KNOWN = {
     "fp32 fma, panels of 24, packing 1, parts 1": 0xD65298F4,
     "fp32 fma, panels of 48, packing 1, parts 1": 0x10C465FD,
     "fp32 operands, summed in fp64, panels of 16, packing 1, parts 1": 0xA8D65730,
-    "int8 dot product (vpdpbusd), panels of 24, packing 1; head": 0xE6D8E54B,
-    "int8 dot product (vpdpbusd), panels of 48, packing 1; head": 0xBF5798F3,
-    "int8 products, panels of 32, packing 1; head": 0x7B566D0D,
-    "int8 operands, summed in fp64, panels of 16, packing 1; head": 0x64D70DBF,
-    "int8 operands, widened to int16 (vpmaddwd), panels of 24, packing 1; head": 0xE6D8E54B,
-    "int8 operands, widened to int16 (vpmaddwd), panels of 48, packing 1; head": 0xBF5798F3,
+    "int8 dot product (vpdpbusd), panels of 24, packing 2; head": 0x0E80B5B6,
+    "int8 dot product (vpdpbusd), panels of 48, packing 2; head": 0xA3A501BE,
+    "int8 products, panels of 32, packing 2; head": 0xD1A05378,
+    "int8 operands, summed in fp64, panels of 16, packing 2; head": 0xCA130CA4,
+    "int8 operands, widened to int16 (vpmaddwd), panels of 24, packing 2; head": 0x0E80B5B6,
+    "int8 operands, widened to int16 (vpmaddwd), panels of 48, packing 2; head": 0xA3A501BE,
 }
 
 

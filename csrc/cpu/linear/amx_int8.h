@@ -1,5 +1,5 @@
 // linear with int8 operands on the tile unit; what the operands stand for: linear/int8_groups.h. A group of 64 numbers
-// of K is one row of a tile, so one tdpbusd makes the sums of a group for 16 rows and 16 columns.
+// of K is one row of a tile, so one tdpbssd makes the sums of a group for 16 rows and 16 columns.
 //
 // Each element is the same chain as in linear/int8.h, the fp32 side first and then fma(sum, scale_x scale_w) for each
 // group in turn, and so has the same bits as there. The vector units therefore work for each group too: of 2 x 2 tiles
@@ -7,12 +7,11 @@
 // cycles where the tile unit needs 64. That is why the sums of two groups are stored before vectors touch them (an fp32
 // sum is loaded and stored once for both), and why there are two buffers: while the unit fills one, the vectors empty
 // the other, in program order half of it behind each group's tiles. By this count the tile unit is busy two thirds
-// of the time, less the side: K / 96 + K / 64 numbers of fp32, half as much vector work again. (As six bf16 products
-// the side would fit into the tile unit's idle third; that waits for a machine to measure it on.) Estimated, not
-// measured: see tests/amx/README.md.
+// of the time, less the side: K / 96 numbers of fp32, a fifth as much vector work again. Estimated, not measured: see
+// tests/amx/README.md.
 //
-// Packed: the front, [panel][side depth][column] in fp32, [panel][group][column] scales, tiles.
-// Operands: [row][side depth], [row][group] scales, tiles.
+// Packed: the front, [panel][wide channel][column] in fp32, [panel][group][column] scales, tiles.
+// Operands: [row][wide channel], [row][group] scales, tiles.
 // Included after a Vec of 16 floats and a TileUnit. Reference: linear/ref_int8.h.
 #pragma once
 
@@ -23,7 +22,7 @@ namespace distilfast {
 namespace {
 
 // Like `packing` in vec.h, for `tile_int8_pack` and the groups.
-constexpr int tile_int8_packing = 1;
+constexpr int tile_int8_packing = 2;
 
 struct TileInt8Packed : Int8Front {
   Tiles tiles;
@@ -31,7 +30,7 @@ struct TileInt8Packed : Int8Front {
   TileInt8Packed(Index n, Index k) : Int8Front(k), tiles(column_tiles(n, k, group)) {}
 
   Index panels() const { return tiles.count / panel_tiles; }
-  Index side(Index panel) const { return Int8Front::size() + panel * side_depth * tile_panel; }
+  Index side(Index panel) const { return Int8Front::size() + panel * wide * tile_panel; }
   Index scales(Index panel) const { return side(panels()) + panel * groups * tile_panel; }
   Index tiles_at() const { return scales(panels()); }
   Index size() const { return tiles_at() + tiles.floats(); }
@@ -43,8 +42,8 @@ struct TileInt8Operands : Int8Front {
 
   TileInt8Operands(Index rows, Index k) : Int8Front(k), rows(rows), tiles(row_tiles(rows, k, group)) {}
 
-  Index side(Index row) const { return row * side_depth; }
-  Index scales(Index row) const { return rows * side_depth + row * groups; }
+  Index side(Index row) const { return row * wide; }
+  Index scales(Index row) const { return rows * wide + row * groups; }
   Index tiles_at() const { return round_up(scales(rows), 16); }
   Index size() const { return tiles_at() + tiles.floats(); }
 };
@@ -59,12 +58,10 @@ inline void tile_int8_pack(const LinearSource& source, Range panels, float* pack
   for (Index column = panels.begin * tile_panel; column < panels.end * tile_panel; ++column) {
     const Index panel = column / tile_panel, j = column % tile_panel;
     float *side = packed + at.side(panel) + j, *scales = packed + at.scales(panel) + j;
-    const auto take = [&](Index g, const Group& made) {
+    const auto take = [&](Index g, Steps made, const float* slots) {
       float* to = packed + at.tiles_at() + at.tiles.at(g, column / tile_side) + column % tile_side;
-      for (Index slot = 0; slot < group_slots; ++slot)
-        to[slot * tile_side] = __builtin_bit_cast(float, made.slots[slot]);
+      for (Index slot = 0; slot < group_slots; ++slot) to[slot * tile_side] = slots[slot];
       scales[g * tile_panel] = made.scale;
-      side[(at.wide + g) * tile_panel] = made.side;
     };
     round_column(source, at, column, take, [&](Index i, float w) { side[i * tile_panel] = w; });
   }
@@ -76,10 +73,7 @@ inline void tile_int8_make_operands(const Linear& op, Range rows) {
   for (Index row = rows.begin; row < rows.end; ++row) {
     float *side = op.operands + at.side(row), *scales = op.operands + at.scales(row);
     const auto place = [&](Index g) { return tiles + at.tiles.row_at(g, row); };
-    const auto take = [&](Index g, Scaled made) {
-      scales[g] = made.scale;
-      side[at.wide + g] = made.side;
-    };
+    const auto take = [&](Index g, Steps made) { scales[g] = made.scale; };
     round_row(op, at, row, place, take, [&](Index i, float x) { side[i] = x; });
   }
   for (Index row = rows.end; row < end_with_padding(op, rows); ++row)
@@ -180,8 +174,8 @@ class TileInt8Linear {
     const Window& out = batch_.target.out;
     Sums32<Rows> tile;
     if (batch_.opens && batch_.groups.begin == 0)
-      tile.multiply(op_.operands + x_.side(batch_.target.row + row), x_.side_depth,
-                    op_.packed.weight + w_.side(batch_.target.panel), x_.side_depth);
+      tile.multiply(op_.operands + x_.side(batch_.target.row + row), x_.wide,
+                    op_.packed.weight + w_.side(batch_.target.panel), x_.wide);
     else if (batch_.opens)
       in_window<Rows>([&](int i, Index j, Index inside) {
         tile.sum[i][j / Vec::width] = Vec::load(out.at + (row + i) * out.stride + j, inside);

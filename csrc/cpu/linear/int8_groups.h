@@ -1,13 +1,16 @@
 // int8 operands of `linear`: x Wt = side + sum over the groups of K of  scale_x scale_w (q_x . q_w).
 //
-// Numbers of K are rounded in groups of 64 with a scale of their own, in W (symmetric, -127..127) and in each row of x
-// (0..255 above the group's smallest number), so that no number is rounded to a step that one far from it has chosen.
-// Before it is rounded a group is turned by a Hadamard matrix H, in x and in W, which changes no product, H Ht = 64 I,
-// and spreads what one channel has too much of over all 64 (Ashkboos et al., QuaRot, arXiv 2404.00456).
-// The sums of a group are exact in int32. What is not rounded is added in fp32, in front: the few `wide` channels of x,
-// hundreds of times larger than the rest in a trained model, and each group's smallest number times the sum of its
-// weights. Before all that a channel's mean, the `centre`, is taken off x; its product with W has gone into the bias.
+// Numbers of K are rounded in groups of 64, -127..127 with a scale of their own, in W and in each row of x, so that no
+// number is rounded to a step that one far from it has chosen. Before it is rounded a group is turned by a Hadamard
+// matrix H, in x and in W, which changes no product, H Ht = 64 I, and spreads what one channel has too much of over all
+// 64 (Ashkboos et al., QuaRot, arXiv 2404.00456). The sums of a group are exact in int32. What is not rounded, the
+// side, is added in fp32, in front: the few `wide` channels of x, hundreds of times larger than the rest in a trained
+// model. Before all that a channel's mean, the `centre`, is taken off x; its product with W has gone into the bias.
 // Where `centre` and `wide` come from: distilfast/quantize.py.
+//
+// 0..255 above a group's smallest number would be finer steps for x, and lower the error by a twentieth. That number
+// would have to be multiplied with the sum of the group's weights, one more product for the side in each group: a
+// fifteenth of the vector units' time, and of AMX's, where they and not the tiles are the limit, a fifth.
 //
 // Here is what all kernels of it share: one group's rounding, and the front of a packed W, which make_operands reads.
 // How slots and scales lie in memory is their own affair.
@@ -23,9 +26,9 @@ constexpr Index group_slots = group / 4;
 
 // The front of a packed W: centre and mask for each number of the groups, then the numbers of the wide channels.
 struct Int8Front {
-  Index k, wide, groups, side_depth;
+  Index k, wide, groups;
 
-  explicit Int8Front(Index k) : k(k), wide(wide_channels(k)), groups(slots(k, group)), side_depth(wide + groups) {}
+  explicit Int8Front(Index k) : k(k), wide(wide_channels(k)), groups(slots(k, group)) {}
 
   Index mask_at() const { return groups * group; }
   Index wide_at() const { return 2 * groups * group; }
@@ -44,104 +47,119 @@ inline void pack_front(const LinearSource& source, const Int8Front& at, float* p
   }
 }
 
-// The scale of a group's steps, and what stands for it in the fp32 part.
-struct Scaled {
-  float scale, side;
+// A group in steps: how large they are, and the sum of how many each number has.
+struct Steps {
+  float scale;
+  std::int32_t sum;
 };
 
-// A group in steps of its scale, four of K in a slot.
-struct Group : Scaled {
-  std::uint32_t slots[group_slots];
-};
+// Groups are rounded side by side, so that what each has but one of, its largest number and its sum, is found for all
+// of them at once: a group has `lanes` lanes of each vector, and so of each 16 (8 with AVX2) channels that follow each
+// other.
+template <int Groups>
+struct Bundle {
+  static constexpr int groups = Groups, lanes = Vec::width / Groups, count = group / lanes;
+  Vec numbers[count];
 
-using GroupNumbers = Vec[group / Vec::width];
-
-// H numbers, by butterflies at distances 1, 2, 4 .. 32.
-inline void turn(GroupNumbers& numbers) {
-  constexpr int count = group / Vec::width;
-#pragma GCC unroll 8
-  for (Vec& number : numbers) {
-    number = butterfly<4>(butterfly<2>(butterfly<1>(number)));
-    if constexpr (Vec::width == 16) number = butterfly<8>(number);
+  // Calls part<distance>() for 1, 2, 4 .. lanes / 2.
+  template <int Distance = 1, class Part>
+  static inline __attribute__((always_inline)) void inside_vectors(Part part) {
+    if constexpr (Distance < lanes) {
+      part.template operator()<Distance>();
+      inside_vectors<2 * Distance>(part);
+    }
   }
-#pragma GCC unroll 4
-  for (int distance = 1; distance < count; distance *= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i)
-      if (!(i & distance)) {
-        const Vec a = numbers[i], b = numbers[i + distance];
-        numbers[i] = a + b, numbers[i + distance] = a - b;
-      }
+};
+
+// Calls part<how many>(first) for all groups, as many at a time as a vector has fours of lanes.
+template <int Groups = Vec::width / 4, class Part>
+inline void in_bundles(Index first, Index groups, Part part) {
+  for (; groups - first >= Groups; first += Groups) part.template operator()<Groups>(first);
+  if constexpr (Groups > 1) in_bundles<Groups / 2>(first, groups, part);
 }
 
-// What is rounded of one group of x or W: zeros where a channel is wide, and behind K.
-inline void load_group(const float* from, Index depth, const float* centre, const float* mask, GroupNumbers& numbers) {
-#pragma GCC unroll 8
-  for (int i = 0; i < group / Vec::width; ++i) {
+// What is rounded of some groups of x or W: zeros where a channel is wide, and behind K.
+template <int Groups>
+inline void load(const float* from, Index depth, const float* centre, const float* mask, Bundle<Groups>& bundle) {
+#pragma GCC unroll 16
+  for (int i = 0; i < bundle.count; ++i) {
     const Index k = i * Vec::width, left = depth - k;
     const Vec all = left >= Vec::width ? Vec::load(from + k) : left > 0 ? Vec::load(from + k, left) : Vec::zero();
-    numbers[i] = (centre ? all - Vec::load(centre + k) : all) * Vec::load(mask + k);
+    bundle.numbers[i] = (centre ? all - Vec::load(centre + k) : all) * Vec::load(mask + k);
   }
 }
 
-// One group of one column of W; its side is the sum of what the numbers stand for.
-inline Group round_column_group(const float* w, Index depth, const float* mask) {
-  GroupNumbers numbers;
-  load_group(w, depth, nullptr, mask, numbers);
-  turn(numbers);
-  Vec size = Vec::zero();
-  for (Vec& number : numbers) number = number * Vec::all(1.0f / group), size = max(size, abs(number));  // H Ht = 64 I
-  const float most = largest(size), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-  float scaled[group];
-  for (int i = 0; i < group / Vec::width; ++i) (numbers[i] * Vec::all(inverse)).store(scaled + i * Vec::width);
-  Group made{};
-  int sum = 0;
-  for (Index k = 0; k < group; ++k) {
-    const int q = static_cast<int>(__builtin_rintf(scaled[k]));
-    sum += q;
-    made.slots[k / 4] |= static_cast<std::uint32_t>(q & 0xff) << k % 4 * 8;
-  }
-  made.scale = most / 127.0f;
-  made.side = static_cast<float>(sum) * made.scale;
-  return made;
+// H numbers of each group, by butterflies at distances 1, 2, 4 .. 32.
+template <int Groups>
+inline void turn(Bundle<Groups>& bundle) {
+  constexpr int count = Bundle<Groups>::count;
+#pragma GCC unroll 4
+  for (int distance = 1; distance < count; distance *= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < count; ++i)
+      if (!(i & distance)) {
+        const Vec a = bundle.numbers[i], b = bundle.numbers[i + distance];
+        bundle.numbers[i] = a + b, bundle.numbers[i + distance] = a - b;
+      }
+  bundle.inside_vectors([&]<int Distance>() {
+#pragma GCC unroll 16
+    for (Vec& number : bundle.numbers) number = butterfly<Distance>(number);
+  });
 }
 
-// Calls take(group number, Group) for the groups of a column of W, and wide(i, weight) for its wide channels. Behind N
-// a column is all zeros.
+// Turned numbers to steps, four of K in a slot of place(group); in what order is the same for x and W. Calls
+// take(group, Steps).
+template <int Groups, class Place, class Take>
+inline void round(const Bundle<Groups>& bundle, Place place, Take take) {
+  using B = Bundle<Groups>;
+  Vec most = abs(bundle.numbers[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < B::count; ++i) most = max(most, abs(bundle.numbers[i]));
+  B::inside_vectors([&]<int Distance>() { most = max(most, exchange<Distance>(most)); });
+  // A NaN of a group is one in all its numbers by now: it makes its scale NaN.
+  const Vec inverse = less(Vec::zero(), most, Vec::all(127.0f) / most, Vec::zero());
+  float* slots[Groups];
+  for (int g = 0; g < Groups; ++g) slots[g] = place(g);
+  IntVec sums = IntVec::zero();
+#pragma GCC unroll 4
+  for (int i = 0; i < B::count; i += 4) {
+    IntVec whole[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) whole[j] = to_int32(bundle.numbers[i + j] * inverse), sums = sums + whole[j];
+    // Four lanes of the four vectors are 16 bytes.
+    constexpr int fours = B::lanes / 4;  // of one vector in a group: 16 bytes behind each other from four of them
+    store_int8(whole, [&](int four) { return slots[four / fours] + (i + four % fours * B::count); });
+  }
+  B::inside_vectors([&]<int Distance>() { sums = sums + exchange<Distance>(sums); });
+  float scales[Vec::width], counts[Vec::width];
+  (most / Vec::all(127.0f)).store(scales);
+  sums.store(counts);
+#pragma GCC unroll 4
+  for (int g = 0; g < Groups; ++g)
+    take(g, Steps{scales[g * B::lanes], __builtin_bit_cast(std::int32_t, counts[g * B::lanes])});
+}
+
+// Calls take(group number, Steps, slots) for the groups of a column of W, and wide(i, weight) for its wide channels.
+// Behind N a column is all zeros.
 template <class Take, class Wide>
 inline void round_column(const LinearSource& source, const Int8Front& at, Index column, Take take, Wide wide) {
   const bool inside = column < source.n;
   const float* w = source.weight + column * at.k;
   for (Index i = 0; i < at.wide; ++i) wide(i, inside ? w[source.wide[i]] : 0.0f);
-  float mask[group];
-  for (Index g = 0; g < at.groups; ++g) {
-    for (Index k = 0; k < group; ++k) mask[k] = 1.0f;
+  in_bundles(0, at.groups, [&]<int Groups>(Index first) {
+    const Index k = first * group;
+    float mask[Groups * group], slots[Groups][group_slots];
+    for (float& each : mask) each = 1.0f / group;  // H Ht = 64 I
     for (Index i = 0; i < at.wide; ++i)
-      if (source.wide[i] / group == g) mask[source.wide[i] % group] = 0.0f;
-    take(g, round_column_group(w + g * group, inside ? least(at.k - g * group, group) : 0, mask));
-  }
+      if (k <= source.wide[i] && source.wide[i] < k + Groups * group) mask[source.wide[i] - k] = 0.0f;
+    Bundle<Groups> bundle;
+    load(w + k, inside ? at.k - k : 0, nullptr, mask, bundle);
+    turn(bundle);
+    round(bundle, [&](int g) { return slots[g]; }, [&](int g, Steps made) { take(first + g, made, slots[g]); });
+  });
 }
 
-// One group of one row of x, four of K in a slot of `slots`; its side is its smallest number.
-inline Scaled round_row_group(const float* x, Index depth, const float* centre, const float* mask, float* slots) {
-  constexpr int count = group / Vec::width;
-  GroupNumbers numbers;
-  load_group(x, depth, centre, mask, numbers);
-  turn(numbers);
-  Vec low = numbers[0], high = numbers[0];
-#pragma GCC unroll 8
-  for (int i = 1; i < count; ++i) low = min(low, numbers[i]), high = max(high, numbers[i]);
-  float smallest, greatest;  // a NaN of x is one in all numbers by now
-  smallest_and_largest(low, high, smallest, greatest);
-  const float range = greatest - smallest, inverse = range > 0.0f ? 255.0f / range : 0.0f;
-#pragma GCC unroll 8
-  for (int i = 0; i < count; ++i)
-    store_bytes((numbers[i] - Vec::all(smallest)) * Vec::all(inverse),
-                reinterpret_cast<unsigned char*>(slots) + i * Vec::width);
-  return {range / 255.0f, smallest};
-}
-
-// Calls take(group number, Scaled) for the groups of a row of x, whose slots it leaves at place(group number), and
+// Calls take(group number, Steps) for the groups of a row of x, whose slots it leaves at place(group number), and
 // wide(i, number) for its wide channels.
 template <class Place, class Take, class Wide>
 inline void round_row(const Linear& op, const Int8Front& at, Index row, Place place, Take take, Wide wide) {
@@ -150,10 +168,13 @@ inline void round_row(const Linear& op, const Int8Front& at, Index row, Place pl
     const Index channel = __builtin_bit_cast(std::int32_t, centre[at.wide_at() + i]);
     wide(i, x[channel] - centre[channel]);
   }
-  for (Index g = 0; g < at.groups; ++g) {
-    const Index k = g * group;
-    take(g, round_row_group(x + k, at.k - k, centre + k, mask + k, place(g)));
-  }
+  in_bundles(0, at.groups, [&]<int Groups>(Index first) {
+    const Index k = first * group;
+    Bundle<Groups> bundle;
+    load(x + k, at.k - k, centre + k, mask + k, bundle);
+    turn(bundle);
+    round(bundle, [&](int g) { return place(first + g); }, [&](int g, Steps made) { take(first + g, made); });
+  });
 }
 
 }  // namespace

@@ -8,14 +8,16 @@ namespace distilfast {
 namespace {
 
 // Like `packing` in ref.h, for `pack_int8`.
-constexpr int int8_packing = 1;
+constexpr int int8_packing = 2;
 
 constexpr Index group = 64;
 
-// Puts `steps` steps between `low` and `high`, and every number onto the nearest.
-inline void round_to_steps(float* numbers, float low, float high, float steps) {
-  const float range = high - low, inverse = range > 0.0f ? steps / range : 0.0f, step = range / steps;
-  for (Index k = 0; k < group; ++k) numbers[k] = low + step * std::rint((numbers[k] - low) * inverse);
+// Every number onto the nearest of 127 steps to either side of zero. Where one is NaN all are, by the turn.
+inline void round_to_steps(float* numbers) {
+  float most = std::fabs(numbers[0]);
+  for (Index k = 1; k < group; ++k) most = std::fmax(most, std::fabs(numbers[k]));
+  const float inverse = most > 0.0f ? 127.0f / most : 0.0f, step = most / 127.0f;
+  for (Index k = 0; k < group; ++k) numbers[k] = step * std::rint(numbers[k] * inverse);
 }
 
 // H numbers, by butterflies at distances 1, 2, 4 .. 32.
@@ -28,24 +30,11 @@ inline void turn(float* numbers) {
       }
 }
 
-inline void round_weight_group(float* w) {
-  float largest = 0.0f;
-  for (Index k = 0; k < group; ++k) w[k] /= group, largest = std::fmax(largest, std::fabs(w[k]));
-  round_to_steps(w, 0.0f, largest, 127.0f);
-}
-
-inline void round_row_group(float* x) {
-  float low = x[0], high = x[0];
-  for (Index k = 1; k < group; ++k) low = std::fmin(low, x[k]), high = std::fmax(high, x[k]);
-  round_to_steps(x, low, high, 255.0f);
-}
-
 // Turns and rounds one group but for its channels that are wide, where `rounded` is 0: these follow apart.
-template <class Round>
-inline void round_group(const float* row, Index count, const float* rounded, Round round, float* numbers) {
+inline void round_group(const float* row, Index count, const float* rounded, float* numbers) {
   for (Index k = 0; k < group; ++k) numbers[k] = k < count ? row[k] * rounded[k] : 0.0f;
   turn(numbers);
-  round(numbers);
+  round_to_steps(numbers);
 }
 
 inline Index groups_of(Index k) { return (k + group - 1) / group; }
@@ -81,8 +70,8 @@ void pack_int8(const LinearSource& source, Range panels, float* packed) {
         const Index end = k_total - k < group ? k_total : k + group;
         float rounded[group], numbers[group];
         find_rounded(source, {k, end}, rounded);
-        round_group(w + k, column < source.n ? end - k : 0, rounded, round_weight_group, numbers);
-        for (Index i = 0; i < group; ++i, to += panel) *to = numbers[i];
+        round_group(w + k, column < source.n ? end - k : 0, rounded, numbers);
+        for (Index i = 0; i < group; ++i, to += panel) *to = numbers[i] / group;  // H Ht = 64 I
       }
       for (Index i = 0; i < wide_channels(k_total); ++i, to += panel)
         *to = column < source.n ? w[source.wide[i]] : 0.0f;
@@ -98,8 +87,7 @@ void make_int8_operands(const Linear& op, Range rows) {
     float* to = op.operands + row * depth;
     float* x = op.operands + op.rows * depth + row * k_total;
     for (Index k = 0; k < k_total; ++k) x[k] = op.x[row * op.x_stride + k] - centre[k];
-    for (Index k = 0; k < k_total; k += group, to += group)
-      round_group(x + k, k_total - k, rounded + k, round_row_group, to);
+    for (Index k = 0; k < k_total; k += group, to += group) round_group(x + k, k_total - k, rounded + k, to);
     for (Index i = 0; i < wide_channels(k_total); ++i) to[i] = x[static_cast<Index>(wide[i])];
   }
 }

@@ -30,11 +30,14 @@ struct IntVec {
   __m256i v;
 
   static IntVec zero() { return {_mm256_setzero_si256()}; }
+  static IntVec all(int x) { return {_mm256_set1_epi32(x)}; }
+  void store(float* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 // Where a is NaN the result is b.
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -65,32 +68,45 @@ inline Vec round_to_bf16(Vec a) {
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
   return {_mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)))};
 }
+// Lanes whose numbers differ by Distance change places.
+template <int Distance>
+inline Vec exchange(Vec a) {
+  if constexpr (Distance == 1)
+    return {_mm256_permute_ps(a.v, 0xb1)};
+  else if constexpr (Distance == 2)
+    return {_mm256_permute_ps(a.v, 0x4e)};
+  else
+    return {_mm256_permute2f128_ps(a.v, a.v, 1)};
+}
+template <int Distance>
+inline IntVec exchange(IntVec a) {
+  return {_mm256_castps_si256(exchange<Distance>(Vec{_mm256_castsi256_ps(a.v)}).v)};
+}
 // Lanes a and b whose numbers differ by Distance become a + b and a - b.
 template <int Distance>
 inline Vec butterfly(Vec a) {
-  __m256 other;
-  if constexpr (Distance == 1)
-    other = _mm256_permute_ps(a.v, 0xb1);
-  else if constexpr (Distance == 2)
-    other = _mm256_permute_ps(a.v, 0x4e);
-  else
-    other = _mm256_permute2f128_ps(a.v, a.v, 1);
   constexpr int seconds = Distance == 1 ? 0xaa : Distance == 2 ? 0xcc : 0xf0;
+  const __m256 other = exchange<Distance>(a).v;
   return {_mm256_blend_ps(_mm256_add_ps(a.v, other), _mm256_sub_ps(other, a.v), seconds)};
 }
 inline Vec from_int32(IntVec a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline IntVec to_int32(Vec a) { return {_mm256_cvtps_epi32(a.v)}; }  // to the nearest
+inline IntVec operator+(IntVec a, IntVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline IntVec operator-(IntVec a, IntVec b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 
-// 8 numbers, rounded to the nearest of 0..255.
-inline void store_bytes(Vec a, unsigned char* to) {
-  const __m256i whole = _mm256_cvtps_epi32(a.v);
-  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+// 32 numbers of -128..127: lanes 4 i to 4 i + 3 of all four vectors to to(i).
+template <class To>
+inline void store_int8(const IntVec (&a)[4], To to) {
+  const __m256i low = _mm256_packs_epi32(a[0].v, a[1].v), high = _mm256_packs_epi32(a[2].v, a[3].v);
+  const __m256i all = _mm256_packs_epi16(low, high);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(0)), _mm256_castsi256_si128(all));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(1)), _mm256_extracti128_si256(all, 1));
 }
-// Bytes 0 and 2, or 1 and 3, of each four; and sums of the products of such pairs.
-inline Vec even_int8_to_int16(Vec a) {
-  return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_slli_epi16(_mm256_castps_si256(a.v), 8), 8))};
+// Bytes 0 and 2, or 1 and 3, of each four, none of them negative; and sums of the products of such pairs.
+inline Vec even_bytes_to_int16(Vec a) {
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi16(0xff)))};
 }
-inline Vec odd_int8_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srai_epi16(_mm256_castps_si256(a.v), 8))}; }
+inline Vec odd_bytes_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srli_epi16(_mm256_castps_si256(a.v), 8))}; }
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
 }
@@ -129,19 +145,6 @@ inline float largest(Vec a) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-}
-
-// Both at once; NaN where all lanes are NaN.
-inline void smallest_and_largest(Vec low, Vec high, float& smallest, float& greatest) {
-  const __m256 negative = _mm256_sub_ps(_mm256_setzero_ps(), low.v);
-  // Each halved by itself, then the halves of both side by side.
-  const __m256 mixed = _mm256_permute2f128_ps(negative, high.v, 0x20);
-  const __m256 others = _mm256_permute2f128_ps(negative, high.v, 0x31);
-  __m256 most = _mm256_max_ps(mixed, others);
-  most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
-  most = _mm256_max_ps(most, _mm256_permute_ps(most, 0xb1));
-  smallest = -_mm256_cvtss_f32(most);
-  greatest = _mm_cvtss_f32(_mm256_extractf128_ps(most, 1));
 }
 
 }  // namespace

@@ -28,12 +28,15 @@ struct IntVec {
   __m512i v;
 
   static IntVec zero() { return {_mm512_setzero_si512()}; }
+  static IntVec all(int x) { return {_mm512_set1_epi32(x)}; }
   static IntVec load(const float* p) { return {_mm512_loadu_si512(p)}; }
+  void store(float* p) const { _mm512_storeu_si512(p, v); }
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // Where a is NaN the result is b.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -58,30 +61,47 @@ inline Vec round_to_bf16(Vec a) {
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
   return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
 }
+// Lanes whose numbers differ by Distance change places.
+template <int Distance>
+inline Vec exchange(Vec a) {
+  if constexpr (Distance == 1)
+    return {_mm512_permute_ps(a.v, 0xb1)};
+  else if constexpr (Distance == 2)
+    return {_mm512_permute_ps(a.v, 0x4e)};
+  else
+    return {_mm512_shuffle_f32x4(a.v, a.v, Distance == 4 ? 0xb1 : 0x4e)};
+}
+template <int Distance>
+inline IntVec exchange(IntVec a) {
+  return {_mm512_castps_si512(exchange<Distance>(Vec{_mm512_castsi512_ps(a.v)}).v)};
+}
 // Lanes a and b whose numbers differ by Distance become a + b and a - b.
 template <int Distance>
 inline Vec butterfly(Vec a) {
-  __m512 other;
-  if constexpr (Distance == 1)
-    other = _mm512_permute_ps(a.v, 0xb1);
-  else if constexpr (Distance == 2)
-    other = _mm512_permute_ps(a.v, 0x4e);
-  else
-    other = _mm512_shuffle_f32x4(a.v, a.v, Distance == 4 ? 0xb1 : 0x4e);
   constexpr __mmask16 seconds = Distance == 1 ? 0xaaaa : Distance == 2 ? 0xcccc : Distance == 4 ? 0xf0f0 : 0xff00;
-  return {_mm512_mask_sub_ps(_mm512_add_ps(a.v, other), seconds, other, a.v)};
+  const __m512 sign = _mm512_mask_blend_ps(seconds, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
+  return {_mm512_fmadd_ps(a.v, sign, exchange<Distance>(a).v)};
 }
 inline Vec from_int32(IntVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline IntVec to_int32(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }  // to the nearest
+inline IntVec operator+(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline IntVec operator-(IntVec a, IntVec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 
-// 16 numbers, rounded to the nearest of 0..255.
-inline void store_bytes(Vec a, unsigned char* to) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(a.v)));
+// 64 numbers of -128..127: lanes 4 i to 4 i + 3 of all four vectors to to(i).
+template <class To>
+inline void store_int8(const IntVec (&a)[4], To to) {
+  const __m512i low = _mm512_packs_epi32(a[0].v, a[1].v), high = _mm512_packs_epi32(a[2].v, a[3].v);
+  const __m512i all = _mm512_packs_epi16(low, high);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(0)), _mm512_castsi512_si128(all));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(1)), _mm512_extracti32x4_epi32(all, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(2)), _mm512_extracti32x4_epi32(all, 2));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to(3)), _mm512_extracti32x4_epi32(all, 3));
 }
-// Bytes 0 and 2, or 1 and 3, of each four; and sums of the products of such pairs.
-inline Vec even_int8_to_int16(Vec a) {
-  return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_slli_epi16(_mm512_castps_si512(a.v), 8), 8))};
+// Bytes 0 and 2, or 1 and 3, of each four, none of them negative; and sums of the products of such pairs.
+inline Vec even_bytes_to_int16(Vec a) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi16(0xff)))};
 }
-inline Vec odd_int8_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srai_epi16(_mm512_castps_si512(a.v), 8))}; }
+inline Vec odd_bytes_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srli_epi16(_mm512_castps_si512(a.v), 8))}; }
 inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
@@ -122,19 +142,6 @@ inline void transpose(Vec (&rows)[16]) {
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
-// Both at once; NaN where all lanes are NaN.
-inline void smallest_and_largest(Vec low, Vec high, float& smallest, float& greatest) {
-  const __m512 negative = _mm512_sub_ps(_mm512_setzero_ps(), low.v);
-  // Each halved by itself, then the halves of both side by side.
-  const __m512 mixed = _mm512_shuffle_f32x4(negative, high.v, 0x44),
-               others = _mm512_shuffle_f32x4(negative, high.v, 0xee);
-  __m512 most = _mm512_max_ps(mixed, others);
-  most = _mm512_max_ps(most, _mm512_shuffle_f32x4(most, most, 0xb1));
-  most = _mm512_max_ps(most, _mm512_permute_ps(most, 0x4e));
-  most = _mm512_max_ps(most, _mm512_permute_ps(most, 0xb1));
-  smallest = -_mm512_cvtss_f32(most);
-  greatest = _mm_cvtss_f32(_mm512_extractf32x4_ps(most, 2));
-}
 
 }  // namespace
 }  // namespace distilfast

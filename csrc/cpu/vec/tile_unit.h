@@ -35,10 +35,10 @@ struct TileUnit {
   static void add_bf16_products() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
   }
-  // sums [16, 16] += a [16, 64] b [64, 16] in int32; a is unsigned, b signed, its rows four of k: [16][column][4].
+  // sums [16, 16] += a [16, 64] b [64, 16] in int32, of signed bytes; b's rows are four of k: [16][column][4].
   template <int sums, int a, int b>
   static void add_int8_products() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
   }
 };
 
