@@ -71,7 +71,7 @@ class Ragged:
 
 QUICK = (Case(1, 16), Case(1, 128), Case(8, 128))
 GRID = (*(Case(1, n) for n in (8, 16, 32, 64, 128, 256, 512)), *(Case(8, n) for n in (32, 128, 512)), Case(32, 128))
-RAGGED = (Ragged("clinc150"), Ragged("xquad", batch=8, count=1))
+RAGGED = (Ragged("clinc150"), Ragged("xquad", count=1))
 
 
 def grid(device: str) -> tuple[Case, ...]:

@@ -39,6 +39,8 @@ MOST_DIGESTS = 64
 """Digests that are remembered."""
 SETTLED_NS = 2_000_000_000
 """How old the last change of a file must be for its digest to be remembered: the coarsest clock of a file system."""
+MOST_WAIT_S = 2.0
+"""For another process to write its packed weights, before this one writes its own."""
 
 _SUFFIX, _TEMPORARY, _DIGESTS = ".packed", ".tmp", "digests.json"
 # Magic, format of this file, bytes of the body, its checksum, the key; zeros up to a page, whose last four bytes are
@@ -62,16 +64,23 @@ class Entry:
         self.origin = origin if self.packed is None else f"cache ({path})"
 
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
-        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be."""
+        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be.
+
+        Where another process that started meanwhile has written it already, that file is mapped: all share its pages.
+        """
         if self._path is None:
             return None
         try:
-            _write(self._path, self._key, packed, self._threads)
+            with _turn_to_write(self._path.parent):
+                written = _read(self._path, self._key, self._threads)
+                if written is None:
+                    _write(self._path, self._key, packed, self._threads)
+                    written = _read(self._path, self._key, self._threads)
         except OSError as error:
             self.origin = f"packed, cache not writable: {_reason(error)}"
             return None
         self.origin = f"packed, written to {self._path}"
-        return _read(self._path, self._key, self._threads)
+        return written
 
 
 def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int) -> Entry:
@@ -217,10 +226,39 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise OSError(f"{path} can be written by other users")
 
 
+def _prepare(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(directory, directory.stat())
+
+
+@contextlib.contextmanager
+def _turn_to_write(directory: Path) -> Iterator[None]:
+    """One process at a time, but for one that waited too long for another, which may have been stopped. OSError."""
+    _prepare(directory)
+    lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + MOST_WAIT_S
+        while not _locked(lock) and time.monotonic() < end:
+            time.sleep(0.005)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(file: int) -> bool:
+    """Whether the lock could be had; a file system without locks has one for everybody."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write ``parts`` as ``path`` all at once: readers have the old file or the new one. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_owner(path.parent, path.parent.stat())
+    _prepare(path.parent)
     number, name = _temporary(path.parent)
     try:
         with open(number, "wb") as file:

@@ -482,20 +482,50 @@ def test_a_full_disk(store: Path, model: Path, truth: bytes) -> None:
 # --- several processes ---
 
 
-def test_writers_at_once(store: Path, model: Path, truth: bytes) -> None:
-    """Each stops before it writes until all have got so far, so each of them packs and writes."""
-    hold = (
-        "real = cache._write\n"
-        "def held(*arguments):\n    print('ready', flush=True); sys.stdin.readline(); real(*arguments)\n"
-        "cache._write = held"
-    )
-    processes = [start(model, hold) for _ in range(4)]
+HELD = """
+real = {function}
+def held(*arguments):
+    print("ready", flush=True); sys.stdin.readline(); return real(*arguments)
+{function} = held
+"""
+
+
+def wait_until_held(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+
+def let_go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_processes_that_start_together_share_one_file(store: Path, model: Path, truth: bytes) -> None:
+    """Each has packed and found no file when it comes to keep what it packed: the first writes, the others map that."""
+    shown = "print([line.split()[4] for line in open('/proc/self/maps') if '.packed' in line][0])"
+    processes = [start(model, HELD.format(function="cache.Entry.keep"), shown) for _ in range(4)]
     for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        wait_until_held(process)
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+        let_go(process)
+    inodes = set()
+    for process in processes:
+        out, err = process.communicate()
+        bits, origin, inode = out.splitlines()
+        assert bytes.fromhex(bits) == truth and is_written(origin), err
+        inodes.add(int(inode))
+    assert inodes == {only_entry(store).stat().st_ino}
+    assert list(store.glob(".*")) == []
+
+
+def test_a_writer_that_was_stopped_stops_nobody(store: Path, model: Path, truth: bytes) -> None:
+    """Each stops while it writes until all have got so far: the others have waited in vain and write for themselves."""
+    before = "cache.MOST_WAIT_S = 0.01\n" + HELD.format(function="cache._write")
+    processes = [start(model, before) for _ in range(3)]
+    for process in processes:
+        wait_until_held(process)
+    for process in processes:
+        let_go(process)
     for process in processes:
         bits, origin = finish(process)
         assert bits == truth and is_written(origin)
@@ -587,13 +617,12 @@ def test_killed_while_writing(store: Path, model: Path, truth: bytes, moment: st
     assert bits == truth and is_read(origin)
 
 
-def test_the_file_of_a_living_writer_is_left_alone(store: Path, model: Path, tiny_checkpoint: Make) -> None:
-    hold = (
-        "real = os.rename\ndef held(*names):\n    print('ready', flush=True); sys.stdin.readline(); real(*names)\n"
-        "os.rename = held"
-    )
-    process = start(model, hold)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+def test_the_file_of_a_living_writer_is_left_alone(
+    store: Path, model: Path, tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(model, HELD.format(function="os.rename"))
+    wait_until_held(process)
+    monkeypatch.setattr(cache, "MOST_WAIT_S", 0.01)
     assert is_written(answer(tiny_checkpoint("distilbert", TASK, seed=5))[1])  # removes what is abandoned
     assert process.stdin is not None
     process.stdin.write("\n" * 3)
@@ -609,6 +638,8 @@ def test_a_file_that_is_taken_for_abandoned_is_made_anew(
     lock, taken = fcntl.flock, []
 
     def late(number: int, operation: int) -> None:
+        if operation & fcntl.LOCK_NB:  # its turn to write
+            return lock(number, operation)
         monkeypatch.setattr(fcntl, "flock", lock)
         taken.extend(store.glob(".*"))
         cache._remove_abandoned(store)
