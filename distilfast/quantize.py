@@ -1,14 +1,16 @@
 """int8: what is taken off a linear's input before it is rounded, and which of its channels are not rounded at all.
 
 The kernels round in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
-csrc/cuda/int8_groups.cuh). Two things make the
-groups of a trained model worth rounding. Its channels have means far from zero: with the ``centre`` c, x Wᵀ = (x − c)
-Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few channels are up to hundreds of times larger than
-their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339; Bondarenko et al., arXiv 2109.12948): the ``wide`` ones
-are multiplied in fp32 (on a GPU bf16), in x and in W.
+csrc/cuda/int8_groups.cuh). Two things make the groups of a trained model worth rounding. Its channels have means far
+from zero: with the ``centre`` c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few
+channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339;
+Bondarenko et al., arXiv 2109.12948): the ``wide`` ones are multiplied in fp32 (on a GPU bf16), in x and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
-no data. Whatever they are, they cost accuracy only, never correctness.
+no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids: a
+channel's mean m is therefore believed only as far as it stands out of the variance v, and its centre is
+m · m² / (m² + v). (With m itself int8's error was a tenth larger on a trained model, and with no centre a fifth on one
+whose channels are off zero.)
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from distilfast import reference
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 
-VERSION = 1
+VERSION = 2
 """Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
 
 _LENGTHS = (32, 64, 96)
@@ -43,8 +45,9 @@ def channels(
     """
     made = {}
     for name, x in _inputs(config, dict(tensors)):
-        centre = x.mean(axis=0)
-        reach = np.abs(x - centre).max(axis=0)
+        mean, square = x.mean(axis=0), np.square(x).mean(axis=0)  # m² + v
+        reach = np.abs(x - mean).max(axis=0)
+        centre = mean * np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
         widest = np.argsort(-reach, kind="stable")[: wide(len(reach))]
         made[f"{name}.centre"] = centre
         made[f"{name}.wide"] = np.sort(widest).astype(np.float32)
