@@ -59,7 +59,9 @@ void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, 
   const Index panel_parts = std::min(all, std::max(divide_up(all, most_panels), team.threads() > 1 ? wanted : 1));
   // Consecutive tasks share rows, not panels: what they share is then in the caches of all threads.
   team.run(row_parts * panel_parts, [&](Index i, int) {
-    const Range part = slice(all, panel_parts, i % panel_parts), in_steps = slice(steps, row_parts, i / panel_parts);
+    const Index taken = i % panel_parts, walks = std::min<Index>(team.threads(), panel_parts);
+    const Index longer = panel_parts % walks, walk = taken % walks, length = panel_parts / walks;
+    const Range part = slice(all, panel_parts, walk * length + std::min(walk, longer) + taken / walks), in_steps = slice(steps, row_parts, i / panel_parts);
     const Range in_rows{in_steps.begin * kernels.part_step, std::min(rows, in_steps.end * kernels.part_step)};
     kernels.run(op, in_rows, {panels.begin + part.begin, panels.begin + part.end});
   });

@@ -18,7 +18,11 @@ namespace {
 constexpr int int8_packing = 2;
 
 constexpr Index packed_group = (group_slots + 1) * panel;  // floats
-constexpr Index block_groups = 8;
+// Groups of a block: those of a panel fit L1 beside the rows of a tile, and K = 768 has no rest.
+constexpr Index block_groups = 6;
+// int32 and fp32 sums, a row of W and a broadcast fill 32 registers: 2 x 4 x 3 + 3 + 1. Of 16 they are twice as many;
+// the fp32 sums, which a group needs once, then rest in L1.
+constexpr int int8_tile_rows = 4;
 
 // Where everything of one linear lies.
 struct Int8Layout : Int8Front {
@@ -81,16 +85,20 @@ constexpr Index row_slots = group_slots * Dot::row_slot;
 template <class Dot>
 constexpr Index row_group = row_slots<Dot> + 2;  // floats of x a group
 
+// Floats from a row of a block of x to the next; the last block has room for as many groups as any other.
+template <class Dot>
+constexpr Index row_stride = block_groups * row_group<Dot>;
+
 template <class Dot>
 inline Index operand_block(const Int8Layout& at, Index rows, Index g, Index row) {
-  return rows * at.wide + (rows * g + row * at.in_block(g)) * row_group<Dot>;
+  return rows * (at.wide + g * row_group<Dot>)+row * row_stride<Dot>;
 }
 
 inline Index int8_packed_size(Index n, Index k) { return Int8Layout(n, k).size(); }
 
 template <class Dot>
 Index int8_operands_size(Index rows, Index k) {
-  return rows * (wide_channels(k) + slots(k, group) * row_group<Dot>);
+  return rows * (wide_channels(k) + slots(k, group * block_groups) * row_stride<Dot>);
 }
 
 // Four signed bytes, each 128 more.
@@ -133,60 +141,74 @@ void make_int8_operands(const Linear& op, Range rows) {
   }
 }
 
-inline void fetch_group(const float* w) {
-  for (Index i = 0; i < packed_group; i += 16) __builtin_prefetch(w + i, 0, 2);
-}
+// What the tiles of one panel of W share in one block of groups.
+struct Int8Panel {
+  const float* side;  // of W; null behind the first block
+  Index wide;
+  const float* groups;
+  Index count;
+  const float* bias;  // null before the last block
+};
 
-// c += the scaled sums of a block's groups. `ahead`, where it is not null, is the block that comes next: it is fetched
-// while this one is multiplied.
+// total += the sums of a group times its scales; `x` and `w` begin behind the group's slots.
 template <class Dot, int Rows>
-inline void add_groups(const float* x, Index x_stride, const float* w, const float* ahead, Index groups, float* c) {
-  for (Index g = 0; g < groups; ++g, x += row_group<Dot>, w += packed_group) {
-    if (ahead) fetch_group(ahead + g * packed_group);
-    Tile<Rows, panel_vectors, Dot> tile;
-    tile.multiply(x, x_stride, w, group_slots);
-    Vec scale[panel_vectors];
+inline __attribute__((always_inline)) void add_scaled(Tile<Rows, panel_vectors, Dot>& group, const float* x,
+                                                      const float* w, Tile<Rows, panel_vectors>& total) {
+  Vec scale[panel_vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < panel_vectors; ++j) scale[j] = Vec::load(w + group_slots * panel + j * Vec::width);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const float* behind = x + i * x_stride + row_slots<Dot>;
-      const Vec row_scale = Vec::all(behind[0]);
-      const IntVec excess = IntVec::all(__builtin_bit_cast(std::int32_t, behind[1]));
-#pragma GCC unroll 4
-      for (int j = 0; j < panel_vectors; ++j) {
-        float* at = c + i * panel + j * Vec::width;
-        fma(from_int32(tile.sum[i][j] - excess), row_scale * scale[j], Vec::load(at)).store(at);
-      }
-    }
-  }
+  for (int j = 0; j < panel_vectors; ++j) scale[j] = Vec::load(w + j * Vec::width);
+  group.each([&](int i, int j, IntVec sum) {
+    const float* behind = x + i * row_stride<Dot>;
+    const IntVec excess = IntVec::all(__builtin_bit_cast(std::int32_t, behind[1]));
+    total.sum[i][j] = fma(from_int32(sum - excess), Vec::all(behind[0]) * scale[j], total.sum[i][j]);
+  });
 }
 
-template <int Rows>
-inline void copy_panel(const float* from, Index from_stride, float* to, Index to_stride) {
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < panel; j += Vec::width) Vec::load(from + i * from_stride + j).store(to + i * to_stride + j);
+// c = the side, or c where there was a block before, + the scaled sums of the groups (+ bias). Not inlined: the sums
+// fill the registers, and what a caller keeps in some would push them out.
+template <class Dot, int Rows, int Fetched>
+__attribute__((noinline)) void int8_tile(const Int8Panel& w, const float* wanted, const float* x_side, const float* x,
+                                         float* c, Index c_stride) {
+  Tile<Rows, panel_vectors> total;
+  if (w.side)
+    total.multiply(x_side, w.wide, w.side, w.wide);
+  else
+    total.each([&](int i, int j, Vec& sum) { sum = Vec::load(c + i * c_stride + j * Vec::width); });
+  const float* columns = w.groups;
+  for (Index g = 0; g < w.count; ++g, x += row_group<Dot>) {
+    Tile<Rows, panel_vectors, Dot> group;
+    group.clear();
+#pragma GCC unroll 4
+    for (int slot = 0; slot < group_slots; ++slot, columns += panel, wanted += panel) {
+      fetch_vectors<Fetched>(wanted);
+      group.add_slot(x, row_stride<Dot>, slot, columns);
+    }
+    fetch_vectors<Fetched>(wanted);
+    add_scaled(group, x + row_slots<Dot>, columns, total);
+    columns += panel, wanted += panel;
+  }
+  if (w.bias) total.each([&](int, int j, Vec& sum) { sum = sum + Vec::load(w.bias + j * Vec::width); });
+  total.each([&](int i, int j, Vec sum) { sum.store(c + i * c_stride + j * Vec::width); });
 }
 
 template <class Dot>
 void int8_linear(const Linear& op, Range rows, Range panels) {
   const Int8Layout at(op.packed.n, op.packed.k);
+  const float* weight = op.packed.weight;
   for (Index g = 0; g < at.groups; g += block_groups) {
-    const Index groups = at.in_block(g);
-    const bool first = g == 0, last = g + groups == at.groups;
+    const bool first = g == 0, last = g + block_groups >= at.groups;
+    const float* x = op.operands + operand_block<Dot>(at, op.rows, g, 0);
     for (Index p = panels.begin; p < panels.end; ++p) {
-      const float* next = p + 1 < panels.end ? op.packed.weight + at.block(g, p + 1) : nullptr;
-      in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride) {
-        alignas(64) float sums[Rows * panel];
-        if (first)
-          block_tile<Fp32, Rows>(op.operands + row * at.wide, at.wide, op.packed.weight + at.side(p), at.wide, sums,
-                                 panel, true);
-        else
-          copy_panel<Rows>(c, c_stride, sums, panel);
-        add_groups<Dot, Rows>(op.operands + operand_block<Dot>(at, op.rows, g, row), groups * row_group<Dot>,
-                              op.packed.weight + at.block(g, p), row == rows.begin ? next : nullptr, groups, sums);
-        if (last) finish_tile<Rows>(sums, panel, op.packed.bias + p * panel, op.activation);
-        copy_panel<Rows>(sums, panel, c, c_stride);
+      const Int8Panel w{first ? weight + at.side(p) : nullptr, at.wide, weight + at.block(g, p), at.in_block(g),
+                        last ? op.packed.bias + p * panel : nullptr};
+      const auto [next_g, next_p] = behind(panels, g, p, last ? 0 : g + block_groups);
+      const float* next = weight + at.block(next_g, next_p);
+      in_tiles<int8_tile_rows>(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Fetch fetch) {
+        for_count(fetch.vectors, [&]<int Fetched>() {
+          int8_tile<Dot, Rows, Fetched>(w, fetch.of(next), op.operands + row * at.wide, x + row * row_stride<Dot>, c,
+                                        c_stride);
+        });
+        if (last) activate<Rows>(c, c_stride, op.activation);
       });
     }
   }

@@ -113,28 +113,46 @@ inline Vec apply(Activation activation, Vec x) {
 }
 
 template <int Rows>
-inline void finish_tile(float* c, Index c_stride, const float* bias, Activation activation) {
+inline void activate(float* c, Index c_stride, Activation activation) {
+  if (activation == Activation::none) return;
   for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < panel; j += Vec::width) {
-      float* at = c + i * c_stride + j;
-      apply(activation, Vec::load(at) + Vec::load(bias + j)).store(at);
-    }
+    for (int j = 0; j < panel; j += Vec::width)
+      apply(activation, Vec::load(c + i * c_stride + j)).store(c + i * c_stride + j);
 }
 
-// One block of k for one tile: c = A B, or c += A B behind the first block.
-template <class Operands, int Rows>
-inline void block_tile(const float* x, Index x_stride, const float* w, Index depth, float* c, Index c_stride,
-                       bool first) {
+// What a tile fetches while it multiplies: of the panel that comes next, `vectors` vectors of each row of Wt, from
+// vector `first` on.
+struct Fetch {
+  int vectors, first;
+  const float* of(const float* panel_of_w) const { return panel_of_w + first * Vec::width; }
+};
+
+// A panel is fetched once, by the first tiles of those that use the one before it, and not by one of them alone where
+// there are more: it could not be had in the time of one, and the memory would rest in that of the others.
+inline Fetch share_of(Index tile, Index tiles) {
+  if (tiles == 1) return {panel_vectors, 0};
+  if (tiles == 2) return tile == 0 ? Fetch{panel_vectors - 1, 0} : Fetch{1, panel_vectors - 1};
+  return tile < panel_vectors ? Fetch{1, static_cast<int>(tile)} : Fetch{0, 0};
+}
+
+template <int Most = panel_vectors, class Part>
+inline void for_count(int count, Part part) {
+  if (count == Most) return part.template operator()<Most>();
+  if constexpr (Most > 0) for_count<Most - 1>(count, part);
+}
+
+// One block of k for one tile: c = A B, or c += A B behind the first block; then, where there is a bias, + bias.
+template <class Operands, int Rows, int Fetched>
+inline void block_tile(const float* x, Index x_stride, const float* w, Index depth, const float* wanted, float* c,
+                       Index c_stride, bool first, const float* bias) {
   Tile<Rows, panel_vectors, Operands> tile;
-  tile.multiply(x, x_stride, w, depth);
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < panel_vectors; ++j) {
-      float* at = c + i * c_stride + j * Vec::width;
-      const Vec sum = first ? tile.sum[i][j] : Vec::load(at) + tile.sum[i][j];
-      sum.store(at);
-    }
+  tile.template multiply<Fetched>(x, x_stride, w, depth, wanted);
+  tile.each([&](int i, int j, Vec& sum) {
+    float* at = c + i * c_stride + j * Vec::width;
+    if (!first) sum = Vec::load(at) + sum;
+    if (bias) sum = sum + Vec::load(bias + j * Vec::width);
+    sum.store(at);
+  });
 }
 
 template <int Rows>
@@ -143,19 +161,31 @@ inline void copy_columns(const float* from, Index from_stride, float* to, Index 
     for (Index j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
 }
 
-// Calls part<count>(first row, c, stride of c) for the tiles of panel `p`: c is their part of out, with what is there
-// already unless this is the `first` time. The last panel may end behind out: c is then a copy of what there is of it.
-template <class Part>
+// Calls part<count>(first row, c, stride of c, fetch) for the tiles of panel `p`: c is their part of out, with what is
+// there already unless this is the `first` time. The last panel may end behind out: c is then a copy of what there is.
+template <int Most = tile_rows, class Part>
 inline void in_tiles(const Linear& op, Range rows, Index p, bool first, Part part) {
-  const Index column = p * panel, columns = least(op.packed.n - column, panel);
-  in_row_tiles<tile_rows>(rows, [&]<int Rows>(Index row) {
+  const Index column = p * panel, columns = least(op.packed.n - column, panel), tiles = slots(rows.end - rows.begin, Most);
+  Index tile = 0;
+  in_row_tiles<Most>(rows, [&]<int Rows>(Index row) {
+    const Fetch fetch = share_of(tile++, tiles);
     float* out = op.out + row * op.out_stride + column;
-    if (columns == panel) return part.template operator()<Rows>(row, out, op.out_stride);
+    if (columns == panel) return part.template operator()<Rows>(row, out, op.out_stride, fetch);
     float edge[Rows * panel];
     if (!first) copy_columns<Rows>(out, op.out_stride, edge, panel, columns);
-    part.template operator()<Rows>(row, edge, panel);
+    part.template operator()<Rows>(row, edge, panel, fetch);
     copy_columns<Rows>(edge, panel, out, op.out_stride, columns);
   });
+}
+
+// What is read behind panel `p` of the block at `k`: the next panel, in the next block the first one, and behind the last
+// block what the same thread will most likely be given next.
+struct Place {
+  Index k, p;
+};
+inline Place behind(Range panels, Index k, Index p, Index next_k) {
+  if (p + 1 < panels.end) return {k, p + 1};
+  return next_k > 0 ? Place{next_k, panels.begin} : Place{0, p + 1};
 }
 
 template <class Operands>
@@ -167,11 +197,16 @@ void linear(const Linear& op, Range rows, Range panels) {
     const float* block = made ? op.operands + operand_offset<Operands>(op.rows, k_total, k, 0) : op.x + k;
     const Index stride = made ? made : op.x_stride;
     for (Index p = panels.begin; p < panels.end; ++p) {
+      const auto [next_k, next_p] = behind(panels, k, p, last ? 0 : k + depth);
       const float* w = op.packed.weight + packed_offset<Operands>(n, k_total, k, p);
-      in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride) {
-        block_tile<Operands, Rows>(block + row * stride, stride, w, slots(depth, Operands::per_slot), c, c_stride,
-                                   first);
-        if (last) finish_tile<Rows>(c, c_stride, op.packed.bias + p * panel, op.activation);
+      const float* next = op.packed.weight + packed_offset<Operands>(n, k_total, next_k, next_p);
+      const float* bias = last ? op.packed.bias + p * panel : nullptr;
+      in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Fetch fetch) {
+        for_count(fetch.vectors, [&]<int Fetched>() {
+          block_tile<Operands, Rows, Fetched>(block + row * stride, stride, w, slots(depth, Operands::per_slot),
+                                              fetch.of(next), c, c_stride, first, bias);
+        });
+        if (last) activate<Rows>(c, c_stride, op.activation);
       });
     }
   }

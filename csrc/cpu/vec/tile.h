@@ -20,31 +20,55 @@ struct Fp32 {
   static Vec multiply_add(Vec row, Vec column, Vec sum) { return fma(row, column, sum); }
 };
 
+template <int Vectors>
+inline void fetch_vectors(const float* p) {
+#pragma GCC unroll 4
+  for (int j = 0; j < Vectors; ++j) __builtin_prefetch(p + j * Vec::width, 0, 2);
+}
+
 template <int Rows, int Vectors, class Operands = Fp32>
 struct Tile {
   static constexpr int columns = Vectors * Vec::width;
   typename Operands::Sum sum[Rows][Vectors];
 
-  // `depth` in slots.
-  inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth) {
+  // sum = A B, `depth` in slots. On the way `Fetched` vectors of each row are fetched of a panel that will be wanted.
+  template <int Fetched = 0>
+  inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth,
+                                                      const float* wanted = nullptr) {
+    clear();
+    for (Index k = 0; k < depth; ++k, b += columns) {
+      if constexpr (Fetched > 0) fetch_vectors<Fetched>(wanted + k * columns);
+      add_slot(a, a_stride, k, b);
+    }
+  }
+
+  inline __attribute__((always_inline)) void clear() {
+    each([](int, int, auto& element) { element = Operands::Sum::zero(); });
+  }
+
+  // sum += column `slot` of A times the row `b` of B.
+  inline __attribute__((always_inline)) void add_slot(const float* a, Index a_stride, Index slot, const float* b) {
+#pragma GCC unroll 2
+    for (int step = 0; step < Operands::steps; ++step) {
+      Vec column[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, step);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const Vec x = Operands::row(a + i * a_stride, slot, step);
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::multiply_add(x, column[j], sum[i][j]);
+      }
+    }
+  }
+
+  // Calls part(row, vector, sum), unrolled, so that the sums stay in registers.
+  template <class Part>
+  inline __attribute__((always_inline)) void each(Part part) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::Sum::zero();
-    for (Index k = 0; k < depth; ++k, b += columns) {
-#pragma GCC unroll 2
-      for (int step = 0; step < Operands::steps; ++step) {
-        Vec column[Vectors];
-#pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, step);
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
-          const Vec x = Operands::row(a + i * a_stride, k, step);
-#pragma GCC unroll 4
-          for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::multiply_add(x, column[j], sum[i][j]);
-        }
-      }
-    }
+      for (int j = 0; j < Vectors; ++j) part(i, j, sum[i][j]);
   }
 };
 
