@@ -33,14 +33,17 @@ struct PartProduct {
 };
 
 struct OneBf16 {
+  using Gelu = CoarseGelu;
   static constexpr int parts = 1;
   static constexpr PartProduct products[] = {{0, 0}};
 };
 struct TwoBf16 {
+  using Gelu = ExactGelu;
   static constexpr int parts = 2;
   static constexpr PartProduct products[] = {{1, 0}, {0, 1}, {0, 0}};
 };
 struct ThreeBf16 {
+  using Gelu = ExactGelu;
   static constexpr int parts = 3;
   static constexpr PartProduct products[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 };
@@ -100,7 +103,8 @@ void tile_make_operands(const Linear& op, Range rows) {
 }
 
 // Sums on their way to out. A few rows are finished, with bias and activation, between two steps of the tiles that
-// follow: 2 x 2 tiles of GELU take the vector units about as long as K = 512 takes the tile unit.
+// follow: 2 x 2 tiles of exact GELU take the vector units about as long as K = 512 takes the tile unit.
+template <class Gelu>
 class Finisher {
  public:
   void begin(const float* sums, Index stride, Window out, const float* bias, Activation activation) {
@@ -117,7 +121,7 @@ class Finisher {
   __attribute__((noinline)) void finish_until(Index end) {
     for (; row_ < end; ++row_)
       for (Index j = 0; j < out_.columns; j += Vec::width)
-        apply(activation_, Vec::load(sums_ + row_ * stride_ + j) + Vec::load(bias_ + j))
+        apply<Gelu>(activation_, Vec::load(sums_ + row_ * stride_ + j) + Vec::load(bias_ + j))
             .store(out_.at + row_ * out_.stride + j, within(out_.columns - j, Vec::width));
   }
 
@@ -213,7 +217,7 @@ class TileLinear {
   const Linear& op_;
   Tiles x_, w_;
   alignas(64) float buffer_[4 * tile_floats];
-  Finisher finisher_;
+  Finisher<typename Split::Gelu> finisher_;
 };
 
 template <class Split>

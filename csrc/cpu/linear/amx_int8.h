@@ -191,7 +191,7 @@ class TileInt8Linear {
     const float* bias = op_.packed.bias + batch_.target.panel * tile_panel;
     in_window<Rows>([&](int i, Index j, Index inside) {
       const Vec sum = tile.sum[i][j / Vec::width];
-      const Vec value = last ? apply(op_.activation, sum + Vec::load(bias + j)) : sum;
+      const Vec value = last ? apply<CoarseGelu>(op_.activation, sum + Vec::load(bias + j)) : sum;
       value.store(out.at + (row + i) * out.stride + j, inside);
     });
   }

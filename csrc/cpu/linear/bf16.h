@@ -25,6 +25,7 @@ inline float bf16_slot(const float* w, Index left) {
 
 struct Bf16Widened {
   using Sum = Vec;
+  using Gelu = CoarseGelu;
   static constexpr Index per_slot = 2;
   static constexpr int steps = 2;
   static constexpr Index row_size(Index depth) { return (depth + 1) / 2 * 2; }
@@ -46,6 +47,7 @@ struct Bf16Widened {
 #if defined(__AVX512BF16__)
 struct Bf16Dot {
   using Sum = Vec;
+  using Gelu = CoarseGelu;
   static constexpr Index per_slot = 2;
   static constexpr int steps = 1;
   static constexpr Index row_size(Index depth) { return (depth + 1) / 2; }

@@ -201,14 +201,14 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
     for (Index p = panels.begin; p < panels.end; ++p) {
       const Int8Panel w{first ? weight + at.side(p) : nullptr, at.wide, weight + at.block(g, p), at.in_block(g),
                         last ? op.packed.bias + p * panel : nullptr};
-      const auto [next_g, next_p] = behind(panels, g, p, last ? 0 : g + block_groups);
-      const float* next = weight + at.block(next_g, next_p);
+      const Place next = behind(op, panels, g * group, p, (g + block_groups) * group);
+      const float* wanted = weight + at.block(next.k / group, next.p);
       in_tiles<int8_tile_rows>(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Fetch fetch) {
         for_count(fetch.vectors, [&]<int Fetched>() {
-          int8_tile<Dot, Rows, Fetched>(w, fetch.of(next), op.operands + row * at.wide, x + row * row_stride<Dot>, c,
+          int8_tile<Dot, Rows, Fetched>(w, fetch.of(wanted), op.operands + row * at.wide, x + row * row_stride<Dot>, c,
                                         c_stride);
         });
-        if (last) activate<Rows>(c, c_stride, op.activation);
+        if (last) activate<CoarseGelu, Rows>(c, c_stride, op.activation);
       });
     }
   }

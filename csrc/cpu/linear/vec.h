@@ -34,6 +34,7 @@ constexpr Index part_rows = 256;
 
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
+  using Gelu = ExactGelu;
   static constexpr Index per_slot = 1;  // numbers of K
   static constexpr Index row_size(Index) { return 0; }
   static float slot(const float* w, Index) { return *w; }
@@ -94,10 +95,11 @@ void make_operands(const Linear& op, Range rows) {
                          op.operands + operand_offset<Operands>(op.rows, k_total, k, row));
 }
 
+template <class Gelu>
 inline Vec apply(Activation activation, Vec x) {
   switch (activation) {
     case Activation::gelu:
-      return gelu(x);
+      return Gelu::of(x);
     case Activation::relu:
       return max(x, Vec::zero());
     case Activation::tanh: {  // only ever on a pooler's few rows
@@ -112,12 +114,12 @@ inline Vec apply(Activation activation, Vec x) {
   return x;
 }
 
-template <int Rows>
+template <class Gelu, int Rows>
 inline void activate(float* c, Index c_stride, Activation activation) {
   if (activation == Activation::none) return;
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < panel; j += Vec::width)
-      apply(activation, Vec::load(c + i * c_stride + j)).store(c + i * c_stride + j);
+      apply<Gelu>(activation, Vec::load(c + i * c_stride + j)).store(c + i * c_stride + j);
 }
 
 // What a tile fetches while it multiplies: of the panel that comes next, `vectors` vectors of each row of Wt, from
@@ -178,14 +180,16 @@ inline void in_tiles(const Linear& op, Range rows, Index p, bool first, Part par
   });
 }
 
-// What is read behind panel `p` of the block at `k`: the next panel, in the next block the first one, and behind the last
-// block what the same thread will most likely be given next.
+// What is read behind panel `p` of the block at `k`: the next panel; behind the last one the first of the next block;
+// behind the last block the first of the part that the same thread will most likely be given next (stages.cpp). Behind
+// the whole of W there is nothing, and that is `p` again.
 struct Place {
   Index k, p;
 };
-inline Place behind(Range panels, Index k, Index p, Index next_k) {
+inline Place behind(const Linear& op, Range panels, Index k, Index p, Index next_k) {
   if (p + 1 < panels.end) return {k, p + 1};
-  return next_k > 0 ? Place{next_k, panels.begin} : Place{0, p + 1};
+  if (next_k < op.packed.k) return {next_k, panels.begin};
+  return (p + 1) * panel < op.packed.n ? Place{0, p + 1} : Place{k, p};
 }
 
 template <class Operands>
@@ -197,16 +201,16 @@ void linear(const Linear& op, Range rows, Range panels) {
     const float* block = made ? op.operands + operand_offset<Operands>(op.rows, k_total, k, 0) : op.x + k;
     const Index stride = made ? made : op.x_stride;
     for (Index p = panels.begin; p < panels.end; ++p) {
-      const auto [next_k, next_p] = behind(panels, k, p, last ? 0 : k + depth);
+      const Place next = behind(op, panels, k, p, k + depth);
       const float* w = op.packed.weight + packed_offset<Operands>(n, k_total, k, p);
-      const float* next = op.packed.weight + packed_offset<Operands>(n, k_total, next_k, next_p);
+      const float* wanted = op.packed.weight + packed_offset<Operands>(n, k_total, next.k, next.p);
       const float* bias = last ? op.packed.bias + p * panel : nullptr;
       in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Fetch fetch) {
         for_count(fetch.vectors, [&]<int Fetched>() {
           block_tile<Operands, Rows, Fetched>(block + row * stride, stride, w, slots(depth, Operands::per_slot),
-                                              fetch.of(next), c, c_stride, first, bias);
+                                              fetch.of(wanted), c, c_stride, first, bias);
         });
-        if (last) activate<Rows>(c, c_stride, op.activation);
+        if (last) activate<typename Operands::Gelu, Rows>(c, c_stride, op.activation);
       });
     }
   }
