@@ -15,7 +15,7 @@ namespace distilfast {
 namespace {
 
 // Like `packing` in vec.h, for `pack_int8` and the groups.
-constexpr int int8_packing = 2;
+constexpr int int8_packing = 3;
 
 constexpr Index packed_group = (group_slots + 1) * panel;  // floats
 // Groups of a block: those of a panel fit L1 beside the rows of a tile, and K = 768 has no rest.
