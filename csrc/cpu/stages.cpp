@@ -20,6 +20,13 @@ Index divide_up(Index n, Index by) { return (n + by - 1) / by; }
 
 Range slice(Index count, Index parts, Index part) { return {count * part / parts, count * (part + 1) / parts}; }
 
+// Which of `parts` the task `taken` does. Threads take tasks in turn, and so numbered each walks along W on its own: a
+// kernel that fetches ahead, across the end of its task, fetches what the same thread will need.
+Index in_walks(Index taken, Index parts, Index threads) {
+  const Index walk = taken % threads, step = taken / threads;
+  return walk * (parts / threads) + std::min(walk, parts % threads) + step;
+}
+
 // Rows one after the other, each independent: a few slices a thread, none smaller than worth the handing over.
 template <class Part>
 void in_row_slices(Index rows, Team& team, Part part) {
@@ -59,9 +66,8 @@ void linear_stage(const Dense& dense, Range panels, const float* x, Index rows, 
   const Index panel_parts = std::min(all, std::max(divide_up(all, most_panels), team.threads() > 1 ? wanted : 1));
   // Consecutive tasks share rows, not panels: what they share is then in the caches of all threads.
   team.run(row_parts * panel_parts, [&](Index i, int) {
-    const Index taken = i % panel_parts, walks = std::min<Index>(team.threads(), panel_parts);
-    const Index longer = panel_parts % walks, walk = taken % walks, length = panel_parts / walks;
-    const Range part = slice(all, panel_parts, walk * length + std::min(walk, longer) + taken / walks), in_steps = slice(steps, row_parts, i / panel_parts);
+    const Range part = slice(all, panel_parts, in_walks(i % panel_parts, panel_parts, team.threads())),
+                in_steps = slice(steps, row_parts, i / panel_parts);
     const Range in_rows{in_steps.begin * kernels.part_step, std::min(rows, in_steps.end * kernels.part_step)};
     kernels.run(op, in_rows, {panels.begin + part.begin, panels.begin + part.end});
   });

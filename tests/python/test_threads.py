@@ -46,6 +46,8 @@ def _kernel() -> tuple[int, ...]:
 def test_workers_have_short_slices_and_the_caller_its_own(tiny_checkpoint: Callable[..., Path]):
     command = [sys.executable, "-c", SLICES, str(tiny_checkpoint("distilbert", "feature-extraction"))]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    slices = {own: [int(each) for who, each in zip(lines[::2], lines[1::2], strict=True) if who == own] for own in lines[::2]}
+    slices = {
+        own: [int(each) for who, each in zip(lines[::2], lines[1::2], strict=True) if who == own] for own in lines[::2]
+    }
     assert min(slices["False"]) == 100_000
     assert slices["True"][0] > 100_000

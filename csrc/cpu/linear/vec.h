@@ -3,11 +3,11 @@
 // W lies in memory as it is read: blocks of rows of Wt, in each block panels of `panel` columns, in each panel
 // [slot][column], where a slot is 4 bytes: one fp32 number of K, two bf16 ones, four int8 ones. A panel of a block fits
 // L1 beside a few rows of x and serves all rows of the part; a part's x block and its out stay in L2. For few tokens
-// the same loop is one pass along W, which is read once from front to back. Blocks are added in the order of k: a sum
-// of short sums, more exact than one long chain, and fixed by K alone. fp32 rows of x are read where they are: a row's
-// 16 consecutive floats share a line, and lines of different rows meet in a set only for few rows at a time. Other
-// operands are made of x once, [block][row], for all panels to read. Reference: linear/ref.h; int8 has its own panels
-// in linear/int8.h.
+// the same loop is one pass along W, which is read once from front to back; the next panel is fetched to L2 while one
+// is multiplied. Blocks are added in the order of k: a sum of short sums, more exact than one long chain, and fixed by
+// K alone. fp32 rows of x are read where they are: a row's 16 consecutive floats share a line, and lines of different
+// rows meet in a set only for few rows at a time. Other operands are made of x once, [block][row], for all panels to
+// read. Reference: linear/ref.h; int8 has its own panels in linear/int8.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -167,7 +167,8 @@ inline void copy_columns(const float* from, Index from_stride, float* to, Index 
 // there already unless this is the `first` time. The last panel may end behind out: c is then a copy of what there is.
 template <int Most = tile_rows, class Part>
 inline void in_tiles(const Linear& op, Range rows, Index p, bool first, Part part) {
-  const Index column = p * panel, columns = least(op.packed.n - column, panel), tiles = slots(rows.end - rows.begin, Most);
+  const Index column = p * panel, columns = least(op.packed.n - column, panel),
+              tiles = slots(rows.end - rows.begin, Most);
   Index tile = 0;
   in_row_tiles<Most>(rows, [&]<int Rows>(Index row) {
     const Fetch fetch = share_of(tile++, tiles);

@@ -20,9 +20,9 @@ constexpr float log_erfc_poly[] = {0.000358817691f, -1.13042927f,    -0.63141095
                                    0.0267588049f,   -0.00490485877f, 0.00063367642f,  -5.05789831e-05f,
                                    1.57720069e-06f, 7.95410315e-08f, -6.26767127e-09f};
 // largest error 7.3e-06, absolute, of -t erfc(t / sqrt(2)) / 2 as t times a polynomial in t / 2.25 - 1, t <= 4.5
-constexpr float gelu_tail_poly[] = {-0.0122220414f, 0.0713857114f, -0.180920631f,  0.245604306f,
-                                    -0.155933604f,  -0.0329186097f, 0.125589147f,  -0.057639569f,
-                                    -0.0226666406f, 0.0237222835f, -0.00400212267f};
+constexpr float gelu_tail_poly[] = {-0.0122220414f, 0.0713857114f,  -0.180920631f,  0.245604306f,
+                                    -0.155933604f,  -0.0329186097f, 0.125589147f,   -0.057639569f,
+                                    -0.0226666406f, 0.0237222835f,  -0.00400212267f};
 
 template <int N>
 inline Vec polynomial(const float (&coefficients)[N], Vec x) {
