@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,43 @@ def test_the_affinity_mask_is_counted():
         counted = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         # A quota of the container may allow less than the mask, and never more.
         assert 1 <= counted <= len(cpus)
+
+
+@pytest.fixture
+def control_group() -> Iterator[Callable[[int], Path]]:
+    """``control_group(quota)`` gives a group of processes that may have ``quota`` µs of the cores in each 100 ms."""
+    root = Path("/sys/fs/cgroup")
+    first = (root / "cpu" / "cpu.cfs_quota_us").exists()  # version 1 of the control groups
+    group = root / ("cpu" if first else "") / f"distilfast-test-{os.getpid()}"
+
+    def limit(quota: int) -> Path:
+        if first:
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
+        else:
+            (group / "cpu.max").write_text(f"{quota} 100000")
+        return group / "cgroup.procs"
+
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            limit(100_000)
+        except OSError as error:
+            pytest.skip(f"control groups have no quota here: {error}")
+        yield limit
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize(("quota", "most"), [(50_000, 1), (100_000, 1), (150_000, 2), (250_000, 3)])
+def test_a_real_quota_is_counted(control_group: Callable[[int], Path], quota: int, most: int):
+    joins = "open(sys.argv[1], 'w').write('0')"
+    code = f"import sys; {joins}; from distilfast.backends import cpu; print(cpu.available_cores())"
+    command = [sys.executable, "-c", code, str(control_group(quota))]
+    counted = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert counted == min(most, len(os.sched_getaffinity(0)))
 
 
 # Slices of all threads, in ns, by sched_getattr(2): 48 bytes, the slice at 24.
