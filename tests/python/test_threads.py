@@ -61,15 +61,33 @@ def test_a_real_quota_is_counted(control_group: Callable[[int], Path], quota: in
     assert counted == min(most, len(os.sched_getaffinity(0)))
 
 
-# Slices of all threads, in ns, by sched_getattr(2): 48 bytes, the slice at 24.
+# Whether some worker has a short slice, and the caller's own: by sched_getattr(2), 48 bytes, the slice in ns at 24. A
+# worker asks when it begins, which may be some forwards after the first.
 SLICES = """
-import ctypes, os, sys
+import ctypes, os, struct, sys
 from distilfast import Engine
-Engine.from_pretrained(sys.argv[1], threads=2)([[1, 2]])
+
+short = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, 100_000, 0, 0)
+if ctypes.CDLL(None).syscall(314, 0, short, 0) != 0:
+    print("forbidden", 0)
+    sys.exit()
+usual = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, 0, 0, 0)
+ctypes.CDLL(None).syscall(314, 0, usual, 0)
+
 attributes = ctypes.create_string_buffer(48)
-for thread in os.listdir("/proc/self/task"):
-    assert ctypes.CDLL(None).syscall(315, int(thread), attributes, 48, 0) == 0
-    print(int(thread) == os.getpid(), int.from_bytes(attributes.raw[24:32], "little"))
+
+def slice_of(thread):
+    assert ctypes.CDLL(None).syscall(315, thread, attributes, 48, 0) == 0
+    return int.from_bytes(attributes.raw[24:32], "little")
+
+engine = Engine.from_pretrained(sys.argv[1], threads=2)
+for _ in range(10_000):
+    engine([[1, 2]])
+    slices = {int(thread): slice_of(int(thread)) for thread in os.listdir("/proc/self/task")}
+    own = slices.pop(os.getpid())
+    if 100_000 in slices.values():
+        break
+print(100_000 in slices.values(), own)
 """
 
 
@@ -82,9 +100,8 @@ def _kernel() -> tuple[int, ...]:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call is that of x86-64")
 def test_workers_have_short_slices_and_the_caller_its_own(tiny_checkpoint: Callable[..., Path]):
     command = [sys.executable, "-c", SLICES, str(tiny_checkpoint("distilbert", "feature-extraction"))]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    slices = {
-        own: [int(each) for who, each in zip(lines[::2], lines[1::2], strict=True) if who == own] for own in lines[::2]
-    }
-    assert min(slices["False"]) == 100_000
-    assert slices["True"][0] > 100_000
+    found, own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if found == "forbidden":
+        pytest.skip("sched_setattr is forbidden here")
+    assert found == "True"
+    assert int(own) > 100_000
