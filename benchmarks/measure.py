@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +193,9 @@ def neighbour(run: Run) -> Iterator[Row]:
     """1x16 and 1x128 while one busy process runs on every core."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    neighbours = [context.Process(target=_be_busy, args=(stop,), daemon=True) for _ in range(run.threads)]
+    # Each on a core of its own: left to the scheduler, two of them share one for many milliseconds at a time.
+    cores = sorted(os.sched_getaffinity(0))[: run.threads]
+    neighbours = [context.Process(target=_be_busy, args=(stop, core), daemon=True) for core in cores]
     for process in neighbours:
         process.start()
     try:
@@ -310,8 +313,9 @@ def _bar(run: Run, name: str, total: int) -> Iterator[Callable[..., None]]:
         run.progress.remove_task(task)
 
 
-def _be_busy(stop: Any) -> None:
-    """A neighbour: arithmetic until told to end."""
+def _be_busy(stop: Any, core: int) -> None:
+    """A neighbour: arithmetic on one core until told to end."""
+    os.sched_setaffinity(0, {core})
     x = 1.0
     while not stop.is_set():
         for _ in range(100_000):
