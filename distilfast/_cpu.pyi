@@ -88,6 +88,9 @@ def wide_channels(k: int) -> int:
 def available_cores() -> int:
     """Cores that the affinity mask and the cgroup's CPU quota allow; at least 1."""
 
+def naive_matmul(a: Floats, b: Floats, block: int) -> Floats:
+    """a bᵀ: [M, K] · [N, K] → [M, N], in the order of summation of ``distilfast.arithmetic``."""
+
 def embed(
     ids: Ints,
     positions: Ints,

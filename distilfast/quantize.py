@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from distilfast import reference
+from distilfast.arithmetic import LINEAR_BLOCK, exp, matmul
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 
-VERSION = 2
+VERSION = 3
 """Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
 
 _LENGTHS = (32, 64, 96)
@@ -51,7 +52,8 @@ def channels(
         widest = np.argsort(-reach, kind="stable")[: wide(len(reach))]
         made[f"{name}.centre"] = centre
         made[f"{name}.wide"] = np.sort(widest).astype(np.float32)
-        made[f"{name}.bias"] = tensors[f"{name}.bias"] + tensors[f"{name}.weight"] @ centre
+        shift = matmul(centre[None], tensors[f"{name}.weight"], LINEAR_BLOCK)[0]
+        made[f"{name}.bias"] = tensors[f"{name}.bias"] + shift
     return made
 
 
@@ -82,4 +84,4 @@ def _inputs(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Iterator[tup
 
 def _roughly(activation: str, x: np.ndarray) -> np.ndarray:
     """The activation, GELU by its logistic form: good to 0.02, and means need no more."""
-    return x / (1 + np.exp(-1.702 * x)) if activation == "gelu" else reference.ACTIVATIONS[activation](x)
+    return x / (1 + exp(-1.702 * x)) if activation == "gelu" else reference.ACTIVATIONS[activation](x)

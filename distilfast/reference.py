@@ -1,6 +1,7 @@
 """The model in plain numpy: four operations, one loop. In float64 the truth every backend is measured against.
 
-It computes in the dtype of its tensors: float32 gives the naive arithmetic whose own error is the yardstick.
+It computes in the dtype of its tensors. In float32 that is the naive arithmetic whose own error the budgets are
+derived from, the same to the bit on every machine: see ``distilfast.arithmetic``.
 
 It is itself checked against transformers in float64 (tests/model/test_reference.py). Sources: Devlin et al., BERT,
 arXiv 1810.04805; Sanh et al., DistilBERT, arXiv 1910.01108; Ba et al., Layer Normalization, arXiv 1607.06450;
@@ -14,31 +15,25 @@ from collections.abc import Callable
 
 import numpy as np
 
+from distilfast import arithmetic
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.heads import Head
 
 Tensors = dict[str, np.ndarray]
 
-_erf_of_numbers = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    return _erf_of_numbers(x).astype(x.dtype)
-
-
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
-    "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
+    "gelu": lambda x: 0.5 * x * (1.0 + arithmetic.erf(x / math.sqrt(2.0))),
     "relu": lambda x: np.maximum(x, 0.0),
-    "tanh": np.tanh,
+    "tanh": arithmetic.tanh,
 }
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
     """(x − mean) / √(variance + eps) · weight + bias along the last axis of [T, D]; the biased variance."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
+    centred = x - arithmetic.total(x) / x.shape[-1]
+    variance = arithmetic.total(centred * centred) / x.shape[-1]
     return centred / np.sqrt(variance + eps) * weight + bias
 
 
@@ -53,7 +48,7 @@ def embed(batch: PackedBatch, tensors: Tensors, eps: float) -> np.ndarray:
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, activation: str = "none") -> np.ndarray:
     """act(x Wᵀ + b): [T, K] · [N, K] → [T, N]."""
-    return ACTIVATIONS[activation](x @ weight.T + bias)
+    return ACTIVATIONS[activation](arithmetic.matmul(x, weight, arithmetic.LINEAR_BLOCK) + bias)
 
 
 def attention(qkv: np.ndarray, cu_seqlens: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +59,11 @@ def attention(qkv: np.ndarray, cu_seqlens: np.ndarray, num_heads: int) -> tuple[
     probabilities = []
     for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         q, k, v = qkv[start:end].reshape(end - start, 3, num_heads, head_size).transpose(1, 2, 0, 3)
-        scores = q @ k.transpose(0, 2, 1) / math.sqrt(head_size)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        context[start:end] = (weights @ v).transpose(1, 0, 2)
+        scores = arithmetic.matmul(q, k, arithmetic.SCORES_BLOCK) / math.sqrt(head_size)
+        weights = arithmetic.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= arithmetic.total(weights)
+        values = v.transpose(0, 2, 1)
+        context[start:end] = arithmetic.matmul(weights, values, arithmetic.CONTEXT_BLOCK).transpose(1, 0, 2)
         probabilities.append(weights.ravel())
     return context.reshape(tokens, -1), np.concatenate(probabilities)
 

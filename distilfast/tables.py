@@ -94,6 +94,7 @@ _MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "max_abs": ("max |Δ|", "{:.1e}".format),
     "relative": ("‖Δ‖/‖t‖", "{:.1e}".format),
     "naive": ("naive", "{:.1e}".format),
+    "torch": ("torch", "{:.1e}".format),
     "budget": ("budget", "{:.1e}".format),
     "cosine": ("1−cos", lambda cosine: f"{max(0.0, 1.0 - cosine):.0e}"),
     "share": ("step", lambda share: f"{share:.2f}" if share < 10 else _large(share)),
@@ -105,10 +106,11 @@ _MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
 def parity(report: Report, *, layers_only: bool = False) -> Table:
     """Every intermediate, or only what each layer hands to the next, beside the truth t.
 
-    ``naive`` is the relative error of the same model computed plainly; ``step`` the share of its budget that the worst
-    column of this operation alone needs; ``ulp`` what 99 % of the numbers are within.
+    ``naive`` is the relative error of the same model computed plainly, ``torch`` that of transformers in the same
+    precision; ``step`` the share of its budget that the worst column of this operation alone needs; ``ulp`` what 99 %
+    of the numbers are within.
     """
-    shown = {name: _MEASURES[name] for name in _MEASURES if name in report.rows[0]}
+    shown = {name: _MEASURES[name] for name in _MEASURES if report.rows[0].get(name) is not None}
     table = _table(None, "intermediate", *(head for head, _ in shown.values()))
     table.padding, table.show_edge = (0, 1, 0, 0), False
     _align_right(table)

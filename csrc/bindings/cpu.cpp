@@ -10,6 +10,7 @@
 #include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
+#include "cpu/naive.h"
 #include "cpu/stages.h"
 
 namespace py = pybind11;
@@ -240,6 +241,16 @@ std::uint64_t checksum_of(const py::buffer& block, int threads) {
   return checksum({static_cast<const std::byte*>(info.ptr), bytes}, team);
 }
 
+Floats naive_matmul_of(const Floats& a, const Floats& b, Index block) {
+  require(a.ndim() == 2 && b.ndim() == 2 && a.shape(1) == b.shape(1) && block >= 1,
+          "a [M, K] and b [N, K] do not belong together, or the block is empty.");
+  Floats out({a.shape(0), b.shape(0)});
+  float* const c = out.mutable_data();
+  py::gil_scoped_release release;
+  naive_matmul(a.data(), b.data(), c, a.shape(0), b.shape(0), a.shape(1), block);
+  return out;
+}
+
 // The packed weights where they lie, for as long as the encoder lives.
 Floats packed_of(const py::object& self) {
   const std::span<const float> packed = self.cast<const BoundEncoder&>().encoder().model().image.floats();
@@ -291,6 +302,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 
+  module.def("naive_matmul", &naive_matmul_of, arg("a"), arg("b"), arg("block"),
+             "a [M, K] times b [N, K] transposed, in a fixed order of summation; see distilfast.arithmetic.");
   module.def("embed", &embed_alone, arg("ids"), arg("positions"), arg("token_types").none(true), arg("word"),
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("isa"), arg("threads") = 1);

@@ -95,7 +95,7 @@ class Budget:
 
     ``factor``: how often the naive error is allowed end to end; a step alone is allowed it NAIVE_FACTOR times in every
     precision. ``last_hidden``: the error that is allowed at the last hidden state, where a number is stated for it;
-    ``cosine``: the least cosine of a token of a hidden state; ``torch``: the same type of the reference implementation.
+    ``cosine``: the least cosine of a token of a hidden state; ``torch``: the same type in torch.
     """
 
     derivation: str

@@ -11,7 +11,7 @@ from distilfast.errors import InputError
 from distilfast.parity.comparison import Report
 
 KINDS = (".png", ".svg")
-_OURS, _NAIVE, _BUDGET, _WRONG = "#0b5fa5", "#c4c4c4", "#c0392b", "#c0392b"
+_OURS, _NAIVE, _TORCH, _BUDGET, _WRONG = "#0b5fa5", "#c4c4c4", "#e08214", "#c0392b", "#c0392b"
 _MANY = 14  # groups on the axis whose names still stand side by side
 _FLOOR = 1e-12  # where an error of nothing at all is drawn, for a logarithm has no zero
 
@@ -61,6 +61,9 @@ def _draw(report: Report, axes: Any) -> None:
     x = range(len(rows))
     axes.plot(x, [_shown(row.budget) for row in rows], color=_BUDGET, linestyle="--", linewidth=1.3, label="budget")
     axes.plot(x, [_shown(row.naive) for row in rows], color=_NAIVE, linewidth=4.5, label=_literal(report.yardstick))
+    if all(row.torch is not None for row in rows):
+        torch = [_shown(row.torch or 0.0) for row in rows]
+        axes.plot(x, torch, color=_TORCH, linewidth=1.2, linestyle=":", label=f"transformers {report.precision}")
     axes.plot(
         x, [_shown(row.relative) for row in rows], color=_OURS, linewidth=1.6, marker="o", markersize=3.2,
         label=_literal(f"distilfast, {report.detail}"),

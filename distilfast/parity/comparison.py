@@ -35,7 +35,7 @@ BATCH_TOKENS = 256
 class Report:
     """All rows of one comparison; ``judged`` is the last hidden state, whose ``budget`` the project states.
 
-    ``yardstick`` says whose naive forward the budgets are derived from; ``texts`` were compared, the first ``given``
+    ``yardstick`` says which naive forward the budgets are derived from; ``texts`` were compared, the first ``given``
     of them the caller's own.
     """
 
@@ -127,7 +127,7 @@ def compare(
     budget = budget_for(precision)
     exact = in_float64(weights)
     plain = ReferenceSide(weights, exact, head, precision, budget)
-    side = plain if against == "reference" else TransformersSide(directory, plain, precision, budget)
+    side = plain if against == "reference" else TransformersSide(directory, plain, budget)
     chosen = enough(texts)
     comparison = _Comparison(engine, weights, exact, side, budget)
     comparison.run(chosen.texts)
@@ -178,7 +178,7 @@ class _Comparison:
     def _add(self, first: int, batch: PackedBatch) -> None:
         got: Trace = {}
         self._engine.forward(batch, trace=got)
-        truth, naive = self._side.truth(batch), self._side.naive(batch)
+        truth, naive, torch = self._side.truth(batch), self._side.naive(batch), self._side.torch(batch)
         heads = self._engine.config.num_heads
         made = steps(batch, self._engine.config, self._engine.head)
         missing = [step.name for step in made if step.name not in got]
@@ -187,6 +187,8 @@ class _Comparison:
         for step in made:
             tally = self._tallies.setdefault(step.name, Tally(step.name, self._engine.config))
             tally.add(*(shaped(step.name, trace[step.name], batch, heads) for trace in (got, truth, naive)))
+            if torch is not None:
+                tally.add_torch(*(shaped(step.name, trace[step.name], batch, heads) for trace in (torch, truth)))
             inputs = [got[name] for name in step.inputs]
             exact = apply(step, self._exact, [x.astype(np.float64) for x in inputs])
             plain = apply(step, self._plain, [x.astype(np.float32) for x in inputs], self._arithmetic)

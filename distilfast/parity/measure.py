@@ -22,7 +22,8 @@ class Row:
     """What was measured at one intermediate, and whether it is within its budget.
 
     End to end: ``max_abs`` largest |Δ|, ``relative`` ‖Δ‖ / ‖truth‖, its ``budget`` and the same of the ``naive``
-    forward, ``cosine`` the lowest of a token, ``ulps`` how many numbers are so far off (see ``ULP_BUCKETS``).
+    forward, ``cosine`` the lowest of a token, ``ulps`` how many numbers are so far off (see ``ULP_BUCKETS``), ``torch``
+    the relative error of transformers in the same precision where that was run: shown, and not judged by.
     The step alone, from the engine's own inputs: ``step`` ‖Δ‖ / ‖truth‖, and ``share``, how much of its budget it
     needs, or its worst column does, which is ``where``.
     """
@@ -31,6 +32,7 @@ class Row:
     max_abs: float
     relative: float
     naive: float
+    torch: float | None
     budget: float
     cosine: float
     least_cosine: float | None
@@ -74,6 +76,7 @@ class Tally:
         self.name = name
         self._config = config
         self._error = self._naive = self._truth = self._rows = 0.0  # sums of squares; _rows: of the rows' sums
+        self._torch: float | None = None
         self._max_abs, self._cosine = 0.0, 1.0
         self._ulps = np.zeros(ULP_BUCKETS, np.int64)
         self._columns: Columns | None = None
@@ -88,6 +91,10 @@ class Tally:
         self._max_abs = float(np.maximum(self._max_abs, np.sqrt(error.max())))  # both keep a NaN
         self._cosine = float(np.minimum(self._cosine, lowest_cosine(got, truth)))
         self._ulps += ulp_histogram(got, truth)
+
+    def add_torch(self, torch: np.ndarray, truth: np.ndarray) -> None:
+        """End to end, of transformers' own forward."""
+        self._torch = (self._torch or 0.0) + float(squares(torch - truth).sum())
 
     def add_step(
         self, got: np.ndarray, truth: np.ndarray, naive: np.ndarray, places: Sequence[tuple[int, int]]
@@ -107,6 +114,7 @@ class Tally:
             max_abs=self._max_abs,
             relative=_relative(self._error, self._truth),
             naive=naive,
+            torch=None if self._torch is None else _relative(self._torch, self._truth),
             budget=budget.end_to_end(naive, float(participation(self._naive, self._rows)), last=last),
             cosine=self._cosine,
             least_cosine=budget.cosine if hidden else None,

@@ -37,9 +37,10 @@ _LIBRARIES = ("numpy", "tokenizers", "safetensors", "torch", "transformers", "ma
 _MEASURES = (
     "Δ is what the engine says less what is true, ‖Δ‖ / ‖truth‖ its size end to end. The naive error is that of the "
     "same model computed plainly in the same precision; the budget is derived from it, with an allowance for luck that "
-    "shrinks with the number of texts. “Step” computes the one operation in float64 from the engine’s own inputs; "
-    "“share” is how much of its budget the worst column of that step needs, and must not exceed 1. “ulp” is how far "
-    "from the truth, in float32 numbers, half and 99 % of the values are at most."
+    "shrinks with the number of texts. “Transformers” is the error of transformers itself in that precision, where it "
+    "was compared with; nothing is judged by it. “Step” computes the one operation in float64 from the engine’s own "
+    "inputs; “share” is how much of its budget the worst column of that step needs, and must not exceed 1. “ulp” is "
+    "how far from the truth, in float32 numbers, half and 99 % of the values are at most."
 )
 
 
@@ -139,13 +140,16 @@ def _quality(quality: Quality) -> dict[str, str]:
 
 
 def _rows(report: Report) -> str:
-    heads = ("intermediate", "max |Δ|", "‖Δ‖ / ‖truth‖", report.yardstick, "budget", "lowest cosine", "step", "share",
-             "ulp 50 %", "ulp 99 %", "verdict")  # fmt: skip
+    heads = ["intermediate", "max |Δ|", "‖Δ‖ / ‖truth‖", report.yardstick, "budget", "lowest cosine", "step", "share",
+             "ulp 50 %", "ulp 99 %", "verdict"]  # fmt: skip
+    if report.rows_[0].torch is not None:
+        heads.insert(4, f"transformers {report.precision}")
     return _table(heads, [_cells(row) for row in report.rows_], [not row.passed for row in report.rows_])
 
 
 def _cells(row: Row) -> list[str]:
-    errors = [f"{value:.1e}" for value in (row.max_abs, row.relative, row.naive, row.budget)]
+    measured = (row.max_abs, row.relative, row.naive, row.torch, row.budget)
+    errors = [f"{value:.1e}" for value in measured if value is not None]
     median, most = row.ulp_quantile(0.5), row.ulp_quantile(0.99)
     tail = [f"{row.cosine:.9f}", f"{row.step:.1e}", f"{row.share:.3g}", _distance(median), _distance(most)]
     verdict = "pass" if row.passed else "FAIL" if row.share <= 1.0 else f"FAIL: {row.complaint}"

@@ -1,4 +1,9 @@
-"""The two sides of a comparison: what is true, and how far a naive forward in the engine's precision is from it."""
+"""The truth of a comparison, and how far a naive forward in the engine's precision is from it.
+
+The naive forward is the reference's own in every comparison, so that the budgets and with them the verdicts are the
+same on every machine. torch's own error depends on the order of summation that its libraries choose for a processor: it
+is shown beside the budgets, and judges nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,7 @@ AUTO_CLASSES = {
 
 
 class Side(Protocol):
-    """Traces under the names of ``distilfast.backends.base``; ``yardstick`` says whose naive forward it is."""
+    """Traces under the names of ``distilfast.backends.base``; ``yardstick`` says what the naive forward is."""
 
     yardstick: str
 
@@ -40,6 +45,10 @@ class Side(Protocol):
 
     def naive(self, batch: PackedBatch) -> Trace:
         """In the engine's precision, float32 arrays."""
+        ...
+
+    def torch(self, batch: PackedBatch) -> Trace | None:
+        """As transformers computes in the engine's precision; None where that is not known."""
         ...
 
 
@@ -60,30 +69,29 @@ class ReferenceSide:
         """See ``Side``."""
         return forward(steps(batch, self.weights.config, self.head), self._plain, self._arithmetic)
 
+    def torch(self, batch: PackedBatch) -> None:
+        """See ``Side``."""
+
 
 class TransformersSide:
-    """The checkpoint in transformers' own modules, in float64, and in their own float32, bfloat16 or float16.
+    """The checkpoint in transformers' own modules, in float64, and in their own float32, bfloat16 or float16."""
 
-    A precision that torch does not have is measured by the reference's naive forward.
-    """
-
-    def __init__(self, directory: Path, plain: ReferenceSide, precision: str, budget: Budget) -> None:
+    def __init__(self, directory: Path, plain: ReferenceSide, budget: Budget) -> None:
         """``plain``: the reference's side of the same model; raises BackendError where transformers is absent."""
         model = load_transformers(directory, plain.head.task)
         self._exact = TransformersModel(copy.deepcopy(model).double(), plain.weights, plain.head)
-        self._naive: Callable[[PackedBatch], Trace] = plain.naive
-        self.yardstick = plain.yardstick
+        self._own: Callable[[PackedBatch], Trace | None] = plain.torch
         if budget.torch:
-            self._naive = TransformersModel(model.to(getattr(_torch(), budget.torch)), plain.weights, plain.head)
-            self.yardstick = f"transformers {precision}"
+            self._own = TransformersModel(model.to(getattr(_torch(), budget.torch)), plain.weights, plain.head)
+        self.naive, self.yardstick = plain.naive, plain.yardstick
 
     def truth(self, batch: PackedBatch) -> Trace:
         """See ``Side``."""
         return self._exact(batch)
 
-    def naive(self, batch: PackedBatch) -> Trace:
+    def torch(self, batch: PackedBatch) -> Trace | None:
         """See ``Side``."""
-        return self._naive(batch)
+        return self._own(batch)
 
 
 def in_float64(weights: Weights) -> Tensors:

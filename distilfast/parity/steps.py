@@ -1,8 +1,6 @@
 """The reference, one step for each named intermediate, so that each can be computed alone from any inputs.
 
-Chained, the steps are ``reference.encoder`` and ``reference.run_head``, to the bit (tests/parity) but for a linear with
-a single output: that one numpy hands to a routine for vectors, which adds up in many chains and is no yardstick beside
-all the others, so its row is computed twice over, as a matrix.
+Chained, the steps are ``reference.encoder`` and ``reference.run_head``, to the bit (tests/parity).
 """
 
 from __future__ import annotations
@@ -102,10 +100,7 @@ def _layer(at: str, x: str, batch: PackedBatch, config: ModelConfig) -> list[Ste
 
 def _dense(name: str, activation: str = "none") -> Run:
     def run(tensors: Tensors, x: np.ndarray) -> np.ndarray:
-        weight, bias = tensors[name + ".weight"], tensors[name + ".bias"]
-        if len(weight) > 1:
-            return reference.linear(x, weight, bias, activation)
-        return reference.linear(x, np.repeat(weight, 2, axis=0), bias, activation)[:, :1]
+        return reference.linear(x, tensors[name + ".weight"], tensors[name + ".bias"], activation)
 
     return run
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distilfast.arithmetic import LINEAR_BLOCK, matmul
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 LINEAR_PRECISIONS = (*PRECISIONS, "int8")
 """int8 is bf16 in all but a linear's weight, up to 64 rows; see ``Int8Linear`` for more."""
@@ -106,7 +108,7 @@ class Int8Linear:
 
     def centred_bias(self, bias: np.ndarray) -> np.ndarray:
         """What the kernel adds: the bias, and what the centre amounts to."""
-        return bias + self.weight @ self.centre
+        return bias + matmul(self.centre[None], self.weight, LINEAR_BLOCK)[0]
 
     def operands(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of bf16 numbers [T, K]: wide channels [T, wide_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
@@ -119,7 +121,7 @@ class Int8Linear:
         wide, integers, scales = self.operands(x)
         w_integers, w_scales = rounded_groups(self._narrow(self.weight), W_TURN)
         w_wide = rounded(self.weight[:, self.wide], "bf16")
-        result = wide[:, : len(self.wide)].astype(dtype) @ w_wide.astype(dtype).T
+        result = matmul(wide[:, : len(self.wide)].astype(dtype), w_wide.astype(dtype), LINEAR_BLOCK)
         for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
             sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
             scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_TURNED)).astype(dtype)

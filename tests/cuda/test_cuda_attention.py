@@ -16,25 +16,13 @@ def ends(lengths):
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def low_precision(qkv, cu_seqlens, heads, precision):
-    """The naive computation: float32, with the probabilities and the result rounded to the precision."""
-    contexts, width = [], qkv.shape[1] // 3
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
-        q, k, v = qkv[begin:end].reshape(end - begin, 3, heads, -1).transpose(1, 2, 0, 3)
-        scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(width // heads))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights = rounded(weights / weights.sum(axis=-1, keepdims=True), precision)
-        contexts.append((weights @ v).transpose(1, 0, 2).reshape(end - begin, width))
-    return rounded(np.concatenate(contexts), precision)
-
-
 def check(extension, qkv, lengths, heads, precision):
     cu_seqlens, head_size = ends(lengths), qkv.shape[1] // 3 // heads
     qkv = rounded(qkv, precision)
     got, probabilities = extension.attention(raw(qkv, precision), cu_seqlens, heads, head_size, precision=precision)
     truth, weights = reference.attention(qkv.astype(np.float64), cu_seqlens, heads)
-    plain = low_precision(qkv, cu_seqlens, heads, precision)
-    assert naive.error(from_raw(got, precision), truth) <= naive.allowed(plain, truth)
+    plain = naive.attention(qkv, cu_seqlens, heads, narrow_weights=lambda x: rounded(x, precision))
+    assert naive.error(from_raw(got, precision), truth) <= naive.allowed(rounded(plain, precision), truth)
     naive_weights = reference.attention(qkv, cu_seqlens, heads)[1]
     assert naive.error(probabilities, weights) <= naive.allowed(rounded(naive_weights, precision), weights)
 

@@ -1,7 +1,8 @@
-"""Each operation the naive way: one rounding per operation, sums one term after the other.
+"""Each operation the naive way: the reference's own float32 arithmetic, rounded to the precision of the operands.
 
 A kernel keeps its budget if its error against float64 is at most twice the error of these. ``narrow`` rounds to the
-precision of the operands: every result is, and sums are float32, as matrix instructions keep them.
+precision of the operands: every result is, and sums are float32, as matrix instructions keep them. The orders of
+summation are those of ``distilfast.arithmetic``, the same on every machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from distilfast import reference
+from distilfast.arithmetic import CONTEXT_BLOCK, SCORES_BLOCK, exp, matmul, total
 
 FACTOR = 2.0
 HALF_ULP = 2.0**-24
@@ -39,20 +41,13 @@ def allowed(naive: np.ndarray, truth: np.ndarray) -> float:
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, activation: str = "none", narrow: Narrow = to_fp32
 ) -> np.ndarray:
-    """One chain of multiply and add for each element."""
-    y = np.zeros((len(x), len(weight)), np.float32)
-    for k in range(x.shape[1]):
-        y += x[:, k : k + 1] * weight[:, k]
-    return narrow(reference.ACTIVATIONS[activation](narrow(y + bias)))
+    """The product rounded before the activation, as its own operation's result is."""
+    return narrow(reference.ACTIVATIONS[activation](narrow(reference.linear(x, weight, bias))))
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    """Mean and variance by chains of additions (cumsum adds one term after the other)."""
-    width = np.float32(x.shape[1])
-    mean = np.cumsum(x, axis=1, dtype=np.float32)[:, -1:] / width
-    centred = x - mean
-    variance = np.cumsum(centred * centred, axis=1, dtype=np.float32)[:, -1:] / width
-    return centred / np.sqrt(variance + np.float32(eps)) * weight + bias
+    """In float32."""
+    return reference.layer_norm(to_fp32(x), weight, bias, np.float32(eps))
 
 
 def attention(
@@ -63,12 +58,12 @@ def attention(
     narrow_weights: Narrow | None = None,
 ) -> np.ndarray:
     """Scores, probabilities and context, each of them rounded; ``narrow_weights``: the probabilities otherwise."""
-    tokens, width = qkv.shape
-    context = np.empty((tokens, num_heads, width // 3 // num_heads), np.float32)
+    context = []
     for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         q, k, v = qkv[start:end].reshape(end - start, 3, num_heads, -1).transpose(1, 2, 0, 3)
-        scores = narrow(q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[-1])))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights = (narrow_weights or narrow)(weights / weights.sum(axis=-1, keepdims=True))
-        context[start:end] = (weights @ v).transpose(1, 0, 2)
-    return narrow(context.reshape(tokens, -1))
+        scores = narrow(matmul(q, k, SCORES_BLOCK) / np.float32(np.sqrt(q.shape[-1])))
+        weights = exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = (narrow_weights or narrow)(weights / total(weights))
+        heads = matmul(weights, v.transpose(0, 2, 1), CONTEXT_BLOCK)
+        context.append(heads.transpose(1, 0, 2).reshape(end - start, -1))
+    return narrow(np.concatenate(context))

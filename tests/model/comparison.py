@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from distilfast import Engine
 from distilfast.parity.sides import AUTO_CLASSES
 
 FIRST_ROW_TASKS = ("text-classification", "multiple-choice", "feature-extraction")
@@ -48,6 +49,16 @@ def transformers_model(directory: Path, task: str, dtype: str = "float32") -> An
     torch.set_num_threads(2)
     load = getattr(transformers, AUTO_CLASSES[task]).from_pretrained
     return load(directory, attn_implementation="eager", dtype=getattr(torch, dtype)).eval()
+
+
+def naive_outputs(directory: Path, batch: Padded, **asked: bool) -> Values:
+    """The same of the reference in its naive float32, whose error the limits come from, on every machine alike."""
+    engine = Engine.from_pretrained(directory, backend="reference", precision="fp64")
+    tensors = engine._backend._tensors
+    engine._backend._tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    outputs = engine(*batch, **asked).to_dict()
+    assert all(values.dtype == np.float32 for values in outputs.values() if not isinstance(values, tuple))
+    return outputs
 
 
 def transformers_outputs(model: Any, batch: Padded, **asked: bool) -> Values:

@@ -17,10 +17,14 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from distilfast import reference
+from distilfast.backends import cpu
 from distilfast.cli import app
 from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.parity import Report, compare
+from distilfast.parity.sides import in_float64
+from distilfast.parity.steps import forward as run_steps
+from distilfast.parity.steps import steps
 from distilfast.weights import Weights, load_weights
 
 Make = Callable[..., Path]
@@ -191,6 +195,26 @@ def test_what_is_no_number_fails(register: Callable[..., str], checkpoint: Path,
     assert_first_wrong(report, "layer.1.ffn_out")
     assert row(report, "layer.1.ffn_out").where.endswith("column 7")
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_an_engine_that_is_less_exact(register: Callable[..., str], checkpoint: Path, factor: float) -> None:
+    """Every intermediate of the C++ backend as far from the truth as it is, which passes, and 2.5 times as far."""
+
+    class LessExact(cpu.CpuBackend):
+        def load(self, weights: Weights, head: Any, precision: str) -> None:
+            super().load(weights, head, precision)
+            self.exact, self.right = in_float64(weights), (weights.config, head)
+
+        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None) -> Any:
+            result = super().forward(batch, rows, hidden, trace)
+            truth = run_steps(steps(batch, *self.right), self.exact)
+            for name, right in truth.items():
+                trace[name] = (right + factor * (trace[name] - right)).astype(np.float32)
+            return result
+
+    register(LessExact)
+    assert judged(checkpoint).passed == (factor == 1.0)
 
 
 def test_a_trace_with_a_gap_is_an_error(register: Callable[..., str], checkpoint: Path) -> None:

@@ -10,6 +10,8 @@ namespace distilfast {
 namespace {
 
 struct Bf16Attention : Bf16Dot {
+  // One chain: rounding the operands costs a hundred times what its sums do.
+  static constexpr Index scores_block = Index{1} << 30, context_block = scores_block;
   // Slots of 2 * Vec::width numbers of one key.
   static Vec key_slots(const float* k, Index left) {
     const Vec low = left < 16 ? Vec::load(k, left) : Vec::load(k);

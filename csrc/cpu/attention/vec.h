@@ -3,9 +3,10 @@
 // Keys and values of the head are copied once into the order in which tiles read them, [slot of d][key] and [slot of
 // keys][d] in panels as wide as a tile, where they stay in L2: 256 KB for 512 keys of 64, half of it in bf16. Then a
 // block of query rows at a time: all scores of these rows, a softmax over whole rows, the product with v. Whole rows
-// rather than an online softmax: a block's scores fit L1, and nothing has to be rescaled. A sum runs over d or over the
-// keys in their order, one chain for each element, so a row depends on its own sequence alone.
-// The operands are fp32 here; attention/bf16.h has pairs of bf16 numbers in a slot. Reference: attention/ref.h.
+// rather than an online softmax: a block's scores fit L1, and nothing has to be rescaled. A sum over d or over the keys
+// is a chain in their order, in fp32 a sum of short chains, which round less than one long one; either way a row
+// depends on its own sequence alone. The operands are fp32 here; attention/bf16.h has pairs of bf16 numbers in a slot.
+// Reference: attention/ref.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -29,6 +30,9 @@ constexpr Index least_block_rows = most_rows<most_vectors> * 2, most_block_rows 
 
 struct Fp32Attention : Fp32 {
   static constexpr Index per_slot = 1;
+  // Terms of a chain over d and over the keys. Its accumulators are added to the total once, 24 vectors for every
+  // 32 x 24 or 64 x 24 multiply-adds.
+  static constexpr Index scores_block = 32, context_block = 64;
   // Slots of Vec::width numbers of one key, and of one value.
   static Vec key_slots(const float* k, Index left) { return left < Vec::width ? Vec::load(k, left) : Vec::load(k); }
   static Vec value_slots(const float* v, Index, Index, Index left) { return key_slots(v, left); }
@@ -120,6 +124,19 @@ inline void make_queries(const float* q, Index stride, Index rows, Index head_si
       Operands::key_slots(q + row * stride + c, head_size - c).store(to + row * to_stride + c / Operands::per_slot);
 }
 
+// total = A B, as the sum of blocks of `block` slots of the depth.
+template <class Operands, int Rows, int Vectors>
+inline __attribute__((always_inline)) void multiply_in_blocks(Tile<Rows, Vectors, Operands>& total, const float* a,
+                                                              Index a_stride, const float* b, Index depth,
+                                                              Index block) {
+  total.multiply(a, a_stride, b, depth < block ? depth : block);
+  for (Index k = block; k < depth; k += block) {
+    Tile<Rows, Vectors, Operands> part;
+    part.multiply(a + k, a_stride, b + k * total.columns, depth - k < block ? depth - k : block);
+    total.each([&](int i, int j, auto& sum) { sum = sum + part.sum[i][j]; });
+  }
+}
+
 // scores = q kt, [rows][scores_stride]
 template <class Operands>
 inline void score_block(const float* q, Index q_stride, Index rows, const float* packed, Index keys, Index depth,
@@ -128,7 +145,7 @@ inline void score_block(const float* q, Index q_stride, Index rows, const float*
   in_panels(keys, [&]<int Vectors>(Index key) {
     in_row_tiles<most_rows<Vectors>>({0, rows}, [&]<int Rows>(Index row) {
       Tile<Rows, Vectors, Operands> tile;
-      tile.multiply(q + row * q_stride, q_stride, packed + key * depth, depth);
+      multiply_in_blocks(tile, q + row * q_stride, q_stride, packed + key * depth, depth, Operands::scores_block);
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
@@ -175,7 +192,7 @@ inline void weigh_block(const float* weights, Index stride, const float* inverse
   in_panels(head_size, [&]<int Vectors>(Index column) {
     in_row_tiles<most_rows<Vectors>>({0, rows}, [&]<int Rows>(Index row) {
       Tile<Rows, Vectors, Operands> tile;
-      tile.multiply(weights + row * stride, stride, packed + column * depth, depth);
+      multiply_in_blocks(tile, weights + row * stride, stride, packed + column * depth, depth, Operands::context_block);
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
