@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import host_build
 import pytest
-from host_build import built, imported
 
 if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd")):
     # Triton reads this when a kernel is defined, its own library's too: so before anything imports it, and for good.
@@ -85,14 +85,14 @@ def texts(data_directory: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def amx_build() -> Path:
-    """The folder with ``_cpu`` that has the ISA amx_simulated too, and ``_tile_unit``: see tests/amx/README.md."""
-    return built("amx-simulated", ("-DAMX_SIMULATED=ON", "-DCUDA=OFF"), ("_cpu", "_tile_unit"))
+    """See ``host_build.amx_build``."""
+    return host_build.amx_build()
 
 
 @pytest.fixture(scope="session")
 def amx_simulated_module(amx_build: Path) -> ModuleType:
     """``distilfast._cpu`` with the ISA amx_simulated."""
-    module = imported("_cpu", amx_build)
+    module = host_build.imported("_cpu", amx_build)
     if missing := dict(module.isas()).get("amx_simulated", "needs an x86-64 processor"):
         pytest.skip(f"amx_simulated {missing}: all but its tiles is AVX-512's, with products of bf16")
     return module

@@ -48,3 +48,23 @@ def imported(name: str, directory: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def amx_build() -> Path:
+    """The folder with ``_cpu`` that has the ISA amx_simulated too, and ``_tile_unit``: see tests/amx/README.md."""
+    return built("amx-simulated", ("-DAMX_SIMULATED=ON", "-DCUDA=OFF"), ("_cpu", "_tile_unit"))
+
+
+def cuda_build() -> Path:
+    """The folder with ``_cuda_host``, csrc/cuda over a simulated device, and ``_cuda_faults``."""
+    return built("cuda-host", ("-DCUDA_HOST=ON", "-DPYTHON_MODULE=OFF"), ("_cuda_host", "_cuda_faults"))
+
+
+def simulated_amx() -> ModuleType:
+    """``distilfast._cpu`` with the ISA amx_simulated."""
+    return imported("_cpu", amx_build())
+
+
+def simulated_cuda() -> ModuleType:
+    """``distilfast._cuda`` over the simulated device."""
+    return imported("_cuda_host", cuda_build())

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from host_build import built, imported
+from host_build import cuda_build, imported
 
 from distilfast.backends import cuda
 
@@ -15,8 +15,7 @@ from distilfast.backends import cuda
 @pytest.fixture(scope="session")
 def host_build() -> Path:
     """The folder with the modules over the simulated device, built where a source has changed."""
-    options = ("-DCUDA_HOST=ON", "-DPYTHON_MODULE=OFF")
-    return built("cuda-host", options, ("_cuda_host", "_cuda_faults"))
+    return cuda_build()
 
 
 @pytest.fixture(scope="session", params=["host", pytest.param("device", marks=pytest.mark.gpu)])
