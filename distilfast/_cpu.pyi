@@ -74,7 +74,7 @@ class Encoder:
         """Of all arenas that no forward is using."""
 
 def packed_layout(isa: str, precision: str) -> str:
-    """What the bytes of packed weights depend on beside the checkpoint, in words."""
+    """The id of the layout of packed weights, ``f32/nr48/v1,…``: with the checkpoint it decides all their bytes."""
 
 def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
     """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""

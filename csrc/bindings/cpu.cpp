@@ -295,7 +295,7 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
   module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
-             "What the bytes of packed weights depend on beside the checkpoint, in words.");
+             "The id of the layout of packed weights, which with the checkpoint decides all their bytes.");
   module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
              "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");

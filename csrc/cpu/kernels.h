@@ -99,13 +99,19 @@ struct AddLayerNorm {
   float* out;  // [T, D]; may be x
 };
 
+// What `pack` writes. Kernels that write the same bytes for the same (N, K) have the same one and share files on disk.
+struct PackedLayout {
+  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/g64"
+  int version;           // raised with every change of the bytes: tests/kernels/test_packing.py knows those of each
+};
+
 // `linear` in one precision. Sizes are in floats.
 struct LinearKernels {
-  const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
-  int packing;             // version of what `pack` writes: packed weights on disk are read by the same one only
-  Index panel;             // columns of W that are computed at a time
-  Index part_step;         // a part of the rows begins at a multiple of it
-  Index part_rows;         // and has so many at most, itself a multiple
+  const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says, and nothing depends on it
+  PackedLayout layout;
+  Index panel;      // columns of W that are computed at a time
+  Index part_step;  // a part of the rows begins at a multiple of it
+  Index part_rows;  // and has so many at most, itself a multiple
   Index (*packed_size)(Index n, Index k);
   void (*pack)(const LinearSource&, Range panels, float* packed);
   Index (*operands_size)(Index rows, Index k);  // 0: x is read where it is

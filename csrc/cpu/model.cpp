@@ -7,8 +7,8 @@ namespace distilfast {
 
 namespace {
 
-// Raise this when Image or Dense lay out their parts otherwise; a kernel's own order has a version beside its `pack`.
-constexpr int parts_layout = 1;
+// Raise this when Image or Dense lay out their parts otherwise; a kernel's own layout has a version beside its `pack`.
+constexpr int packed_weights_version = 1;
 
 std::size_t cache_lines(Index floats) { return (static_cast<std::size_t>(floats) + 15) / 16 * 16; }
 
@@ -117,14 +117,13 @@ Image::Image(const Kernels& kernels, const std::vector<Part>& parts, std::span<c
 }
 
 std::string image_layout(const Kernels& kernels, Precision precision) {
-  const auto described = [&](Precision each) {
+  const auto id = [&](Precision each) {
     const LinearKernels& linear = kernels.linear(each);
-    return std::string(linear.arithmetic) + ", panels of " + std::to_string(linear.panel) + ", packing " +
-           std::to_string(linear.packing);
+    return std::string(linear.layout.operands) + "/nr" + std::to_string(linear.panel) + "/v" +
+           std::to_string(linear.layout.version);
   };
-  const Precision head = head_precision(precision);
-  return described(precision) + (head == precision ? "" : "; head " + described(head)) + ", parts " +
-         std::to_string(parts_layout);
+  return id(precision) + ",head=" + id(head_precision(precision)) + ",weights=v" +
+         std::to_string(packed_weights_version);
 }
 
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)

@@ -75,7 +75,8 @@ class Image {
   std::map<std::string, Dense> linears_;
 };
 
-// What else the bytes of an image depend on, in words: the key of an image that is kept for later.
+// The id of an image's layout, such as "f32/nr48/v1,head=f32/nr48/v1,weights=v1": with the checkpoint and the sizes of
+// the linears it decides every byte, so it is a part of the key under which an image is kept.
 std::string image_layout(const Kernels& kernels, Precision precision);
 
 class Norm {

@@ -23,26 +23,27 @@
 namespace distilfast {
 namespace {
 
-// Like `packing` in vec.h.
-constexpr int tile_packing = 1;
-
 constexpr Index step_depth = 32;  // of K, in a tile
 
 struct PartProduct {
   int x, w;  // which part of each, the largest is 0
 };
 
+// Versions: see Fp32Linear in vec.h.
 struct OneBf16 {
+  static constexpr PackedLayout layout{"bf16/tiles", 1};
   using Gelu = CoarseGelu;
   static constexpr int parts = 1;
   static constexpr PartProduct products[] = {{0, 0}};
 };
 struct TwoBf16 {
+  static constexpr PackedLayout layout{"2xbf16/tiles", 1};
   using Gelu = ExactGelu;
   static constexpr int parts = 2;
   static constexpr PartProduct products[] = {{1, 0}, {0, 1}, {0, 0}};
 };
 struct ThreeBf16 {
+  static constexpr PackedLayout layout{"3xbf16/tiles", 1};
   using Gelu = ExactGelu;
   static constexpr int parts = 3;
   static constexpr PartProduct products[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
@@ -233,7 +234,7 @@ void tile_linear(const Linear& op, Range rows, Range panels) {
 template <class Split>
 constexpr LinearKernels tile_linear_kernels(const char* arithmetic) {
   return {arithmetic,
-          tile_packing,
+          Split::layout,
           tile_panel,
           tile_part_step,
           tile_part_rows,

@@ -21,8 +21,8 @@
 namespace distilfast {
 namespace {
 
-// Like `packing` in vec.h, for `tile_int8_pack` and the groups.
-constexpr int tile_int8_packing = 2;
+// Of `tile_int8_pack` and of the groups.
+constexpr PackedLayout tile_int8_layout{"int8/g64/tiles", 2};
 
 struct TileInt8Packed : Int8Front {
   Tiles tiles;
@@ -246,7 +246,7 @@ inline void tile_int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels tile_int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic,      tile_int8_packing,       tile_panel,
+  return {arithmetic,      tile_int8_layout,        tile_panel,
           tile_part_step,  tile_part_rows,          tile_int8_packed_size,
           tile_int8_pack,  tile_int8_operands_size, tile_int8_make_operands,
           tile_int8_linear};

@@ -23,9 +23,13 @@ inline float bf16_slot(const float* w, Index left) {
   return __builtin_bit_cast(float, high << 16 | bf16_bits(w[0]));
 }
 
+// How pack_linear stores bf16, for both kernels.
+constexpr PackedLayout bf16_layout{"bf16", 1};
+
 struct Bf16Widened {
   using Sum = Vec;
   using Gelu = CoarseGelu;
+  static constexpr PackedLayout layout = bf16_layout;
   static constexpr Index per_slot = 2;
   static constexpr int steps = 2;
   static constexpr Index row_size(Index depth) { return (depth + 1) / 2 * 2; }
@@ -48,6 +52,7 @@ struct Bf16Widened {
 struct Bf16Dot {
   using Sum = Vec;
   using Gelu = CoarseGelu;
+  static constexpr PackedLayout layout = bf16_layout;
   static constexpr Index per_slot = 2;
   static constexpr int steps = 1;
   static constexpr Index row_size(Index depth) { return (depth + 1) / 2; }

@@ -14,8 +14,8 @@
 namespace distilfast {
 namespace {
 
-// Like `packing` in vec.h, for `pack_int8` and the groups.
-constexpr int int8_packing = 3;
+// Of `pack_int8` and of the groups, for all kernels here.
+constexpr PackedLayout int8_layout{"int8/g64", 3};
 
 constexpr Index packed_group = (group_slots + 1) * panel;  // floats
 // Groups of a block: those of a panel fit L1 beside the rows of a tile, and K = 768 has no rest.
@@ -217,7 +217,7 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 template <class Dot>
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
   return {arithmetic,
-          int8_packing,
+          int8_layout,
           panel,
           part_step,
           part_rows,

@@ -14,16 +14,15 @@ constexpr Index panel = 16;
 constexpr Index part_step = 1;
 constexpr Index part_rows = 256;
 
-// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
-// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
-constexpr int packing = 1;
-
+// K is not cut into blocks here. Raise a version with every change of the bytes: see linear/vec.h.
 struct AsItIs {
+  static constexpr PackedLayout layout{"f32/unblocked", 1};
   static float round(float x) { return x; }
 };
 
 // To the nearest bf16, ties to even; kept as fp32.
 struct ToBf16 {
+  static constexpr PackedLayout layout{"bf16/unblocked", 1};
   static float round(float x) {
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -91,8 +90,8 @@ void linear(const Linear& op, Range rows, Range panels) {
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic,  packing,          panel,           part_step, part_rows, packed_size, pack_linear<Operands>,
-          no_operands, make_no_operands, linear<Operands>};
+  return {arithmetic,  Operands::layout,      panel,       part_step,        part_rows,
+          packed_size, pack_linear<Operands>, no_operands, make_no_operands, linear<Operands>};
 }
 
 }  // namespace

@@ -7,8 +7,7 @@
 namespace distilfast {
 namespace {
 
-// Like `packing` in ref.h, for `pack_int8`.
-constexpr int int8_packing = 2;
+constexpr PackedLayout int8_layout{"int8/g64/unblocked", 2};
 
 constexpr Index group = 64;
 
@@ -98,7 +97,7 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic,         int8_packing,       panel,      part_step, part_rows, int8_packed_size, pack_int8,
+  return {arithmetic,         int8_layout,        panel,      part_step, part_rows, int8_packed_size, pack_int8,
           int8_operands_size, make_int8_operands, int8_linear};
 }
 

@@ -24,10 +24,6 @@ constexpr int panel = panel_vectors * Vec::width;
 // Sums, a row of W and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
 
-// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
-// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
-constexpr int packing = 1;
-
 // A part of the rows may begin anywhere; its rows of x and out stay in L2 beside the streamed panels.
 constexpr Index part_step = 1;
 constexpr Index part_rows = 256;
@@ -35,6 +31,9 @@ constexpr Index part_rows = 256;
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
   using Gelu = ExactGelu;
+  // Raise a layout's version with every change of its bytes: packed weights outlive the program on disk, and what
+  // another version wrote is not read.
+  static constexpr PackedLayout layout{"f32", 1};
   static constexpr Index per_slot = 1;  // numbers of K
   static constexpr Index row_size(Index) { return 0; }
   static float slot(const float* w, Index) { return *w; }
@@ -220,7 +219,7 @@ void linear(const Linear& op, Range rows, Range panels) {
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
   return {arithmetic,
-          packing,
+          Operands::layout,
           panel,
           part_step,
           part_rows,
