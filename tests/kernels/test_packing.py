@@ -55,7 +55,8 @@ def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads:
     tensors = {"embed.word": pattern(9, WIDTH), "embed.position": pattern(7, WIDTH)}
     for name, (n, k) in linears.items():
         tensors |= {f"{name}.weight": pattern(n, k), f"{name}.bias": pattern(n)}
-        tensors |= {f"{name}.centre": pattern(k), f"{name}.wide": np.arange(_cpu.wide_channels(k), dtype=np.float32)}
+        outliers = np.arange(_cpu.outlier_channels(k), dtype=np.float32)
+        tensors |= {f"{name}.channel_shift": pattern(k), f"{name}.outlier_channels": outliers}
     for name in ("embed.norm", "layer.0.attention_norm", "layer.0.output_norm"):
         tensors |= {f"{name}.weight": pattern(WIDTH), f"{name}.bias": pattern(WIDTH)}
     return _cpu.Encoder(
@@ -92,7 +93,7 @@ def test_an_id_is_short_and_without_prose(isa: str, precision: str) -> None:
 
 
 def test_every_byte_is_packed(isa: str, precision: str) -> None:
-    """Not left as memory was, between the parts and behind them either: the second image lies where the first did."""
+    """No byte is left as the memory was, in the padding either: the second block lies where the first did."""
     first = encoder(isa, precision).packed.copy()
     assert encoder(isa, precision, threads=1).packed.tobytes() == first.tobytes()
 
@@ -109,9 +110,9 @@ def test_packed_weights_are_read_in_place_and_answer_alike(isa: str, precision: 
         assert one.tobytes() == other.tobytes()
 
 
-def test_an_image_of_another_size_is_refused(isa: str, precision: str) -> None:
+def test_packed_weights_of_another_size_are_refused(isa: str, precision: str) -> None:
     packed = encoder(isa, precision).packed
-    with pytest.raises(ValueError, match="does not have the model's size"):
+    with pytest.raises(ValueError, match="do not have the model's size"):
         encoder(isa, precision, packed[:-1])
 
 
