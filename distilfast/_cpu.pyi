@@ -30,7 +30,7 @@ class Encoder:
         packed: Floats | None,
         threads: int,
     ) -> None:
-        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
+        """``head``: columns, activation and "does LayerNorm follow?" of each linear; ``tensors``: canonical names.
 
         ``packed``: what another encoder of the same shape, ``packed_layout`` and tensors had as ``packed``; then the
         linears are not looked up in ``tensors``, and nothing is copied. None: pack them.
@@ -74,7 +74,7 @@ class Encoder:
         """Of all arenas that no forward is using."""
 
 def packed_layout(isa: str, precision: str) -> str:
-    """What the bytes of packed weights depend on beside the checkpoint, in words."""
+    """The id of the layout of packed weights, ``f32/nr48/v1,…``: with the checkpoint it decides all their bytes."""
 
 def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
     """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""
@@ -82,8 +82,8 @@ def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
 def isas() -> list[tuple[str, str | None]]:
     """Every ISA there is, the fastest first, and why it cannot run here, as the end of a sentence, or None."""
 
-def wide_channels(k: int) -> int:
-    """How many channels of K int8 leaves as they are."""
+def outlier_channels(k: int) -> int:
+    """How many channels of K int8 keeps in fp32."""
 
 def available_cores() -> int:
     """Cores that the affinity mask and the cgroup's CPU quota allow; at least 1."""
@@ -108,14 +108,14 @@ def embed(
     """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D]."""
 
 class Linear:
-    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs centre [K] and wide [wide_channels(K)]."""
+    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs ``channel_shift`` [K], ``outlier_channels``."""
 
     def __init__(
         self,
         weight: Floats,
         bias: Floats,
-        centre: Floats | None = None,
-        wide: Ints | None = None,
+        channel_shift: Floats | None = None,
+        outlier_channels: Ints | None = None,
         *,
         isa: str,
         precision: str = "fp32",

@@ -14,7 +14,7 @@
 
 namespace distilfast {
 
-// Floats on a huge-page boundary; the system is asked for huge pages, since a stream of weights otherwise misses the
+// Floats on a huge-page boundary; the system is asked for huge pages, since streaming weights would otherwise miss the
 // TLB every 4 KB.
 class Buffer {
  public:

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/stages.h"
+#include "cpu/parallel.h"
 
 namespace distilfast {
 
@@ -83,7 +83,7 @@ class Pass {
         {&wide_, std::max(t * model.shape.ffn, 2 * r * head_width_)},
         {&rows_x_, r * width_},
         {&rows_q_, r * 3 * width_},
-        {&operands_, model.operands_size(t, r)},
+        {&operands_, model.packed_a_size(t, r)},
         {&scratch_.data, scratch_.stride * team.threads()},
         {&probabilities_, all_probabilities},
     };
@@ -142,7 +142,7 @@ class Pass {
                    model_.token_type,
                    model_.embed_norm.view(),
                    x_};
-    embed_stage(kernels_, op, chunk_.tokens, team_, operands_of(0));
+    parallel_embed(kernels_, op, chunk_.tokens, team_, operands_of(0));
     if (trace_) trace_("embed", x_, chunk_.tokens, width_);
   }
 
@@ -154,7 +154,7 @@ class Pass {
   // x_ -> x_, all rows.
   void layer(const Layer& layer, Index i) {
     const Index t = chunk_.tokens;
-    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, true, team_);
+    parallel_linear(layer.qkv, x_, t, Activation::none, qkv_, operands_, true, team_);
     record(i, "qkv", qkv_, t, 3 * width_);
     attention(qkv_, 3 * width_);
     record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
@@ -167,9 +167,9 @@ class Pass {
     const Index r = chunk_.num_rows(), columns = 3 * width_, panel = layer.qkv.kernels().panel;
     // A panel that straddles q and k is computed in both calls.
     const Range keys_values{width_ / panel, layer.qkv.panels()}, queries{0, (width_ + panel - 1) / panel};
-    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, true, team_);
+    parallel_linear(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, true, team_);
     gather(x_, chunk_.rows, width_, rows_x_);
-    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, false, team_);
+    parallel_linear(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, false, team_);
     plan(chunk_.row_ends);
     attention(rows_q_, columns);
     behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
@@ -192,20 +192,20 @@ class Pass {
                        static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))),
                        context_,
                        width_};
-    attention_stage(attention_, op, plan_, scratch_, probabilities_, team_);
+    parallel_attention(attention_, op, plan_, scratch_, probabilities_, team_);
   }
 
   // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
   void behind_attention(const Layer& layer, Index i, float* x, Index rows) {
-    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, operands_, false, team_);
+    parallel_linear(layer.attention_out, context_, rows, Activation::none, y_, operands_, false, team_);
     record(i, "attention_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_, {&layer.ffn_in, operands_});
+    parallel_add_layer_norm(kernels_, layer.attention_norm, y_, x, rows, x, team_, {&layer.ffn_in, operands_});
     record(i, "attention_norm", x, rows, width_);
-    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, true, team_);
+    parallel_linear(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, true, team_);
     record(i, "ffn_in", wide_, rows, model_.shape.ffn);
-    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, false, team_);
+    parallel_linear(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, false, team_);
     record(i, "ffn_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
+    parallel_add_layer_norm(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
     record(i, "output", x, rows, width_);
   }
 
@@ -224,8 +224,8 @@ class Pass {
       float* const between = wide_ + (i % 2) * r * head_width_;
       if (last && columns.numbers) return some_columns(layer, x, columns, between, out);
       float* y = last ? out : between;
-      linear_stage(layer.dense, x, r, layer.activation, y, operands_, false, team_);
-      for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
+      parallel_linear(layer.dense, x, r, layer.activation, y, operands_, false, team_);
+      for (const Norm& norm : layer.norm) parallel_add_layer_norm(kernels_, norm, y, nullptr, r, y, team_);
       if (trace_) trace_("head." + std::to_string(i), y, r, layer.dense.columns());
       x = y;
     }
@@ -239,7 +239,7 @@ class Pass {
       Index panels = 1;
       for (end = begin + 1; end < columns.count && columns.numbers[end] / panel <= first + panels; ++end)
         panels = columns.numbers[end] / panel - first + 1;
-      linear_stage(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, operands_, begin > 0, team_);
+      parallel_linear(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, operands_, begin > 0, team_);
     }
     for (Index row = 0; row < r; ++row)
       for (Index i = 0; i < columns.count; ++i) *out++ = y[row * n + columns.numbers[i]];

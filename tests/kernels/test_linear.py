@@ -9,7 +9,7 @@ import pytest
 from distilfast import _cpu, reference
 from distilfast.backends import cpu
 from distilfast.parity.budgets import to_bf16, to_two_bf16
-from distilfast.quantize import wide_channels
+from distilfast.quantize import outlier_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257)
 # (N, K): panels are 48, 32, 24 and 16 columns wide, blocks of K are 256, 512 and 1,024 long, tiles of K 32 and 64.
@@ -49,18 +49,18 @@ def groups_of_64(x, isa):
         first += most
 
 
-def to_int8(x, wide, isa):
-    """[R, K] as int8 multiplies it: groups of 64 turned and in steps of their own, then the channels that are wide."""
-    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), wide), ((0, 0), (0, -x.shape[1] % 64)))
+def to_int8(x, outliers, isa):
+    """[R, K] as int8 multiplies it: groups of 64, rotated and quantised each by itself, then the outlier channels."""
+    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
     rounded = [to_int8_steps(turned(group)) / 8 for group in groups_of_64(masked, isa)]  # 8 in x and in W: H Ht = 64 I
-    return np.concatenate([*rounded, x[:, wide]], axis=1)
+    return np.concatenate([*rounded, x[:, outliers]], axis=1)
 
 
 def channels(x):
-    """A centre, and the channels that are widest around it."""
-    centre = x.mean(axis=0)
-    reach = np.abs(x - centre).max(axis=0)
-    return centre, np.sort(np.argsort(-reach)[: wide_channels(len(reach))]).astype(np.int32)
+    """A channel shift, and the channels that reach farthest from it."""
+    shift = x.mean(axis=0)
+    reach = np.abs(x - shift).max(axis=0)
+    return shift, np.sort(np.argsort(-reach)[: outlier_channels(len(reach))]).astype(np.int32)
 
 
 NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
@@ -78,7 +78,7 @@ COARSE_GELU = 8.2e-6
 
 def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, channels=(None, None)):
     if precision == "int8" and channels[0] is None:
-        channels = np.zeros(x.shape[1], np.float32), np.arange(wide_channels(x.shape[1]), dtype=np.int32)
+        channels = np.zeros(x.shape[1], np.float32), np.arange(outlier_channels(x.shape[1]), dtype=np.int32)
     return _cpu.Linear(weight, bias, *channels, isa=isa, precision=precision, threads=threads)(x, activation)
 
 
@@ -89,9 +89,9 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
         precision = "fp32"  # by which it is computed there
     left_out = 0.0
     if precision == "int8":
-        centre, wide = channels(x)
-        got = linear(x, weight, bias, activation, **how, channels=(centre, wide))
-        x, weight = to_int8(x - centre, wide, isa), to_int8(weight, wide, isa)
+        shift, outliers = channels(x)
+        got = linear(x, weight, bias, activation, **how, channels=(shift, outliers))
+        x, weight = to_int8(x - shift, outliers, isa), to_int8(weight, outliers, isa)
     else:
         got = linear(x, weight, bias, activation, **how)
         if precision == "bf16x3":  # hi·hi + hi·lo + lo·hi, without lo·lo
@@ -106,8 +106,8 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     assert naive.error(got, truth) <= naive.allowed(usual, reference.linear(*exact, activation)) + coarse
 
 
-def test_as_many_channels_are_wide_as_the_kernels_think():
-    assert all(_cpu.wide_channels(k) == wide_channels(k) for k in range(1, 4000))
+def test_python_and_the_kernels_agree_on_the_number_of_outlier_channels():
+    assert all(_cpu.outlier_channels(k) == outlier_channels(k) for k in range(1, 4000))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -14,7 +14,7 @@ struct Vec {
   static Vec zero() { return {_mm256_setzero_ps()}; }
   static Vec all(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  // The first n floats, zeros behind them; nothing is read past them.
+  // The first n floats, zero-padded past n; nothing is read past them.
   static Vec load(const float* p, long n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, long n) const { _mm256_maskstore_ps(p, first(n), v); }
@@ -25,7 +25,7 @@ struct Vec {
   }
 };
 
-// Eight int32, the sums of int8 products.
+// Eight int32: accumulators of int8 products.
 struct IntVec {
   __m256i v;
 
@@ -52,12 +52,12 @@ inline Vec scale(Vec a, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
-// The first n lanes of a, zeros behind them.
+// The first n lanes of a, zero-padded past n.
 inline Vec keep(Vec a, long n) {
   const __m256 lane = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
   return {_mm256_and_ps(a.v, _mm256_cmp_ps(lane, _mm256_set1_ps(static_cast<float>(n)), _CMP_LT_OQ))};
 }
-// Both numbers of a slot of bf16, widened; and the nearest bf16 number, as fp32 (not for NaN).
+// Either value of a bf16 k-pack, widened to fp32; and the nearest bf16 value, as fp32 (not for NaN).
 inline Vec lower_bf16(Vec a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 16))}; }
 inline Vec upper_bf16(Vec a) {
   return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(-65536)))};

@@ -14,7 +14,7 @@ struct Vec {
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec all(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  // The first n floats, zeros behind them; nothing is read past them.
+  // The first n floats, zero-padded past n; nothing is read past them.
   static Vec load(const float* p, long n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, long n) const { _mm512_mask_storeu_ps(p, first(n), v); }
@@ -23,7 +23,7 @@ struct Vec {
   static __mmask16 first(long n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
-// Sixteen int32, the sums of int8 products.
+// Sixteen int32: accumulators of int8 products.
 struct IntVec {
   __m512i v;
 
@@ -48,9 +48,9 @@ inline Vec less(Vec a, Vec b, Vec then, Vec otherwise) {
 }
 // a * 2^n for integral n.
 inline Vec scale(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-// The first n lanes of a, zeros behind them.
+// The first n lanes of a, zero-padded past n.
 inline Vec keep(Vec a, long n) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1u), a.v)}; }
-// Both numbers of a slot of bf16, widened; and the nearest bf16 number, as fp32 (not for NaN).
+// Either value of a bf16 k-pack, widened to fp32; and the nearest bf16 value, as fp32 (not for NaN).
 inline Vec lower_bf16(Vec a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))}; }
 inline Vec upper_bf16(Vec a) {
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(-65536)))};

@@ -36,7 +36,7 @@ inline Vec polynomial(const float (&coefficients)[N], Vec x) {
 inline Vec exp(Vec x) {
   x = min(Vec::all(88.0f), max(Vec::all(-87.3f), x));  // this order keeps a NaN
   const Vec n = round(x * Vec::all(1.44269504f));
-  // log(2) in two parts: the first has few enough bits for n * part to be exact.
+  // log(2) as a sum of two: the first has few enough bits for its product with n to be exact.
   const Vec r = fma(n, Vec::all(-1.42860677e-06f), fma(n, Vec::all(-0.693145752f), x));
   return scale(polynomial(exp_poly, r), n);
 }
@@ -72,7 +72,7 @@ inline Vec coarse_gelu(Vec x) {
   return fma(distance, polynomial(gelu_tail_poly, centred), max(x, Vec::zero()));
 }
 
-// Which of them the operands of a `linear` deserve: their `Gelu`.
+// The precision of GELU that fits the operands of a `linear`: their `Gelu`.
 struct ExactGelu {
   static Vec of(Vec x) { return gelu(x); }
 };
