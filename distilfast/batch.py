@@ -56,6 +56,14 @@ class PackedBatch:
         """int32 [B]: the row of each sequence's first token."""
         return self.cu_seqlens[:-1]
 
+    @property
+    def padded_mask(self) -> np.ndarray:
+        """bool [B, L]: where a token stands in the padded form; without a ``mask``, padding follows each sequence."""
+        if self.mask is not None:
+            return self.mask
+        lengths = np.diff(self.cu_seqlens)
+        return np.arange(int(lengths.max())) < lengths[:, None]
+
     @classmethod
     def from_sequences(
         cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
@@ -100,11 +108,7 @@ class PackedBatch:
 
     def unpack(self, rows: np.ndarray) -> np.ndarray:
         """[T, …] back to [B, L, …], zeros where the padded input had no token."""
-        if self.mask is None:
-            length = int(np.diff(self.cu_seqlens).max())
-            mask = np.arange(length) < np.diff(self.cu_seqlens)[:, None]
-        else:
-            mask = self.mask
+        mask = self.padded_mask
         if mask.all():
             return rows.reshape(*mask.shape, *rows.shape[1:])
         padded = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)

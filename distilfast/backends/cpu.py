@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from distilfast import cache, quantize
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
@@ -127,19 +127,16 @@ class CpuBackend:
         return cache.find(stored.files if stored else (), facts, self._threads)
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32."""
         return self._encoder.forward(
-            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
-        )
-
-    def forward_columns(
-        self, batch: PackedBatch, rows: np.ndarray, hidden: bool, columns: np.ndarray
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Like ``forward``, but the head's last linear is computed for these columns only, int32, strictly rising."""
-        return self._encoder.forward(
-            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, None, columns
+            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
         )
 
     def info(self) -> dict[str, object]:

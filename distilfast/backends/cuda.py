@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distilfast import quantize
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
@@ -100,15 +100,21 @@ class CudaBackend:
         return tensors | {name.replace(".bias", ".centred_bias"): tensor for name, tensor in made.items()}
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32."""
         try:
-            return self._encoder.forward(
+            results = self._encoder.forward(
                 batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
             )
         except RuntimeError as error:
             raise BackendError(str(error)) from error
+        return select_columns(results, columns)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None

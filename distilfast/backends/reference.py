@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from distilfast import reference
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
@@ -37,15 +37,20 @@ class ReferenceBackend:
         self._tensors = {name: tensor.astype(np.float64) for name, tensor in weights.tensors.items()}
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; every row is computed, asked for or not."""
         trace = {} if trace is None else trace
         x = reference.encoder(batch, self._tensors, self._config, trace)
         output = None
         if rows is not None and self._head.linears:
             output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, trace)
-        return (x if hidden else None), output
+        return select_columns((x if hidden else None, output), columns)
 
     def info(self) -> dict[str, object]:
         """Nothing beyond ``detail``."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
@@ -33,7 +33,6 @@ MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the one that was used longest ago makes room."""
 
 _INTERPRETER = threading.Lock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
-Results = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def unavailable() -> str | None:
@@ -129,7 +128,14 @@ class TritonBackend:
         assert gpu is not None
         self._encoder = Encoder(tensors, weights.config, head, dtype, gpu)
 
-    def forward(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None) -> Results:
+    def forward(
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32.
 
         A batch of more tokens than the largest bucket, or than there is memory for, runs in pieces of whole sequences.
@@ -138,7 +144,9 @@ class TritonBackend:
         rows = rows if self._head.linears else None
         with self._lock:
             self._wait_for(self._caller(None))
-            return self._in_pieces(batch, rows, hidden) if trace is None else self._traced(batch, rows, hidden, trace)
+            if trace is None:
+                return select_columns(self._in_pieces(batch, rows, hidden), columns)
+            return self._traced(batch, rows, hidden, trace)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None

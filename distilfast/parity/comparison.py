@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
@@ -176,8 +175,7 @@ class _Comparison:
         )
 
     def _add(self, first: int, batch: PackedBatch) -> None:
-        got: Trace = {}
-        self._engine.forward(batch, trace=got)
+        got = self._engine.trace(batch)
         truth, naive, torch = self._side.truth(batch), self._side.naive(batch), self._side.torch(batch)
         heads = self._engine.config.num_heads
         made = steps(batch, self._engine.config, self._engine.head)

@@ -175,14 +175,13 @@ class _Check:
 def answers(engine: Engine, encodings: Sequence[Encoding]) -> list[Answer]:
     """One batch: the last hidden state, and the head's answer both with it and without, where rows are skipped."""
     batch = packed(encodings, engine.config)
-    hidden, with_hidden = engine.forward(batch, hidden=True)
-    assert hidden is not None
+    if not engine.head.linears:
+        hidden, by_head = engine.encode(batch), {}
+    else:
+        hidden, with_hidden = engine.encode_with_logits(batch)
+        by_head = {"head's answer": with_hidden, "head's answer alone": engine.logits(batch)}
     parts = {"last hidden state": np.split(hidden, batch.cu_seqlens[1:-1])}
-    if with_hidden is not None:
-        parts["head's answer"] = _by_text(engine, batch.cu_seqlens, with_hidden)
-        _, head_only = engine.forward(batch)
-        assert head_only is not None
-        parts["head's answer alone"] = _by_text(engine, batch.cu_seqlens, head_only)
+    parts |= {what: _by_text(engine, batch.cu_seqlens, rows) for what, rows in by_head.items()}
     return [{what: part[b] for what, part in parts.items()} for b in range(batch.num_sequences)]
 
 

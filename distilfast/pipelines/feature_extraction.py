@@ -68,7 +68,5 @@ class FeatureExtractionPipeline(Pipeline):
         """[L, D] of each text."""
         states: list[np.ndarray] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            hidden, _ = self.engine.forward(batch, hidden=True)
-            assert hidden is not None
-            states += np.split(hidden, batch.cu_seqlens[1:-1])
+            states += np.split(self.engine.encode(batch), batch.cu_seqlens[1:-1])
         return states

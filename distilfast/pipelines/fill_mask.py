@@ -50,9 +50,7 @@ class FillMaskPipeline(Pipeline):
 
     def _fill(self, group: Sequence[Encoding], batch: Any, top_k: int, choices: np.ndarray | None) -> list[Any]:
         rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
-        _, logits = self.engine.forward(batch, rows=rows)
-        assert logits is not None
-        scores = softmax(logits)
+        scores = softmax(self.engine.logits(batch, rows=rows))
         sequence_of = np.searchsorted(batch.cu_seqlens, rows, side="right") - 1
         return [self._words(group[b].ids, scores[sequence_of == b], top_k, choices) for b in range(len(group))]
 

@@ -49,9 +49,7 @@ class TextClassificationPipeline(Pipeline):
         texts = [_text(i, text) for i, text in enumerate([inputs] if one else listed(inputs))]
         answers: list[Any] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            _, logits = self.engine.forward(batch)
-            assert logits is not None
-            answers += [self._labels(scores) for scores in function(logits)]
+            answers += [self._labels(scores) for scores in function(self.engine.logits(batch))]
         if top_k == "":
             answers = [labels[0] for labels in answers]
         elif top_k is not None:

@@ -153,7 +153,7 @@ class FakeBackend:
     def load(self, weights, head, precision):
         self.loaded = (weights, head, precision)
 
-    def forward(self, batch, rows, hidden, trace=None):
+    def forward(self, batch, rows, hidden, trace=None, columns=None):
         return self.name, trace
 
     def forward_on_device(self, batch, rows, hidden, stream=None):
