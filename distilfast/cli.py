@@ -6,13 +6,16 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distilfast.errors import InputError
 from distilfast.evaluation.command import evaluate
 from distilfast.terminal import errors, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(
     name="distilfast",
@@ -52,10 +55,8 @@ def info(
         if model is None:
             facts = distilfast.info()
         else:
-            engine = distilfast.Engine.from_pretrained(
-                model, task=task, precision=precision, backend=backend, threads=threads, revision=revision
-            )
-            facts = engine.info()
+            options = {"task": task, **_engine(precision, backend, threads, revision)}
+            facts = distilfast.Engine.from_pretrained(model, **options).info()
         if as_json:
             print_json(facts)
         else:
@@ -84,17 +85,13 @@ def run(
 
         given = {"top_k": top_k, "targets": target or None, "function_to_apply": function_to_apply}
         options = _checked(task, {name: value for name, value in given.items() if value is not None})
-        pipe = distilfast.pipeline(task, model, precision=precision, backend=backend, threads=threads)
+        pipe = distilfast.pipeline(task, model, **_engine(precision, backend, threads))
         if as_json:
             print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
             return
-        show = {"fill-mask": tables.fill_mask, "text-classification": tables.text_classification}
         out = tables.console()
         for one in text:
-            # A vector for each token is for programs; a reader is shown the text's own.
-            out.print(
-                show[task](one, pipe(one, **options)) if task in show else tables.embedding(one, pipe.embed([one])[0])
-            )
+            out.print(_answer(task, pipe, one, options))
 
 
 @app.command()
@@ -129,7 +126,7 @@ def parity(
         from distilfast import tables
         from distilfast.parity.command import Options, run
 
-        engine = {"task": task, "precision": precision, "backend": backend, "threads": threads, "revision": revision}
+        engine = {"task": task, **_engine(precision, backend, threads, revision)}
         outcome = run(Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html))
         if as_json:
             print_json(outcome.told)
@@ -170,6 +167,19 @@ def bench(context: typer.Context) -> None:
                 "The benchmarks are not installed with the package; run this in a clone of the repository."
             )
     raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args], cwd=root).returncode)
+
+
+def _engine(precision: str, backend: str, threads: int | None, revision: str | None = None) -> dict[str, Any]:
+    """Keyword arguments of ``Engine.from_pretrained``, which checks their values."""
+    return {"precision": precision, "backend": backend, "threads": threads, "revision": revision}
+
+
+def _answer(task: str, pipe: Any, text: str, options: dict[str, Any]) -> Table:
+    """What a reader is shown; of feature-extraction one vector for the text instead of one for each token."""
+    from distilfast import tables
+
+    show = {"fill-mask": tables.fill_mask, "text-classification": tables.text_classification}
+    return show[task](text, pipe(text, **options)) if task in show else tables.embedding(text, pipe.embed([text])[0])
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, open_weights, resolve
 
 
@@ -27,8 +28,8 @@ class Engine:
         weights: Weights,
         head: Head,
         *,
-        precision: str = "fp32",
-        backend: str = "auto",
+        precision: Precision = "fp32",
+        backend: BackendName = "auto",
         threads: int | None = None,
         directory: Path | None = None,
     ) -> None:
@@ -52,16 +53,17 @@ class Engine:
         cls,
         model: str | Path,
         *,
-        task: str | None = None,
-        precision: str = "fp32",
-        backend: str = "auto",
+        task: Task | None = None,
+        precision: Precision = "fp32",
+        backend: BackendName = "auto",
         threads: int | None = None,
         revision: str | None = None,
     ) -> Engine:
         """Load a local directory or a hub id as it is, with no conversion.
 
         ``task`` is one of ``distilfast.heads.TASKS``; None takes the one that the checkpoint was saved for.
-        ``precision``: "fp32" ("fp64" on the reference backend). ``threads``: None for DISTILFAST_THREADS or all cores
+        ``precision``: "fp32", "bf16x3", "bf16" or "int8" on backend cpu; "fp32", "bf16" or "fp16" on triton; "fp32",
+        "bf16", "fp16" or "int8" on cuda; "fp64" on reference. ``threads``: None for DISTILFAST_THREADS or all cores
         that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
         """
         directory = resolve(model, revision=revision)
@@ -70,7 +72,7 @@ class Engine:
         return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """The task of the loaded head."""
         return self.head.task
 

@@ -22,6 +22,7 @@ import numpy as np
 from distilfast.config import ModelConfig
 from distilfast.errors import ConfigError, InputError
 from distilfast.heads import TASKS
+from distilfast.types import Task
 from distilfast.weights import StoredTensor, layout
 
 _CONFIGS: dict[str, dict[str, Any]] = {
@@ -80,7 +81,7 @@ _GAINS = {
 def write_checkpoint(
     directory: str | Path,
     *,
-    task: str,
+    task: Task,
     config: dict[str, Any] | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -110,12 +111,12 @@ def write_checkpoint(
     return directory
 
 
-def base_config(task: str) -> ModelConfig:
+def base_config(task: Task) -> ModelConfig:
     """distilbert-base-cased with the head of ``task``."""
     return ModelConfig.from_dict(_raw_config(task, {}, "float32", None))
 
 
-def _raw_config(task: str, config: dict[str, Any], dtype: str, num_labels: int | None) -> dict[str, Any]:
+def _raw_config(task: Task, config: dict[str, Any], dtype: str, num_labels: int | None) -> dict[str, Any]:
     model_type = config.get("model_type", "distilbert")
     if model_type not in _CONFIGS:
         raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {', '.join(_CONFIGS)}.")
@@ -130,7 +131,7 @@ def _raw_config(task: str, config: dict[str, Any], dtype: str, num_labels: int |
     return raw
 
 
-def _tensors(model: ModelConfig, task: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: ModelConfig, task: Task, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor transformers would save for this architecture: (its full name, float32 values)."""
     rng = np.random.default_rng(seed)
     alone = task == "feature-extraction"  # the bare model is saved without its prefix

@@ -8,6 +8,7 @@ import numpy as np
 
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
 Trace = dict[str, np.ndarray]
@@ -29,7 +30,7 @@ class Backend(Protocol):
     name: str  # "cpu", "reference"
     detail: str  # "avx512 fp32, 2 threads": what `info` and every benchmark row print
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Take the weights over; raises BackendError for a precision this backend does not have.
 
         Nobody has looked at their values yet: ``weights.check_finite()`` does, unless what was packed of them is known.

@@ -14,6 +14,7 @@ from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Resu
 from distilfast.backends.measured import bucket_for
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
 
@@ -31,7 +32,7 @@ class BucketBackend:
         ranges = ", ".join(f"{name} at {tokens}" for tokens, name in sorted(self._winners.items()))
         return f"{'; '.join(backend.detail for backend in self._backends.values())}; by tokens: {ranges}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """See ``Backend.load``: all of them."""
         for backend in self._backends.values():
             backend.load(weights, head, precision)

@@ -12,9 +12,10 @@ from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import StoredTensors, Weights
 
-PRECISIONS = ("fp32", "bf16x3", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16x3", "bf16", "int8")
 
 
 def unavailable() -> str | None:
@@ -73,7 +74,7 @@ class CpuBackend:
         """ISA, precision and threads."""
         return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Pack the weights for the chosen ISA, or map what was packed; raises BackendError for an unknown precision."""
         if precision not in PRECISIONS:
             raise BackendError(

@@ -12,9 +12,10 @@ from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 CLUSTERS = False
@@ -53,7 +54,7 @@ class CudaBackend:
     def __init__(self, threads: int | None = None) -> None:
         """``threads`` is accepted and not used: the work is the device's."""
         self._module = extension()
-        self._precision = ""
+        self._precision: Precision | None = None
 
     @property
     def detail(self) -> str:
@@ -61,7 +62,7 @@ class CudaBackend:
         how = f" ({INT8})" if self._precision == "int8" else ""
         return f"{self._gpu} {self._precision}{how}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
         if precision not in PRECISIONS:
             raise BackendError(

@@ -9,9 +9,10 @@ from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp64",)
+PRECISIONS: tuple[Precision, ...] = ("fp64",)
 
 
 def unavailable() -> str | None:
@@ -28,7 +29,7 @@ class ReferenceBackend:
     def __init__(self, threads: int | None = None) -> None:
         """``threads`` is accepted and not used: numpy decides for itself."""
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Keep the weights in float64; raises BackendError for any precision but fp64."""
         if precision not in PRECISIONS:
             raise BackendError(f"precision {precision!r} is not available on backend reference; it has fp64.")

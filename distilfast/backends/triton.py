@@ -19,6 +19,7 @@ from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from distilfast.kernels.encoder import Shape
     from distilfast.kernels.program import Program
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 OLDEST_TRITON = (3, 6)
 MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the one that was used longest ago makes room."""
@@ -103,7 +104,7 @@ class TritonBackend:
         """Triton's version, the precision and the GPU."""
         return f"triton {self._version} {self._precision}, {self._gpu}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Copy the weights to the GPU; raises BackendError for a precision that is not there, or too little memory."""
         import torch
 

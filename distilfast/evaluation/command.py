@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,18 +42,11 @@ def evaluate(
         from distilfast import tables
         from distilfast.evaluation import tasks
 
+        engine: dict[str, Any] = {
+            "precision": precision, "backend": backend, "threads": threads, "revision": revision
+        }  # fmt: skip
         with _bar(dataset) as progress:
-            result = tasks.evaluate(
-                model,
-                dataset,
-                data,
-                precision=precision,
-                backend=backend,
-                threads=threads,
-                revision=revision,
-                limit=limit,
-                progress=progress,
-            )
+            result = tasks.evaluate(model, dataset, data, limit=limit, progress=progress, **engine)
         if as_json:
             print_json(result.to_dict())
         else:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distilfast.errors import BackendError
+from distilfast.types import Precision
 
 NAIVE_FACTOR = 2.0
 """A precision keeps its budget if its error is at most this often that of a naive forward in the same precision."""
@@ -139,7 +140,7 @@ def participation(total: np.ndarray | float, squares: np.ndarray | float) -> np.
     return np.maximum(np.divide(total * total, squares, out=np.ones_like(total), where=squares > 0), 1.0)
 
 
-BUDGETS = {
+BUDGETS: dict[Precision, Budget] = {
     "fp32": Budget("at most twice the error of a naive float32 forward", torch="float32"),
     "fp64": Budget("float64 against float64: 1e-10 at the last hidden state", last_hidden=1e-10),
     "bf16x3": Budget(
@@ -168,7 +169,7 @@ BUDGETS = {
 }
 
 
-def budget_for(precision: str) -> Budget:
+def budget_for(precision: Precision) -> Budget:
     """The budget of a precision; raises BackendError where there is none."""
     if precision not in BUDGETS:
         raise BackendError(f"precision {precision!r} has no budget; there are {', '.join(BUDGETS)}.")

@@ -92,7 +92,8 @@ def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
 def _gate(options: Options, texts: Sequence[Text], labels: Sequence[Label]) -> parity.Quality:
     """An fp32 engine is held against what its intermediates are, unless another side is named."""
     same = options.against if options.engine.get("precision") == "fp32" else None
-    return parity.gate(options.model, texts, labels, baseline=options.baseline or same, **options.engine)
+    sides: dict[str, Any] = {"baseline": options.baseline or same, **options.engine}
+    return parity.gate(options.model, texts, labels, **sides)
 
 
 def _outcome(report: parity.Report, quality: parity.Quality | None) -> Outcome:

@@ -22,6 +22,7 @@ from distilfast.parity.sides import ReferenceSide, Side, TransformersSide, in_fl
 from distilfast.parity.steps import Tensors, apply, narrowed, steps
 from distilfast.parity.texts import enough
 from distilfast.tokenizer import Encoding, Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
 
 AGAINST = ("reference", "transformers")
@@ -106,9 +107,9 @@ def compare(
     *,
     texts: Sequence[Text] | None = None,
     against: str = "reference",
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
 ) -> Report:

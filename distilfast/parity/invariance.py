@@ -15,6 +15,7 @@ from distilfast.errors import InputError
 from distilfast.parity.comparison import packed
 from distilfast.parity.texts import TEXTS
 from distilfast.tokenizer import Encoding, Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import load_weights, resolve
 
 BATCHES = 50
@@ -90,9 +91,9 @@ def check_invariance(
     model: str | Path,
     *,
     texts: Sequence[Text] | None = None,
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
     batches: int = BATCHES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from distilfast.parity.comparison import batches, finite
 from distilfast.parity.metrics import Label, Metric, metric_for
 from distilfast.parity.sides import TransformersModel, load_transformers
 from distilfast.tokenizer import Encoding, Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
+
+Baseline = Precision | Literal["reference", "transformers"]
 
 Forward = Callable[[PackedBatch], np.ndarray]
 """What a metric reads of a batch: ``Engine.logits``, or ``Engine.encode``."""
@@ -81,10 +84,10 @@ def gate(
     texts: Sequence[Text],
     labels: Sequence[Label],
     *,
-    baseline: str | None = None,
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    baseline: Baseline | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
 ) -> Quality:
@@ -122,13 +125,15 @@ def gate(
 
 
 def _baseline(
-    name: str, metric: Metric, weights: Weights, engine: Engine, backend: str, threads: int | None
+    name: Baseline, metric: Metric, weights: Weights, engine: Engine, backend: BackendName, threads: int | None
 ) -> Forward:
     if name == "transformers":
         return _of_transformers(weights, engine, metric)
     if name == "reference":
-        backend, name = "reference", "fp64"
-    return _forward(Engine(weights, engine.head, precision=name, backend=backend, threads=threads), metric)
+        other = Engine(weights, engine.head, precision="fp64", backend="reference")
+    else:
+        other = Engine(weights, engine.head, precision=name, backend=backend, threads=threads)
+    return _forward(other, metric)
 
 
 def _forward(engine: Engine, metric: Metric) -> Forward:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, listed
+from distilfast.types import Task
 
 _POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cls": lambda rows: rows[0],
@@ -24,7 +25,7 @@ class FeatureExtractionPipeline(Pipeline):
     ``return_tensors`` gives numpy arrays instead.
     """
 
-    task = "feature-extraction"
+    task: ClassVar[Task] = "feature-extraction"
 
     def _answer(
         self,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
 from distilfast.tokenizer import Encoding
+from distilfast.types import Task
 
 
 class FillMaskPipeline(Pipeline):
@@ -23,7 +24,7 @@ class FillMaskPipeline(Pipeline):
     ``max_length``. The vocabulary is scored at the masks only.
     """
 
-    task = "fill-mask"
+    task: ClassVar[Task] = "fill-mask"
 
     def _answer(
         self,

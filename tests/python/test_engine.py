@@ -133,6 +133,16 @@ def test_a_field_that_is_not_there(engine: Engine) -> None:
         outputs["logits"]
 
 
+def test_outputs_by_number_as_in_transformers(tiny_checkpoint: Make) -> None:
+    outputs = Engine.from_pretrained(tiny_checkpoint("bert", "question-answering"))(IDS, output_hidden_states=True)
+    names = ["start_logits", "end_logits", "hidden_states"]
+    assert [*outputs] == [*outputs.keys()] == names and len(outputs) == 3
+    assert outputs[0] is outputs["start_logits"] is outputs.start_logits
+    assert outputs[1:] == outputs.to_tuple()[1:] == (outputs.end_logits, outputs.hidden_states)
+    with pytest.raises(IndexError):
+        outputs[3]
+
+
 def test_results_travel_by_dlpack(engine: Engine) -> None:
     torch = pytest.importorskip("torch")
     states = engine(IDS).last_hidden_state
