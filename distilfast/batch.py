@@ -116,6 +116,14 @@ class PackedBatch:
         return padded
 
 
+SMALLEST_BUCKET = 16
+
+
+def bucket_for(tokens: int) -> int:
+    """The bucket of a batch on a GPU: the next power of two, at least 16; csrc/cuda has the same rule."""
+    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
+
+
 def _int32(name: str, values: np.ndarray) -> np.ndarray:
     """The same numbers as int32; raises InputError for what is no integer or does not fit, for a cast would wrap it."""
     if not np.issubdtype(values.dtype, np.integer):

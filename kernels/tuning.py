@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FAMILIES = ("sm_80", "sm_90", "gfx942")
-SMALLEST_BUCKET = 16
 LARGEST_BUCKET = 65_536
 """Tokens of one forward; a larger batch is run in pieces. 2^16 tokens of 3,072 columns still fit 32-bit offsets."""
 
@@ -144,11 +143,6 @@ _FP32: dict[str, Table] = {
     ),
 }
 _FEWEST_ROWS = 64  # attention for the rows of a head: few of them in each sequence, so few in a tile
-
-
-def bucket(tokens: int) -> int:
-    """The power of two that serves so many tokens."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
 
 def family(capability: tuple[int, int]) -> str | None:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Results, Trace
-from distilfast.backends.measured import bucket_for
-from distilfast.batch import DeviceBatch, PackedBatch
+from distilfast.batch import DeviceBatch, PackedBatch, bucket_for
 from distilfast.heads import Head
 from distilfast.types import Precision
 from distilfast.weights import Weights

@@ -8,6 +8,7 @@ import numpy as np
 
 from distilfast import cache, quantize
 from distilfast.backends.base import Results, Trace
+from distilfast.backends.extension import encoder_arguments, head_columns
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
@@ -83,23 +84,15 @@ class CpuBackend:
         self._precision = precision
         from distilfast import _cpu
 
-        config = weights.config
-        columns = [len(weights.tensors[f"head.{i}.bias"]) for i in range(len(head.linears))]
-        entry = self._entry(weights, columns)
+        entry = self._entry(weights, head_columns(weights, head))
         tensors = weights.tensors
         if entry.packed is None:
             weights.check_finite()
             if precision == "int8":
-                tensors = dict(tensors) | quantize.channels(config, tensors)
+                tensors = dict(tensors) | quantize.channels(weights.config, tensors)
         encoder = partial(
             _cpu.Encoder,
-            width=config.hidden_size,
-            heads=config.num_heads,
-            layers=config.num_layers,
-            ffn=config.ffn_size,
-            eps=config.layer_norm_eps,
-            activation=config.activation,
-            head=[(n, linear.activation, linear.norm) for n, linear in zip(columns, head.linears, strict=True)],
+            **encoder_arguments(weights, head),
             tensors=tensors,
             isa=self._isa,
             precision=precision,

@@ -9,6 +9,7 @@ import numpy as np
 
 from distilfast import quantize
 from distilfast.backends.base import Results, Trace, select_columns
+from distilfast.backends.extension import encoder_arguments
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
@@ -70,19 +71,9 @@ class CudaBackend:
             )
         weights.check_finite()
         self._precision, self._gpu = precision, self._module.device_name()
-        config = weights.config
         try:
             self._encoder = self._module.Encoder(
-                width=config.hidden_size,
-                heads=config.num_heads,
-                layers=config.num_layers,
-                ffn=config.ffn_size,
-                eps=config.layer_norm_eps,
-                activation=config.activation,
-                head=[
-                    (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
-                    for i, linear in enumerate(head.linears)
-                ],
+                **encoder_arguments(weights, head),
                 tensors=self._tensors(weights),
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
