@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from distilfast.errors import InputError
+
+
+class Encoded(Protocol):
+    """One sequence of a tokeniser: L ids, special tokens included, and L token types."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Rows of the word table."""
+        ...
+
+    @property
+    def type_ids(self) -> Sequence[int]:
+        """Rows of the table of token types."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,12 @@ class PackedBatch:
                 raise InputError("token_types and sequences are not of the same lengths.")
             types = _int32("The token types", np.concatenate([np.asarray(row) for row in token_types]))
         return cls(ids, positions, cu_seqlens, types)
+
+    @classmethod
+    def from_encodings(cls, encodings: Sequence[Encoded], *, token_types: bool) -> PackedBatch:
+        """Pack what a tokeniser returned, with its token types where the model has a table of them."""
+        types = [each.type_ids for each in encodings] if token_types else None
+        return cls.from_sequences([each.ids for each in encodings], types)
 
     @classmethod
     def from_padded(

@@ -118,7 +118,8 @@ class CpuBackend:
             "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
             "tensors": [[need.name, need.pieces, need.shape] for need in needs],
         }
-        return cache.find(stored.files if stored else (), facts, self._threads)
+        checksum = partial(_cpu.checksum, threads=self._threads)
+        return cache.find(stored.files if stored else (), facts, checksum, self._threads)
 
     def forward(
         self,

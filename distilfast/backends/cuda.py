@@ -146,7 +146,6 @@ class CudaBackend:
         """The device and the bytes held on it."""
         return {
             "gpu": self._gpu,
-            "measured": "not yet measured on a GPU",
             "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }

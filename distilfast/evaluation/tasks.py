@@ -8,7 +8,7 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import glue, intents, ner, squad
 from distilfast.evaluation.result import Result, Scores
-from distilfast.evaluation.run import Progress, no_progress
+from distilfast.evaluation.sequences import Progress, no_progress
 from distilfast.types import BackendName, Precision, Task
 
 # Data set -> the task whose head it needs.

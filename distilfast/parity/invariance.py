@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.parity.comparison import packed
-from distilfast.parity.texts import TEXTS
+from distilfast.parity.sample_texts import TEXTS
 from distilfast.tokenizer import Encoding, Text
 from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import load_weights, resolve
@@ -175,7 +175,7 @@ class _Check:
 
 def answers(engine: Engine, encodings: Sequence[Encoding]) -> list[Answer]:
     """One batch: the last hidden state, and the head's answer both with it and without, where rows are skipped."""
-    batch = packed(encodings, engine.config)
+    batch = PackedBatch.from_encodings(encodings, token_types=engine.config.token_types > 0)
     if not engine.head.linears:
         hidden, by_head = engine.encode(batch), {}
     else:

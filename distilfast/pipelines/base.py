@@ -58,10 +58,7 @@ class Pipeline:
         types = self.engine.config.token_types > 0
         for begin in range(0, len(encodings), GROUP):
             group = encodings[begin : begin + GROUP]
-            yield (
-                group,
-                PackedBatch.from_sequences([e.ids for e in group], [e.type_ids for e in group] if types else None),
-            )
+            yield group, PackedBatch.from_encodings(group, token_types=types)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ from distilfast.errors import BackendError
 from distilfast.heads import TASKS
 from distilfast.parity import compare, comparison, relative_error
 from distilfast.parity.budgets import budget_for
-from distilfast.parity.sides import ReferenceSide, in_float64
-from distilfast.parity.texts import TEXTS
+from distilfast.parity.oracles import ReferenceOracle, in_float64
+from distilfast.parity.sample_texts import TEXTS
 from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
@@ -186,7 +186,7 @@ def test_the_models_own_width(extension, tiny_checkpoint, precision):
     weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
     runs = Engine(weights, head, backend="cuda", precision=precision)
     batch, budget = batch_of(5, 1, 8), budget_for(precision)
-    side = ReferenceSide(weights, in_float64(weights), head, precision, budget)
+    side = ReferenceOracle(weights, in_float64(weights), head, precision, budget)
     hidden = runs.encode(batch)
     truth, naive = (each["layer.0.output"] for each in (side.truth(batch), side.naive(batch)))
     assert relative_error(hidden, truth) <= budget.end_to_end(relative_error(naive, truth), len(hidden), last=True)

@@ -17,7 +17,7 @@ from distilfast.backends import triton as backend
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
 from distilfast.parity import NAIVE_FACTOR, relative_error
-from distilfast.parity.budgets import luck
+from distilfast.parity.budgets import sampling_slack
 
 if reason := backend.unavailable():
     pytest.skip(f"backend triton: {reason}", allow_module_level=True)
@@ -96,7 +96,7 @@ def test_skipped_rows_change_nothing(tiny_checkpoint: Make, task, precision):
     whole = relative_error(output, truth)
     assert relative_error(skipped, truth) <= NAIVE_FACTOR * whole
     wanted = exact(directory, task=task).logits(batch, rows=rows)
-    assert relative_error(asked, wanted) <= float(luck(len(rows))) * whole
+    assert relative_error(asked, wanted) <= float(sampling_slack(len(rows))) * whole
 
 
 def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):

@@ -22,7 +22,7 @@ from distilfast.cli import app
 from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.parity import Report, compare
-from distilfast.parity.sides import in_float64
+from distilfast.parity.oracles import in_float64
 from distilfast.parity.steps import forward as run_steps
 from distilfast.parity.steps import steps
 from distilfast.weights import Weights, load_weights

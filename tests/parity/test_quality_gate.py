@@ -14,11 +14,11 @@ import pytest
 from distilfast import Engine, PackedBatch, pipeline, reference
 from distilfast.backends import cpu
 from distilfast.errors import InputError
-from distilfast.evaluation import evaluate
+from distilfast.evaluation import evaluate, gate
+from distilfast.evaluation.labels import read_labels, read_texts
 from distilfast.evaluation.metrics import squad_normalized
-from distilfast.parity import gate
 from distilfast.parity.budgets import QUALITY_POINTS, Arithmetic, to_int8
-from distilfast.parity.texts import TEXTS, read_labels, read_texts
+from distilfast.parity.sample_texts import TEXTS
 
 Make = Callable[..., Path]
 

@@ -23,12 +23,10 @@ from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import metrics, squad
-from distilfast.evaluation.run import Ids, longest
-from distilfast.parity.heads import pooled, rank_correlation
+from distilfast.evaluation.labels import Label
+from distilfast.evaluation.sequences import Ids, longest
+from distilfast.parity.answers import pooled, rank_correlation
 from distilfast.tokenizer import Encoding, Text
-
-Label = str | tuple[str, ...]
-"""The label of a text; several answers, of which each is right, are a tuple."""
 
 
 class Metric:

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distilfast.batch import PackedBatch
+from distilfast.batch import Encoded, PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.evaluation.run import Ids
+from distilfast.evaluation.label_metrics import Metric, metric_for
+from distilfast.evaluation.labels import Label
 from distilfast.parity.budgets import QUALITY_POINTS
 from distilfast.parity.comparison import batches, finite
-from distilfast.parity.metrics import Label, Metric, metric_for
-from distilfast.parity.sides import TransformersModel, load_transformers
-from distilfast.tokenizer import Encoding, Text
+from distilfast.parity.oracles import TransformersModel, load_transformers
+from distilfast.tokenizer import Text
 from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
 
@@ -73,10 +73,9 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        told: dict[str, Any] = finite(
-            asdict(self) | {"cost": self.cost, "passed": self.passed, "sentence": self.sentence}
-        )
-        return told
+        verdict = {"cost": self.cost, "passed": self.passed, "sentence": self.sentence}
+        plain: dict[str, Any] = finite(asdict(self) | verdict)
+        return plain
 
 
 def gate(
@@ -147,7 +146,7 @@ def _of_transformers(weights: Weights, engine: Engine, metric: Metric) -> Forwar
     return lambda batch: model(batch)[last_hidden if metric.reads_hidden else last_head]
 
 
-def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoding | Ids], config: ModelConfig) -> np.ndarray:
+def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
     return np.concatenate(
         [
             metric.read(range(first, first + batch.num_sequences), batch, forward(batch))
