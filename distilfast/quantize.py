@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from distilfast import reference
+from distilfast import operations
 from distilfast.arithmetic import LINEAR_BLOCK, exp, matmul
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
@@ -63,16 +63,16 @@ def _inputs(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Iterator[tup
     batch = PackedBatch.from_sequences([generator.integers(config.vocab_size, size=n).tolist() for n in lengths])
 
     def dense(x: np.ndarray, name: str) -> np.ndarray:
-        return reference.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+        return operations.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
     def norm(x: np.ndarray, residual: np.ndarray, name: str) -> np.ndarray:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        return reference.add_layer_norm(x, residual, weight, bias, config.layer_norm_eps)
+        return operations.add_layer_norm(x, residual, weight, bias, config.layer_norm_eps)
 
-    x = reference.embed(batch, tensors, config.layer_norm_eps)
+    x = operations.embed(batch, tensors, config.layer_norm_eps)
     for at in (f"layer.{i}." for i in range(config.num_layers)):
         yield at + "qkv", x
-        context, _ = reference.attention(dense(x, at + "qkv"), batch.cu_seqlens, config.num_heads)
+        context, _ = operations.attention(dense(x, at + "qkv"), batch.cu_seqlens, config.num_heads)
         yield at + "attention_out", context
         x = norm(dense(context, at + "attention_out"), x, at + "attention_norm")
         yield at + "ffn_in", x
@@ -83,4 +83,4 @@ def _inputs(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Iterator[tup
 
 def _roughly(activation: str, x: np.ndarray) -> np.ndarray:
     """The activation, GELU by its logistic form: good to 0.02, and means need no more."""
-    return x / (1 + exp(-1.702 * x)) if activation == "gelu" else reference.ACTIVATIONS[activation](x)
+    return x / (1 + exp(-1.702 * x)) if activation == "gelu" else operations.ACTIVATIONS[activation](x)

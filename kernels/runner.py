@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from distilfast.batch import PackedBatch
+from distilfast.batch import PackedBatch, bucket_for
 from distilfast.kernels.encoder import Arena, Encoder, Inputs, Recorder, Shape
-from distilfast.kernels.tuning import bucket
 
 Results = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def shape_of(batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Shape:
     """The shape that serves a batch whose head reads ``rows`` (None: there is no head)."""
-    tokens = bucket(batch.num_tokens)
+    tokens = bucket_for(batch.num_tokens)
     if rows is None or not len(rows):
         return Shape(tokens, rows=0, all_rows=False, hidden=True)
     all_rows = len(rows) == batch.num_tokens
-    return Shape(tokens, tokens if all_rows else min(tokens, bucket(len(rows))), all_rows, hidden)
+    return Shape(tokens, tokens if all_rows else min(tokens, bucket_for(len(rows))), all_rows, hidden)
 
 
 class ShapeRunner:

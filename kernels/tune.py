@@ -22,14 +22,13 @@ import torch
 import triton
 from triton.testing import do_bench
 
-from distilfast.backends import triton as backend
+from distilfast.base_models import base_config
 from distilfast.config import ModelConfig
-from distilfast.kernels import tuning
+from distilfast.kernels import device, tuning
 from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
 from distilfast.kernels.linear import linear
 from distilfast.kernels.tuning import Tile
-from distilfast.synthetic import base_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPS = ("linear", "linear_gelu", "linear_split_k", "attention")
@@ -159,9 +158,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of candidates for each line")
     parser.add_argument("--out", type=Path, help="append every measurement to this file")
     arguments = parser.parse_args()
-    if reason := backend.unavailable() or ("the kernels are interpreted." if backend.is_interpreted() else None):
+    if reason := device.unavailable() or ("the kernels are interpreted." if device.is_interpreted() else None):
         parser.exit(2, f"error: there is nothing to measure: {reason}\n")
-    gpu = backend.family(torch.device("cuda"))
+    gpu = device.family(torch.device("cuda"))
     for precision, op, tokens in itertools.product(arguments.precision, arguments.op, arguments.tokens):
         found = list(measure(op, precision, tokens, gpu, arguments.seconds))
         if arguments.out:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FAMILIES = ("sm_80", "sm_90", "gfx942")
-SMALLEST_BUCKET = 16
 LARGEST_BUCKET = 65_536
 """Tokens of one forward; a larger batch is run in pieces. 2^16 tokens of 3,072 columns still fit 32-bit offsets."""
 
@@ -144,11 +143,6 @@ _FP32: dict[str, Table] = {
     ),
 }
 _FEWEST_ROWS = 64  # attention for a head's rows: a sequence has few of them, so a tile should too
-
-
-def bucket(tokens: int) -> int:
-    """The bucket of so many tokens: the next power of two."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
 
 def family(capability: tuple[int, int]) -> str | None:

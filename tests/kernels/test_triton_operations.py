@@ -14,7 +14,7 @@ import pytest
 
 from distilfast import reference
 from distilfast.backends import triton as backend
-from distilfast.batch import PackedBatch
+from distilfast.batch import PackedBatch, bucket_for
 from distilfast.parity.budgets import to_bf16, to_fp16
 
 if reason := backend.unavailable():
@@ -103,7 +103,7 @@ def check(got: np.ndarray, truth: np.ndarray, naively: np.ndarray) -> None:
 def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.Tile) -> None:
     rows, narrow = len(x), NARROW[precision]
     x, weight = narrow(x), narrow(weight)
-    out = poisoned(tuning.bucket(rows), len(weight), precision=precision)
+    out = poisoned(bucket_for(rows), len(weight), precision=precision)
     linear(
         on_device(x, precision, len(out)),
         on_device(weight, precision),
@@ -118,7 +118,7 @@ def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.
 
 
 def tile_for(op: str, precision: str, rows: int) -> tuning.Tile:
-    return tuning.tile(op, "sm_90", precision != "fp32", tuning.bucket(rows))
+    return tuning.tile(op, "sm_90", precision != "fp32", bucket_for(rows))
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -201,8 +201,8 @@ def run_attention(qkv: np.ndarray, lengths, heads: int, precision: str, tile: tu
     tokens, width = len(qkv), qkv.shape[1] // 3
     sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     rows = np.arange(tokens) if rows is None else rows
-    q, k, v = on_device(qkv, precision, tuning.bucket(tokens)).split(width, dim=1)
-    bucket = tuning.bucket(len(rows))
+    q, k, v = on_device(qkv, precision, bucket_for(tokens)).split(width, dim=1)
+    bucket = bucket_for(len(rows))
     out = poisoned(bucket, width, precision=precision)
     if len(rows) < tokens:
         q = on_device(qkv[rows, :width], precision, bucket)

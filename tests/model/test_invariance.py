@@ -61,12 +61,11 @@ def answers(engine: Engine, sequences: Sequence[Sequence[int]], hidden: bool = F
     """Each sequence's own; a fill-mask answers at the masks only, as its pipeline asks."""
     batch = PackedBatch.from_sequences(sequences)
     if engine.task == "feature-extraction":
-        states, _ = engine.forward(batch, hidden=True)
-        return np.split(states, batch.cu_seqlens[1:-1])
+        return np.split(engine.encode(batch), batch.cu_seqlens[1:-1])
     if engine.task == "text-classification":
-        return list(engine.forward(batch, hidden=hidden)[1])
+        return list(engine.encode_with_logits(batch)[1] if hidden else engine.logits(batch))
     rows = np.flatnonzero(batch.input_ids == MASK).astype(np.int32)
-    logits = engine.forward(batch, rows=rows, hidden=hidden)[1]
+    logits = engine.encode_with_logits(batch, rows=rows)[1] if hidden else engine.logits(batch, rows=rows)
     return np.split(logits, np.searchsorted(rows, batch.cu_seqlens[1:-1]))
 
 
@@ -135,11 +134,11 @@ def test_any_rows_of_a_masked_lm(
     """The scores of a row are the same whichever other rows are asked for; also none in some sequences."""
     engine = forced_engine(checkpoint("fill-mask"), threads=2, precision=precision)
     batch = PackedBatch.from_sequences(sequences)
-    _, every = engine.forward(batch)
+    every = engine.logits(batch)
     rng = np.random.default_rng(1)
     for count in (1, 2, 17, batch.num_tokens // 2, batch.num_tokens):
         rows = np.sort(rng.choice(batch.num_tokens, count, replace=False)).astype(np.int32)
-        _, some = engine.forward(batch, rows=rows)
+        some = engine.logits(batch, rows=rows)
         assert some.tobytes() == every[rows].tobytes()
 
 

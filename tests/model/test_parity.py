@@ -74,7 +74,7 @@ def real_batch(directory: Path, texts: list[Any], types: bool = False) -> Padded
 def case(request: pytest.FixtureRequest, full_checkpoint: Callable[[str], Path], sentences: Sentences) -> Case:
     """DistilBERT-base-cased in full size, one head after the other.
 
-    Heads with a few numbers for each text get so many texts that the ratio of two errors is no matter of luck.
+    Heads with a few numbers for each text get so many texts that the ratio of two errors is a good estimate.
     """
     task = request.param
     directory = full_checkpoint(task)
