@@ -82,6 +82,12 @@ def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
 def isas() -> list[tuple[str, str | None]]:
     """Every ISA there is, the fastest first, and why it cannot run here, as the end of a sentence, or None."""
 
+def kernel_identities() -> dict[str, dict[tuple[str, str], tuple[int, ...]]]:
+    """{isa: {(operation, precision): identity}} of every compiled ISA; equal identities are the same functions.
+
+    Embed and add_layer_norm have the one precision fp32.
+    """
+
 def outlier_channels(k: int) -> int:
     """How many channels of K int8 keeps in fp32."""
 

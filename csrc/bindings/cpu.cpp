@@ -263,6 +263,39 @@ Floats packed_of(const py::object& self) {
   return view;
 }
 
+// What the entry of a table runs: the addresses of its functions, and the sizes that they are called with.
+py::tuple identity(const LinearKernels& kernels) {
+  const auto address = [](auto* function) { return reinterpret_cast<std::uintptr_t>(function); };
+  return py::make_tuple(address(kernels.packed_size), address(kernels.pack), address(kernels.operands_size),
+                        address(kernels.make_operands), address(kernels.run), kernels.packing, kernels.panel,
+                        kernels.part_step, kernels.part_rows);
+}
+py::tuple identity(const AttentionKernels& kernels) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(kernels.scratch),
+                        reinterpret_cast<std::uintptr_t>(kernels.run));
+}
+template <class Op>
+py::tuple identity(void (*function)(const Op&, Range)) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(function));
+}
+
+// {isa: {(operation, precision): identity}} of every ISA that was compiled, also where it cannot run.
+py::dict kernel_identities() {
+  py::dict all;
+  for (const Isa& isa : isas()) {
+    if (!isa.kernels) continue;
+    py::dict own;
+    for (const char* precision : {"fp32", "bf16x3", "bf16", "int8"}) {
+      own[py::make_tuple("linear", precision)] = identity(isa.kernels->linear(precision_named(precision)));
+      own[py::make_tuple("attention", precision)] = identity(isa.kernels->attention(precision_named(precision)));
+    }
+    own[py::make_tuple("embed", "fp32")] = identity(isa.kernels->embed);
+    own[py::make_tuple("add_layer_norm", "fp32")] = identity(isa.kernels->add_layer_norm);
+    all[isa.name] = own;
+  }
+  return all;
+}
+
 py::list isa_list() {
   py::list all;
   for (const Isa& isa : isas()) all.append(py::make_tuple(isa.name, isa.missing));
@@ -304,6 +337,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
              "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");
+  module.def("kernel_identities", &kernel_identities,
+             "{isa: {(operation, precision): identity}}: equal identities are the same functions.");
   module.def("outlier_channels", &outlier_count, arg("k"), "How many channels of K int8 keeps in fp32.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import naive
 import numpy as np
 import pytest
+from identities import each_isa, each_kernel
 
 from distilfast import _cpu, reference
-from distilfast.backends import cpu
 from distilfast.parity.budgets import to_bf16, to_two_bf16
 from distilfast.quantize import outlier_channels
 
@@ -66,12 +66,6 @@ def channels(x):
 NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
 
 
-@pytest.fixture(params=cpu.PRECISIONS)
-def precision(request: pytest.FixtureRequest) -> str:
-    """Each type of operand."""
-    return str(request.param)
-
-
 # What the GELU of bf16 and int8 operands may be off by: csrc/cpu/vec/math.h.
 COARSE_GELU = 8.2e-6
 
@@ -110,6 +104,7 @@ def test_python_and_the_kernels_agree_on_the_number_of_outlier_channels():
     assert all(_cpu.outlier_channels(k) == outlier_channels(k) for k in range(1, 4000))
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(isa, precision, normal, size):
     n, k = size
@@ -118,17 +113,20 @@ def test_sizes(isa, precision, normal, size):
         check(normal(rows, k), weight, bias, "none", isa, precision)
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", [(2304, 768), (768, 3072), (384, 1536)])
 def test_the_models_own_sizes(isa, precision, normal, size):
     n, k = size
     check(normal(17, k), normal(n, k, scale=0.04), normal(n), "none", isa, precision, threads=2)
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
 def test_activations(isa, precision, normal, activation):
     check(normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, isa, precision)
 
 
+@each_isa("linear", "bf16")
 def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
     """K = 1, so that each result is one product: of the nearest bf16 numbers, ties to even, and no others."""
     x = np.concatenate(
@@ -145,6 +143,7 @@ def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
     assert np.array_equal(got[0], to_bf16(x[:, 0]))
 
 
+@each_isa("linear", "fp32")
 def test_gelu_everywhere(isa):
     """Every part of the line, the tails and the seams of the approximation; K = 1 hands x through unchanged."""
     x = np.concatenate([np.linspace(-14, 14, 20001), [-100.0, -1e30, 1e30, 0.0, -1e-30, 1e-30]]).astype(np.float32)
@@ -156,7 +155,7 @@ def test_gelu_everywhere(isa):
     assert got[np.abs(x) > 14].tolist() == [0, 0, np.float32(1e30)]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@each_kernel("linear", "bf16", "int8")
 def test_coarse_gelu_everywhere(isa, precision):
     """That of bf16 and int8 operands, at numbers that bf16 keeps; where K = 1, int8 rounds nothing."""
     x = np.unique(to_bf16(np.concatenate([np.linspace(-14, 14, 20001), [-1e30, 1e30, 1e-30]]).astype(np.float32)))
@@ -171,6 +170,7 @@ def test_coarse_gelu_everywhere(isa, precision):
     assert got[x == 0] == 0
 
 
+@each_kernel("linear")
 def test_a_nan_stays_a_nan(isa, precision, normal):
     x = normal(9, 64)
     x[4, 7] = np.nan
@@ -179,6 +179,7 @@ def test_a_nan_stays_a_nan(isa, precision, normal):
     assert np.isfinite(np.delete(got, 4, axis=0)).all()
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", [(49, 513), (768, 768)])
 def test_bits_do_not_depend_on_rows_or_threads(isa, precision, normal, size):
     n, k = size
