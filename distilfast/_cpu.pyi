@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 
 class Encoder:
     """The whole forward in one call, the GIL released; safe to call from several threads at once."""
@@ -27,7 +28,7 @@ class Encoder:
         tensors: Mapping[str, Floats],
         isa: str,
         precision: str,
-        packed: Floats | None,
+        packed: Bytes | None,
         threads: int,
     ) -> None:
         """``head``: columns, activation and "does LayerNorm follow?" of each linear; ``tensors``: canonical names.
@@ -66,7 +67,7 @@ class Encoder:
         """Of the linears' weights; the embedding tables stay where they were."""
 
     @property
-    def packed(self) -> Floats:
+    def packed(self) -> Bytes:
         """All packed linears, flat and read-only, where they lie."""
 
     @property
@@ -76,7 +77,7 @@ class Encoder:
 def packed_layout(isa: str, precision: str) -> str:
     """The id of the layout of packed weights, ``f32/nr48/v1,…``: with the checkpoint it decides all their bytes."""
 
-def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
+def checksum(block: Bytes | Floats | bytes, *, threads: int = 1) -> int:
     """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""
 
 def isas() -> list[tuple[str, str | None]]:

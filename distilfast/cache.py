@@ -58,7 +58,7 @@ Checksum = Callable[[np.ndarray], int]
 class Entry:
     """One model's packed weights in the cache, there or not.
 
-    ``packed``: float32, read-only and mapped, or None. ``origin``: where the weights come from, in words.
+    ``packed``: uint8, read-only and mapped, or None. ``origin``: where the weights come from, in words.
     """
 
     def __init__(self, path: Path | None, key: bytes, origin: str, checksum: Checksum) -> None:
@@ -68,7 +68,7 @@ class Entry:
         self.origin = origin if self.packed is None else f"cache ({path})"
 
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
-        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be.
+        """Write ``packed`` (uint8, flat) and map what was written; None where that cannot be.
 
         Where another process that started meanwhile has written it already, that file is mapped: all share its pages.
         """
@@ -128,7 +128,7 @@ def _read(path: Path, key: bytes, checksum: Checksum) -> np.ndarray | None:
         # For the reason that csrc/cpu/arena.h gives; a system that has none for files is only slower.
         with contextlib.suppress(OSError, AttributeError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
-        body = np.frombuffer(mapped, np.float32, offset=_PAGE)
+        body = np.frombuffer(mapped, np.uint8, offset=_PAGE)
         if checksum(body) != stored_checksum:
             return None
         with contextlib.suppress(OSError):  # a read-only disk

@@ -20,6 +20,7 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<std::int32_t, py::array::c_style>;
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
 Activation activation_named(const std::string& name) {
   static const std::map<std::string, Activation> names = {
@@ -48,16 +49,16 @@ class BoundEncoder {
  public:
   BoundEncoder(Index width, Index heads, Index layers, Index ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<Index, std::string, bool>>& head, const py::object& tensors,
-               const std::string& isa, const std::string& precision, const std::optional<Floats>& packed, int threads)
+               const std::string& isa, const std::string& precision, const std::optional<Bytes>& packed, int threads)
       : width_(width) {
     require(threads >= 1, "threads must be at least 1.");
     std::vector<HeadLinear> linears;
     for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
     const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
-    std::span<const float> packed_weights;
+    std::span<const std::byte> packed_weights;
     if (packed) {
-      kept_.push_back(*packed);
-      packed_weights = {packed->data(), static_cast<std::size_t>(packed->size())};
+      packed_ = *packed;
+      packed_weights = std::as_bytes(std::span(packed->data(), static_cast<std::size_t>(packed->size())));
     }
     std::vector<Floats> used;  // a tensor that was made when it was asked for lives until it is packed
     const FindTensor find = [&](const std::string& name) -> const float* {
@@ -140,6 +141,7 @@ class BoundEncoder {
 
   Index width_;
   std::vector<Floats> kept_;
+  std::optional<Bytes> packed_;
   std::unique_ptr<Encoder> encoder_;
 };
 
@@ -256,9 +258,9 @@ Floats naive_matmul_of(const Floats& a, const Floats& b, Index block) {
 }
 
 // The packed weights where they lie, for as long as the encoder lives.
-Floats packed_of(const py::object& self) {
-  const std::span<const float> packed = self.cast<const BoundEncoder&>().encoder().model().packed_weights.floats();
-  Floats view({static_cast<Index>(packed.size())}, packed.data(), self);
+Bytes packed_of(const py::object& self) {
+  const std::span<const std::byte> packed = self.cast<const BoundEncoder&>().encoder().model().packed_weights.bytes();
+  Bytes view({static_cast<Index>(packed.size())}, reinterpret_cast<const std::uint8_t*>(packed.data()), self);
   view.attr("setflags")(py::arg("write") = false);
   return view;
 }
@@ -266,9 +268,9 @@ Floats packed_of(const py::object& self) {
 // What the entry of a table runs: the addresses of its functions, and the sizes that they are called with.
 py::tuple identity(const LinearKernels& kernels) {
   const auto address = [](auto* function) { return reinterpret_cast<std::uintptr_t>(function); };
-  return py::make_tuple(address(kernels.packed_size), address(kernels.pack), address(kernels.operands_size),
-                        address(kernels.make_operands), address(kernels.run), kernels.packing, kernels.panel,
-                        kernels.part_step, kernels.part_rows);
+  return py::make_tuple(address(kernels.packed_size), address(kernels.pack), address(kernels.packed_a_size),
+                        address(kernels.pack_a), address(kernels.run), kernels.layout.operands, kernels.layout.version,
+                        kernels.panel, kernels.mc_multiple, kernels.mc);
 }
 py::tuple identity(const AttentionKernels& kernels) {
   return py::make_tuple(reinterpret_cast<std::uintptr_t>(kernels.scratch),
@@ -313,7 +315,7 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<Index, Index, Index, Index, float, const std::string&,
                     const std::vector<std::tuple<Index, std::string, bool>>&, const py::object&, const std::string&,
-                    const std::string&, const std::optional<Floats>&, int>(),
+                    const std::string&, const std::optional<Bytes>&, int>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
            arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
@@ -327,8 +329,7 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const BoundEncoder& self) { return self.encoder().attention().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
       .def_property_readonly(
-          "packed_bytes",
-          [](const BoundEncoder& self) { return self.encoder().model().packed_weights.floats().size_bytes(); })
+          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().packed_weights.bytes().size(); })
       .def_property_readonly("packed", &packed_of)
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 

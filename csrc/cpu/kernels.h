@@ -7,9 +7,11 @@
 //
 // Every function computes a range (of rows, of panels of W, one head), so that the caller can split the work among
 // threads. The split never changes a bit: the order of every reduction depends on K, D and the sequence's length alone.
-// Below this line there are pointers, sizes and strides (in floats); no allocation, no threads, no exceptions.
+// Below this line there are pointers, sizes and strides; no allocation, no threads, no exceptions. Strides count
+// floats, sizes of packed buffers and of scratch count bytes; such a buffer begins on a cache line.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace distilfast {
@@ -32,6 +34,18 @@ struct LayerNormWeights {
   Index width;          // D
   float eps;
 };
+
+// A typed view of a packed buffer, from element `offset` on. Where a buffer holds several types, all have 4 bytes.
+namespace {
+template <class T>
+inline T* view(std::byte* bytes, Index offset = 0) {
+  return reinterpret_cast<T*>(bytes) + offset;
+}
+template <class T>
+inline const T* view(const std::byte* bytes, Index offset = 0) {
+  return reinterpret_cast<const T*>(bytes) + offset;
+}
+}  // namespace
 
 struct Embed {
   const std::int32_t* ids;          // [T]
@@ -57,16 +71,16 @@ inline Index outlier_count(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
 
 // Packed B: W and b in the order in which the kernel reads them, written by its `pack`.
 struct PackedLinear {
-  const float* weight;  // fp32, or what `pack` has put into the same 4 bytes
-  const float* bias;    // [panels * panel], zero-padded past N
+  const std::byte* weight;
+  const float* bias;  // [panels * panel], zero-padded past N
   Index n, k;
 };
 
 struct Linear {
   const float* x;  // [T, K]
   Index x_stride;
-  Index rows;       // T
-  float* packed_a;  // x in the order in which `run` reads it, written by `pack_a`; null where `run` reads x itself
+  Index rows;           // T
+  std::byte* packed_a;  // x in the order in which `run` reads it, written by `pack_a`; null where `run` reads x itself
   PackedLinear packed;
   Activation activation;
   float* out;  // [T, N]
@@ -105,7 +119,7 @@ struct PackedLayout {
   int version;           // raised with every change of the bytes: tests/kernels/test_packing.py knows those of each
 };
 
-// `linear` in one precision. Sizes are in floats.
+// `linear` in one precision.
 struct LinearKernels {
   const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says, and nothing depends on it
   PackedLayout layout;
@@ -113,7 +127,7 @@ struct LinearKernels {
   Index mc_multiple;  // a range of rows begins at a multiple of it
   Index mc;           // and has at most so many rows, itself a multiple
   Index (*packed_size)(Index n, Index k);
-  void (*pack)(const LinearSource&, Range panels, float* packed);
+  void (*pack)(const LinearSource&, Range panels, std::byte* packed);
   Index (*packed_a_size)(Index rows, Index k);  // 0: `run` reads x itself
   void (*pack_a)(const Linear&, Range rows);
   void (*run)(const Linear&, Range rows, Range panels);
@@ -123,8 +137,8 @@ struct LinearKernels {
 // tasks.
 struct AttentionKernels {
   const char* arithmetic;                         // as in LinearKernels
-  Index (*scratch)(Index head_size, Index keys);  // floats
-  void (*run)(const Attention&, const AttentionTask&, float* scratch);
+  Index (*scratch)(Index head_size, Index keys);  // bytes
+  void (*run)(const Attention&, const AttentionTask&, std::byte* scratch);
 };
 
 struct Kernels {

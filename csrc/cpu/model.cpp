@@ -11,7 +11,7 @@ namespace {
 // its `pack`.
 constexpr int packed_weights_version = 1;
 
-std::size_t cache_lines(Index floats) { return (static_cast<std::size_t>(floats) + 15) / 16 * 16; }
+std::size_t cache_lines(Index bytes) { return (static_cast<std::size_t>(bytes) + 63) / 64 * 64; }
 
 Index panels_of(const LinearKernels& kernels, Index n) { return (n + kernels.panel - 1) / kernels.panel; }
 
@@ -46,13 +46,14 @@ std::vector<PackedWeights::Item> linears_of(const EncoderShape& shape, const std
   return items;
 }
 
-std::size_t floats_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items) {
-  std::size_t floats = 0;
-  for (const auto& [name, n, k, precision] : items) floats += Dense::packed_size(kernels.linear(precision), n, k);
-  return floats;
+std::size_t bytes_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items) {
+  std::size_t bytes = 0;
+  for (const auto& [name, n, k, precision] : items) bytes += Dense::packed_size(kernels.linear(precision), n, k);
+  return bytes;
 }
 
-void pack(const Kernels& kernels, const PackedWeights::Item& item, const FindTensor& find, float* packed, Team& team) {
+void pack(const Kernels& kernels, const PackedWeights::Item& item, const FindTensor& find, std::byte* packed,
+          Team& team) {
   LinearSource source{tensor(find, item.name + ".weight"), item.n, item.k, nullptr, nullptr};
   std::vector<std::int32_t> outlier_channels;
   if (item.precision == Precision::int8) {
@@ -69,38 +70,38 @@ Norm norm_of(const FindTensor& find, const std::string& name, Index width, float
 }
 
 PackedWeights packed_weights_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items,
-                                const FindTensor& find, std::span<const float> packed, Team& team) {
+                                const FindTensor& find, std::span<const std::byte> packed, Team& team) {
   return packed.empty() ? PackedWeights(kernels, items, find, team) : PackedWeights(kernels, items, packed);
 }
 
 }  // namespace
 
 std::size_t Dense::packed_size(const LinearKernels& kernels, Index n, Index k) {
-  return cache_lines(kernels.packed_size(n, k)) + cache_lines(panels_of(kernels, n) * kernels.panel);
+  return cache_lines(kernels.packed_size(n, k)) +
+         cache_lines(panels_of(kernels, n) * kernels.panel * Index{sizeof(float)});
 }
 
-void Dense::pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+void Dense::pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, std::byte* packed,
                  Team& team) {
   const Index n = source.n, k = source.k;
   team.run(panels_of(kernels, n), [&](Index panel, int) { kernels.pack(source, {panel, panel + 1}, packed); });
   // The padding is zero although no kernel reads it, so that the bytes are the same each time.
-  float* padding = packed + kernels.packed_size(n, k);
-  float* const packed_bias = packed + cache_lines(kernels.packed_size(n, k));
-  std::fill(padding, packed_bias, 0.0f);
-  std::fill(std::copy(bias, bias + n, packed_bias), packed + packed_size(kernels, n, k), 0.0f);
+  std::byte* const packed_bias = packed + cache_lines(kernels.packed_size(n, k));
+  std::fill(packed + kernels.packed_size(n, k), packed + packed_size(kernels, n, k), std::byte{0});
+  std::copy(bias, bias + n, view<float>(packed_bias));
 }
 
-Dense::Dense(const LinearKernels& kernels, Index n, Index k, const float* packed)
+Dense::Dense(const LinearKernels& kernels, Index n, Index k, const std::byte* packed)
     : kernels_(kernels),
       n_(n),
       k_(k),
       panels_(panels_of(kernels, n)),
       weight_(packed),
-      bias_(packed + cache_lines(kernels.packed_size(n, k))) {}
+      bias_(view<float>(packed + cache_lines(kernels.packed_size(n, k)))) {}
 
 PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& items, const FindTensor& find, Team& team)
-    : owned_(floats_of(kernels, items)), floats_(owned_.data(), owned_.size()) {
-  float* packed = owned_.data();
+    : owned_(bytes_of(kernels, items)), bytes_(owned_.data(), owned_.size()) {
+  std::byte* packed = owned_.data();
   for (const Item& item : items) {
     const LinearKernels& linear = kernels.linear(item.precision);
     pack(kernels, item, find, packed, team);
@@ -109,9 +110,9 @@ PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& it
   }
 }
 
-PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const float> packed)
-    : floats_(packed) {
-  if (packed.size() != floats_of(kernels, items))
+PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const std::byte> packed)
+    : bytes_(packed) {
+  if (packed.size() != bytes_of(kernels, items))
     throw std::invalid_argument("The packed weights do not have the model's size.");
   for (const auto& [name, n, k, precision] : items) {
     linears_.emplace(name, Dense(kernels.linear(precision), n, k, packed.data()));
@@ -133,7 +134,7 @@ Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
-             const Kernels& kernels, Precision precision, std::span<const float> packed, Team& team)
+             const Kernels& kernels, Precision precision, std::span<const std::byte> packed, Team& team)
     : shape(shape),
       packed_weights(packed_weights_of(kernels, linears_of(shape, head_linears, precision), find, packed, team)),
       word(find("embed.word")),

@@ -31,13 +31,13 @@ using FindTensor = std::function<const float*(const std::string& name)>;
 // One linear over its packed weight and bias, which it does not own and which must outlive it.
 class Dense {
  public:
-  // Floats that the packed weight and bias take up: whole cache lines.
+  // Bytes that the packed weight and bias take up: whole cache lines.
   static std::size_t packed_size(const LinearKernels& kernels, Index n, Index k);
-  static void pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+  static void pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, std::byte* packed,
                    Team& team);
 
   // `packed`: what `pack` wrote, on the boundary of a cache line.
-  Dense(const LinearKernels& kernels, Index n, Index k, const float* packed);
+  Dense(const LinearKernels& kernels, Index n, Index k, const std::byte* packed);
 
   const LinearKernels& kernels() const { return kernels_; }
   Index columns() const { return n_; }
@@ -47,7 +47,8 @@ class Dense {
  private:
   const LinearKernels& kernels_;
   Index n_, k_, panels_;
-  const float *weight_, *bias_;
+  const std::byte* weight_;
+  const float* bias_;
 };
 
 // All packed linears of a model in one block of memory, so that it can be kept in a file and mapped by many processes.
@@ -64,14 +65,14 @@ class PackedWeights {
   // (channel numbers, as floats).
   PackedWeights(const Kernels& kernels, const std::vector<Item>& items, const FindTensor& find, Team& team);
   // Uses weights packed before, which must outlive this; throws std::invalid_argument where their size is wrong.
-  PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const float> packed);
+  PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const std::byte> packed);
 
   const Dense& linear(const std::string& name) const { return linears_.at(name); }
-  std::span<const float> floats() const { return floats_; }
+  std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
   Buffer owned_;  // empty where the block is the caller's
-  std::span<const float> floats_;
+  std::span<const std::byte> bytes_;
   std::map<std::string, Dense> linears_;
 };
 
@@ -108,9 +109,9 @@ struct Model {
   // `packed` is empty, or weights packed before that must outlive this too; then `find` is not asked for linears. With
   // int8 the head's linears, which run on few rows, are bf16.
   Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, const Kernels& kernels,
-        Precision precision, std::span<const float> packed, Team& team);
+        Precision precision, std::span<const std::byte> packed, Team& team);
 
-  // Floats of packed A that suffice for every linear, with `tokens` rows in the encoder and `rows` in the head.
+  // Bytes of packed A that suffice for every linear, with `tokens` rows in the encoder and `rows` in the head.
   Index packed_a_size(Index tokens, Index rows) const;
 
   EncoderShape shape;

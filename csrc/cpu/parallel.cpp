@@ -20,9 +20,8 @@ Index divide_up(Index n, Index by) { return (n + by - 1) / by; }
 
 Range slice(Index count, Index slices, Index i) { return {count * i / slices, count * (i + 1) / slices}; }
 
-// Which of `slices` the task number `task` computes. Threads take tasks in order; numbered like this, the
-// tasks of one thread are contiguous along W, so that a kernel's prefetch past the end of its task fetches what the
-// same thread needs next.
+// The slice that task number `task` computes. Threads take tasks in order; with this numbering the slices of one thread
+// are contiguous along W, so that a kernel's prefetch past the end of its task fetches what the same thread needs next.
 Index thread_contiguous(Index task, Index slices, Index threads) {
   const Index thread = task % threads, step = task / threads;
   return thread * (slices / threads) + std::min(thread, slices % threads) + step;
@@ -36,7 +35,7 @@ void in_row_slices(Index rows, Team& team, Body body) {
 }
 
 Linear linear_op(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Index out_stride,
-                 float* packed_a) {
+                 std::byte* packed_a) {
   return {x, dense.packed().k, rows, packed_a, dense.packed(), activation, out, out_stride};
 }
 
@@ -55,7 +54,7 @@ void parallel_embed(const Kernels& kernels, const Embed& op, Index rows, Team& t
 }
 
 void parallel_linear(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                     Index out_stride, float* packed_a, bool is_packed, Team& team) {
+                     Index out_stride, std::byte* packed_a, bool is_packed, Team& team) {
   const LinearKernels& kernels = dense.kernels();
   const Linear op = linear_op(dense, x, rows, activation, out, out_stride, packed_a);
   if (!is_packed && kernels.packed_a_size(rows, op.packed.k) > 0)
@@ -75,8 +74,8 @@ void parallel_linear(const Dense& dense, Range panels, const float* x, Index row
   });
 }
 
-void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out, float* packed_a,
-                     bool is_packed, Team& team) {
+void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out,
+                     std::byte* packed_a, bool is_packed, Team& team) {
   parallel_linear(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), packed_a, is_packed, team);
 }
 

@@ -21,7 +21,7 @@ struct Sequences {
 // Nothing is packed where `dense` is null or reads its input unpacked.
 struct Next {
   const Dense* dense = nullptr;
-  float* packed_a = nullptr;
+  std::byte* packed_a = nullptr;
 };
 
 // How the attention of a batch is split: into pieces, each all queries of a sequence or some of them, each computed for
@@ -47,18 +47,18 @@ class AttentionPlan {
 
 void parallel_embed(const Kernels& kernels, const Embed& op, Index rows, Team& team, Next next = {});
 
-// What every thread of a team has for itself: `stride` floats each.
+// What every thread of a team has for itself: `stride` bytes each.
 struct Scratch {
-  float* data;
+  std::byte* data;
   Index stride;
 };
 
 // The columns of some panels of `dense`, or of all. `packed_a` is null or has room for dense.kernels().packed_a_size;
 // x is packed here unless the previous operation did (`is_packed`).
 void parallel_linear(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                     Index out_stride, float* packed_a, bool is_packed, Team& team);
-void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out, float* packed_a,
-                     bool is_packed, Team& team);
+                     Index out_stride, std::byte* packed_a, bool is_packed, Team& team);
+void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out,
+                     std::byte* packed_a, bool is_packed, Team& team);
 
 // A thread's scratch is kernels.scratch(head size, longest sequence); `probabilities` is null or has room for
 // [H, queries, keys] of every sequence, end to end.

@@ -18,7 +18,7 @@ namespace distilfast {
 
 class ThreadPool;
 
-// Guards short critical sections and is never held across a fork.
+// For short critical sections; never held across a fork.
 std::mutex& process_mutex();
 
 // `threads` threads, of which the caller's own is one and the others are the pool's; one thread alone needs no pool.

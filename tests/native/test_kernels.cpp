@@ -19,18 +19,18 @@ bool close(const std::vector<float>& a, const std::vector<float>& b, float toler
   return true;
 }
 
-// So many floats on a cache line and not one more: the sanitizer watches what lies past them.
+// So many bytes on a cache line and not one more: the sanitizer watches what lies past them.
 class Exactly {
  public:
-  explicit Exactly(Index floats)
-      : data_(static_cast<float*>(::operator new(static_cast<std::size_t>(floats) * sizeof(float), line))) {}
+  explicit Exactly(Index bytes)
+      : data_(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), line))) {}
   ~Exactly() { ::operator delete(data_, line); }
   Exactly(const Exactly&) = delete;
-  float* data() const { return data_; }
+  std::byte* data() const { return data_; }
 
  private:
   static constexpr std::align_val_t line{64};
-  float* data_;
+  std::byte* data_;
 };
 
 // The same operation by one ISA and by ref, compared.
@@ -98,7 +98,8 @@ TEST(attention_matches_ref) {
         against_ref(
             [&](const Kernels& all, Team& team) {
               const AttentionKernels& kernels = all.attention(precision);
-              std::vector<float> scratch(kernels.scratch(d, std::max(length, 3))), out(ends.back() * width);
+              const Exactly scratch(kernels.scratch(d, std::max(length, 3)));
+              std::vector<float> out(ends.back() * width);
               std::vector<float> probabilities(heads * (length * length + 9));
               const Attention op{qkv.data(), qkv.data() + width, qkv.data() + 2 * width,
                                  3 * width,  3 * width,          d,

@@ -9,11 +9,12 @@
 namespace distilfast {
 namespace {
 
-Index attention_scratch(Index, Index keys) { return keys; }
+Index attention_scratch(Index, Index keys) { return keys * Index{sizeof(float)}; }
 
 // The operands, rounded to their type, are q, k, v and the probabilities before these are divided by their sum.
 template <class Operands>
-void attention(const Attention& op, const AttentionTask& task, float* scratch) {
+void attention(const Attention& op, const AttentionTask& task, std::byte* scratch) {
+  float* scores = view<float>(scratch);
   const auto operand = [](float x) { return static_cast<double>(Operands::round(x)); };
   const Index keys = task.keys.end - task.keys.begin, d = op.head_size;
   for (Index row = task.queries.begin; row < task.queries.end; ++row) {
@@ -24,21 +25,21 @@ void attention(const Attention& op, const AttentionTask& task, float* scratch) {
     for (Index j = 0; j < keys; ++j) {
       double score = 0.0;
       for (Index c = 0; c < d; ++c) score += operand(q[c]) * operand(k[j * op.kv_stride + c]);
-      scratch[j] = static_cast<float>(score * op.scale);
-      high = scratch[j] > high ? scratch[j] : high;
+      scores[j] = static_cast<float>(score * op.scale);
+      high = scores[j] > high ? scores[j] : high;
     }
     for (Index j = 0; j < keys; ++j) {
-      scratch[j] = static_cast<float>(std::exp(scratch[j] - high));
-      total += scratch[j];
+      scores[j] = static_cast<float>(std::exp(scores[j] - high));
+      total += scores[j];
     }
     for (Index c = 0; c < d; ++c) {
       double sum = 0.0;
-      for (Index j = 0; j < keys; ++j) sum += operand(scratch[j]) * operand(v[j * op.kv_stride + c]);
+      for (Index j = 0; j < keys; ++j) sum += operand(scores[j]) * operand(v[j * op.kv_stride + c]);
       op.out[row * op.out_stride + task.head * d + c] = static_cast<float>(sum / total);
     }
     if (task.probabilities)
       for (Index j = 0; j < keys; ++j)
-        task.probabilities[(row - task.queries.begin) * keys + j] = static_cast<float>(scratch[j] / total);
+        task.probabilities[(row - task.queries.begin) * keys + j] = static_cast<float>(scores[j] / total);
   }
 }
 

@@ -50,7 +50,7 @@ inline Index block_rows(Index keys) {
   return rows < min_block_rows ? min_block_rows : rows < max_block_rows ? rows : max_block_rows;
 }
 
-// The sizes of what one task keeps in scratch, in floats; they never shrink with more keys.
+// The sizes of what one task keeps in scratch, in elements of 4 bytes; they never shrink with more keys.
 struct AttentionSizes {
   Index keys, values, queries, scores;
   AttentionSizes(Index head_size, Index key_count, Index k_pack_size)
@@ -63,7 +63,7 @@ struct AttentionSizes {
 template <class Operands>
 Index attention_scratch(Index head_size, Index keys) {
   const AttentionSizes sizes(head_size, keys, Operands::k_pack_size);
-  return sizes.keys + sizes.values + sizes.queries + sizes.scores;
+  return (sizes.keys + sizes.values + sizes.queries + sizes.scores) * Index{sizeof(float)};
 }
 
 template <int Vectors, class Body>
@@ -87,17 +87,18 @@ inline void in_panels(Index columns, Body body) {
 
 // [keys, d] with a stride -> panels [k-pack of d][key], zero-padded past the last key.
 template <class Operands>
-inline void pack_keys(const float* k, Index stride, Index keys, Index head_size, float* packed) {
+inline void pack_keys(const float* k, Index stride, Index keys, Index head_size, typename Operands::B* packed) {
+  using KPacks = decltype(Operands::key_k_packs(k, head_size));
   const Index depth = divide_up(head_size, Operands::k_pack_size);
   in_panels(keys, [&]<int Vectors>(Index key) {
     for (Index j = key; j < key + Vectors * Vec::width; j += Vec::width) {
-      float* to = packed + key * depth + (j - key);
+      auto* to = packed + key * depth + (j - key);
       for (Index k_pack = 0; k_pack < depth; k_pack += Vec::width) {
         const Index c = k_pack * Operands::k_pack_size;
-        Vec rows[Vec::width];
+        KPacks rows[Vec::width];
 #pragma GCC unroll 16
         for (int i = 0; i < Vec::width; ++i)
-          rows[i] = j + i < keys ? Operands::key_k_packs(k + (j + i) * stride + c, head_size - c) : Vec::zero();
+          rows[i] = j + i < keys ? Operands::key_k_packs(k + (j + i) * stride + c, head_size - c) : KPacks::zero();
         transpose(rows);
         const Index count = depth - k_pack < Vec::width ? depth - k_pack : Vec::width;
         for (Index i = 0; i < count; ++i) rows[i].store(to + (k_pack + i) * Vectors * Vec::width);
@@ -108,10 +109,10 @@ inline void pack_keys(const float* k, Index stride, Index keys, Index head_size,
 
 // [keys, d] with a stride -> panels [k-pack of keys][column], zero-padded past the last column and the last key.
 template <class Operands>
-inline void pack_values(const float* v, Index stride, Index keys, Index head_size, float* packed) {
+inline void pack_values(const float* v, Index stride, Index keys, Index head_size, typename Operands::B* packed) {
   const Index depth = divide_up(keys, Operands::k_pack_size);
   in_panels(head_size, [&]<int Vectors>(Index column) {
-    float* to = packed + column * depth;
+    auto* to = packed + column * depth;
     for (Index key = 0; key < keys; key += Operands::k_pack_size)
       for (Index c = column; c < column + Vectors * Vec::width; c += Vec::width, to += Vec::width)
         Operands::value_k_packs(v + key * stride + c, stride, keys - key, head_size - c).store(to);
@@ -120,7 +121,8 @@ inline void pack_values(const float* v, Index stride, Index keys, Index head_siz
 
 // [rows, d] with a stride -> k-packs, [rows][to_stride]
 template <class Operands>
-inline void pack_queries(const float* q, Index stride, Index rows, Index head_size, float* to, Index to_stride) {
+inline void pack_queries(const float* q, Index stride, Index rows, Index head_size, typename Operands::A* to,
+                         Index to_stride) {
   for (Index row = 0; row < rows; ++row)
     for (Index c = 0; c < head_size; c += Vec::width * Operands::k_pack_size)
       Operands::key_k_packs(q + row * stride + c, head_size - c)
@@ -129,9 +131,9 @@ inline void pack_queries(const float* q, Index stride, Index rows, Index head_si
 
 // total = A B, as the sum of chains of `terms` k-packs of the depth.
 template <class Operands, int Rows, int Vectors>
-inline __attribute__((always_inline)) void multiply_in_chains(Tile<Rows, Vectors, Operands>& total, const float* a,
-                                                              Index a_stride, const float* b, Index depth,
-                                                              Index terms) {
+inline __attribute__((always_inline)) void multiply_in_chains(Tile<Rows, Vectors, Operands>& total,
+                                                              const typename Operands::A* a, Index a_stride,
+                                                              const typename Operands::B* b, Index depth, Index terms) {
   total.multiply(a, a_stride, b, depth < terms ? depth : terms);
   for (Index k = terms; k < depth; k += terms) {
     Tile<Rows, Vectors, Operands> chain;
@@ -142,8 +144,8 @@ inline __attribute__((always_inline)) void multiply_in_chains(Tile<Rows, Vectors
 
 // scores = q kt, [rows][scores_stride]
 template <class Operands>
-inline void score_block(const float* q, Index q_stride, Index rows, const float* packed, Index keys, Index depth,
-                        float* scores) {
+inline void score_block(const typename Operands::A* q, Index q_stride, Index rows, const typename Operands::B* packed,
+                        Index keys, Index depth, float* scores) {
   const Index stride = scores_stride(keys);
   in_panels(keys, [&]<int Vectors>(Index key) {
     in_row_tiles<max_tile_rows<Vectors>>({0, rows}, [&]<int Rows>(Index row) {
@@ -191,8 +193,9 @@ inline float softmax_row(float* row, Index keys, float factor, float* probabilit
 
 // out = weights v; the epilogue multiplies each row by its `inverse`.
 template <class Operands>
-inline void weigh_block(const float* weights, Index stride, const float* inverse, Index rows, const float* packed,
-                        Index depth, Index head_size, float* out, Index out_stride) {
+inline void weigh_block(const typename Operands::A* weights, Index stride, const float* inverse, Index rows,
+                        const typename Operands::B* packed, Index depth, Index head_size, float* out,
+                        Index out_stride) {
   in_panels(head_size, [&]<int Vectors>(Index column) {
     in_row_tiles<max_tile_rows<Vectors>>({0, rows}, [&]<int Rows>(Index row) {
       Tile<Rows, Vectors, Operands> tile;
@@ -214,16 +217,18 @@ inline void weigh_block(const float* weights, Index stride, const float* inverse
 }
 
 template <class Operands>
-void attention(const Attention& op, const AttentionTask& task, float* scratch) {
+void attention(const Attention& op, const AttentionTask& task, std::byte* scratch) {
+  using A = typename Operands::A;
+  using B = typename Operands::B;
   constexpr Index k_pack_size = Operands::k_pack_size;
   const Index keys = task.keys.end - task.keys.begin, d = op.head_size, head = task.head * d;
   const Index key_depth = divide_up(d, k_pack_size), value_depth = divide_up(keys, k_pack_size);
   const Index q_stride = round_up(key_depth, Vec::width), stride = scores_stride(keys);
   const AttentionSizes sizes(d, keys, k_pack_size);
-  float* packed_keys = scratch;
-  float* packed_values = packed_keys + sizes.keys;
-  float* queries = packed_values + sizes.values;
-  float* scores = queries + sizes.queries;
+  B* packed_keys = view<B>(scratch);
+  B* packed_values = view<B>(scratch, sizes.keys);
+  A* queries = view<A>(scratch, sizes.keys + sizes.values);
+  float* scores = view<float>(scratch, sizes.keys + sizes.values + sizes.queries);
   const float* first_key = op.k + task.keys.begin * op.kv_stride + head;
   const float* first_value = op.v + task.keys.begin * op.kv_stride + head;
   pack_keys<Operands>(first_key, op.kv_stride, keys, d, packed_keys);
@@ -240,7 +245,7 @@ void attention(const Attention& op, const AttentionTask& task, float* scratch) {
     for (Index row = 0; row < rows; ++row)
       inverse[row] = softmax_row<Operands>(scores + row * stride, keys, factor,
                                            probabilities ? probabilities + row * keys : nullptr);
-    weigh_block<Operands>(scores, stride, inverse, rows, packed_values, value_depth, d,
+    weigh_block<Operands>(reinterpret_cast<const A*>(scores), stride, inverse, rows, packed_values, value_depth, d,
                           op.out + begin * op.out_stride + head, op.out_stride);
   }
 }

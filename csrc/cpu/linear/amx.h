@@ -53,12 +53,12 @@ struct ThreeBf16 {
 
 template <class Split>
 Index tile_packed_size(Index n, Index k) {
-  return Split::terms * column_tiles(n, k, bf16_tile_k).floats();
+  return Split::terms * column_tiles(n, k, bf16_tile_k).bytes();
 }
 
 // The next bf16 term of each of two values, as a k-pack; subtracts the terms from the values.
-inline std::uint32_t take_terms(float (&pair)[2]) {
-  std::uint32_t k_pack = 0;
+inline KPack take_terms(float (&pair)[2]) {
+  KPack k_pack = 0;
   for (int i = 0; i < 2; ++i) {
     const std::uint32_t term = bf16_bits(pair[i]);
     pair[i] -= __builtin_bit_cast(float, term << 16);
@@ -68,7 +68,7 @@ inline std::uint32_t take_terms(float (&pair)[2]) {
 }
 
 template <class Split>
-void tile_pack(const LinearSource& source, Range panels, float* packed) {
+void tile_pack(const LinearSource& source, Range panels, std::byte* packed) {
   const Tiles tiles = column_tiles(source.n, source.k, bf16_tile_k);
   for (Index column = panels.begin * tile_panel; column < panels.end * tile_panel; ++column)
     for (Index k = 0; k < tiles.k_tiles * bf16_tile_k; k += 2) {
@@ -76,16 +76,16 @@ void tile_pack(const LinearSource& source, Range panels, float* packed) {
         return column < source.n && at < source.k ? source.weight[column * source.k + at] : 0.0f;
       };
       float pair[2] = {weight(k), weight(k + 1)};
-      float* to =
-          packed + tiles.at(k / bf16_tile_k, column / tile_side) + k % bf16_tile_k / 2 * tile_side + column % tile_side;
+      std::byte* to = packed + tiles.at(k / bf16_tile_k, column / tile_side);
+      const Index k_pack = k % bf16_tile_k / 2 * tile_side + column % tile_side;
       for (int term = 0; term < Split::terms; ++term)
-        to[term * tiles.floats()] = __builtin_bit_cast(float, take_terms(pair));
+        *view<KPack>(to + term * tiles.bytes(), k_pack) = take_terms(pair);
     }
 }
 
 template <class Split>
 Index tile_packed_a_size(Index rows, Index k) {
-  return Split::terms * row_tiles(rows, k, bf16_tile_k).floats();
+  return Split::terms * row_tiles(rows, k, bf16_tile_k).bytes();
 }
 
 template <class Split>
@@ -96,10 +96,10 @@ void tile_pack_a(const Linear& op, Range rows) {
     for (Index k = 0; k < tiles.k_tiles * bf16_tile_k; k += Vec::width) {
       const Index inside = row < op.rows ? clamped(k_total - k, Vec::width) : 0;
       Vec x = inside > 0 ? Vec::load(op.x + row * op.x_stride + k, inside) : Vec::zero();
-      float* to = op.packed_a + tiles.row_at(k / bf16_tile_k, row) + k % bf16_tile_k / 2;
+      std::byte* to = op.packed_a + tiles.row_at(k / bf16_tile_k, row) + k % bf16_tile_k * 2;
       for (int term = 0; term < Split::terms; ++term) {
         const __m256i bf16 = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + term * tiles.floats()), bf16);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + term * tiles.bytes()), bf16);
         x = x - Vec{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16))};
       }
     }
@@ -180,8 +180,8 @@ class TileLinear {
   template <int Rows, int Columns>
   void add_products(int pass, Index k_tile, Index row, Index panel) {
     const TermProduct& terms = Split::products[pass];
-    Accumulators<Rows, Columns>::add(op_.packed_a + terms.x * x_.floats() + x_.at(k_tile, row / tile_side),
-                                     op_.packed.weight + terms.w * w_.floats() + w_.at(k_tile, panel * panel_tiles),
+    Accumulators<Rows, Columns>::add(op_.packed_a + terms.x * x_.bytes() + x_.at(k_tile, row / tile_side),
+                                     op_.packed.weight + terms.w * w_.bytes() + w_.at(k_tile, panel * panel_tiles),
                                      x_.in_block(k_tile), [&] { epilogue_.step(); });
   }
 
@@ -222,7 +222,7 @@ class TileLinear {
 
   const Linear& op_;
   Tiles x_, w_;
-  alignas(64) float buffer_[4 * tile_floats];
+  alignas(64) float buffer_[4 * tile_elements];
   InterleavedEpilogue<typename Split::Gelu> epilogue_;
 };
 

@@ -24,6 +24,7 @@ namespace {
 // Raise the version also when linear/int8_groups.h writes other bytes.
 constexpr PackedLayout tile_int8_layout{"int8/g64/tiles", 2};
 
+// Offsets of fp32 values are in elements, those of tiles and sizes in bytes.
 struct TileInt8Packed : Int8Header {
   Tiles tiles;
 
@@ -32,8 +33,8 @@ struct TileInt8Packed : Int8Header {
   Index panels() const { return tiles.count / panel_tiles; }
   Index outlier_weights(Index panel) const { return Int8Header::size() + panel * outliers * tile_panel; }
   Index scales(Index panel) const { return outlier_weights(panels()) + panel * groups * tile_panel; }
-  Index tiles_at() const { return scales(panels()); }
-  Index size() const { return tiles_at() + tiles.floats(); }
+  Index tiles_at() const { return scales(panels()) * Index{sizeof(float)}; }
+  Index size() const { return tiles_at() + tiles.bytes(); }
 };
 
 struct TileInt8PackedA : Int8Header {
@@ -44,22 +45,23 @@ struct TileInt8PackedA : Int8Header {
 
   Index outlier_x(Index row) const { return row * outliers; }
   Index scales(Index row) const { return rows * outliers + row * groups; }
-  Index tiles_at() const { return round_up(scales(rows), 16); }
-  Index size() const { return tiles_at() + tiles.floats(); }
+  Index tiles_at() const { return round_up(scales(rows) * Index{sizeof(float)}, tile_row_bytes); }
+  Index size() const { return tiles_at() + tiles.bytes(); }
 };
 
 inline Index tile_int8_packed_size(Index n, Index k) { return TileInt8Packed(n, k).size(); }
 
 inline Index tile_int8_packed_a_size(Index rows, Index k) { return TileInt8PackedA(rows, k).size(); }
 
-inline void tile_int8_pack(const LinearSource& source, Range panels, float* packed) {
+inline void tile_int8_pack(const LinearSource& source, Range panels, std::byte* packed) {
   const TileInt8Packed at(source.n, source.k);
   if (panels.begin == 0) pack_header(source, at, packed);
   for (Index column = panels.begin * tile_panel; column < panels.end * tile_panel; ++column) {
     const Index panel = column / tile_panel, j = column % tile_panel;
-    float *outlier_weights = packed + at.outlier_weights(panel) + j, *scales = packed + at.scales(panel) + j;
-    const auto take = [&](Index g, GroupQuant quant, const float* k_packs) {
-      float* to = packed + at.tiles_at() + at.tiles.at(g, column / tile_side) + column % tile_side;
+    float* outlier_weights = view<float>(packed, at.outlier_weights(panel) + j);
+    float* scales = view<float>(packed, at.scales(panel) + j);
+    const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
+      KPack* to = view<KPack>(packed + at.tiles_at() + at.tiles.at(g, column / tile_side), column % tile_side);
       for (Index i = 0; i < group_k_packs; ++i) to[i * tile_side] = k_packs[i];
       scales[g * tile_panel] = quant.scale;
     };
@@ -69,15 +71,16 @@ inline void tile_int8_pack(const LinearSource& source, Range panels, float* pack
 
 inline void tile_int8_pack_a(const Linear& op, Range rows) {
   const TileInt8PackedA at(op.rows, op.packed.k);
-  float* tiles = op.packed_a + at.tiles_at();
+  std::byte* tiles = op.packed_a + at.tiles_at();
   for (Index row = rows.begin; row < rows.end; ++row) {
-    float *outlier_x = op.packed_a + at.outlier_x(row), *scales = op.packed_a + at.scales(row);
-    const auto place = [&](Index g) { return tiles + at.tiles.row_at(g, row); };
+    float* outlier_x = view<float>(op.packed_a, at.outlier_x(row));
+    float* scales = view<float>(op.packed_a, at.scales(row));
+    const auto place = [&](Index g) { return view<KPack>(tiles + at.tiles.row_at(g, row)); };
     const auto take = [&](Index g, GroupQuant quant) { scales[g] = quant.scale; };
     quantize_row(op, at, row, place, take, [&](Index i, float x) { outlier_x[i] = x; });
   }
   for (Index row = rows.end; row < end_with_padding(op, rows); ++row)
-    for (Index g = 0; g < at.groups; ++g) Vec::zero().store(tiles + at.tiles.row_at(g, row));
+    for (Index g = 0; g < at.groups; ++g) IntVec::zero().store(tiles + at.tiles.row_at(g, row));
 }
 
 constexpr Index buffer_groups = 2;  // groups whose int32 sums fill one of the two buffers
@@ -93,9 +96,9 @@ struct Int8Target {
 struct PendingGroups {
   Int8Target target;
   Range groups;
-  bool first, last;   // of the target's groups in this run over K or over a k-block
-  const float* sums;  // int32 [group][tile_mc_multiple][tile_panel]
-  Index row = 0;      // rows already dequantised
+  bool first, last;          // of the target's groups in this run over K or over a k-block
+  const std::int32_t* sums;  // [group][tile_mc_multiple][tile_panel]
+  Index row = 0;             // rows already dequantised
 };
 
 class TileInt8Linear {
@@ -132,9 +135,9 @@ class TileInt8Linear {
   void add_groups(const Int8Target& target, Range groups) {
     for (Index g = groups.begin; g < groups.end; g += buffer_groups) {
       const Index end = smaller(g + buffer_groups, groups.end);
-      float* sums = buffers_[buffer_ ^= 1];
+      std::int32_t* sums = buffers_[buffer_ ^= 1];
       for (Index each = g; each < end; ++each) {
-        multiply<Rows>(target, each, sums + (each - g) * 4 * tile_floats);
+        multiply<Rows>(target, each, sums + (each - g) * 4 * tile_elements);
         for (int i = 0; i < 2; ++i)
           if (pending_.row < pending_.target.out.rows) dequantize_next_rows();
       }
@@ -144,13 +147,13 @@ class TileInt8Linear {
   }
 
   template <int Rows>
-  void multiply(const Int8Target& target, Index g, float* sums) {
+  void multiply(const Int8Target& target, Index g, std::int32_t* sums) {
     using Accumulators = TileAccumulators<Rows, panel_tiles, Int8Products>;
     Accumulators::zero();
     // One tile along K: the next row or column tile is a whole k-block away.
     Accumulators::add_one(op_.packed_a + x_.tiles_at() + x_.tiles.at(g, target.row / tile_side),
                           op_.packed.weight + w_.tiles_at() + w_.tiles.at(g, target.panel * panel_tiles),
-                          w_.tiles.in_block(g) * tile_floats);
+                          w_.tiles.in_block(g) * tile_bytes);
     Accumulators::store(sums, tile_panel);
   }
 
@@ -174,8 +177,8 @@ class TileInt8Linear {
     const OutTile& out = pending_.target.out;
     Fp32Tile<Rows> tile;
     if (pending_.first && pending_.groups.begin == 0)
-      tile.multiply(op_.packed_a + x_.outlier_x(pending_.target.row + row), x_.outliers,
-                    op_.packed.weight + w_.outlier_weights(pending_.target.panel), x_.outliers);
+      tile.multiply(view<float>(op_.packed_a, x_.outlier_x(pending_.target.row + row)), x_.outliers,
+                    view<float>(op_.packed.weight, w_.outlier_weights(pending_.target.panel)), x_.outliers);
     else if (pending_.first)
       in_out_tile<Rows>([&](int i, Index j, Index inside) {
         tile.accumulators[i][j / Vec::width] = Vec::load(out.at + (row + i) * out.stride + j, inside);
@@ -201,9 +204,9 @@ class TileInt8Linear {
   template <int Rows>
   void add_dequantized(Fp32Tile<Rows>& tile, Index row) const {
     for (Index g = pending_.groups.begin; g < pending_.groups.end; ++g) {
-      const float* sums = pending_.sums + (g - pending_.groups.begin) * 4 * tile_floats + row * tile_panel;
-      const float* column_scale = op_.packed.weight + w_.scales(pending_.target.panel) + g * tile_panel;
-      const float* row_scale = op_.packed_a + x_.scales(pending_.target.row + row) + g;
+      const std::int32_t* sums = pending_.sums + (g - pending_.groups.begin) * 4 * tile_elements + row * tile_panel;
+      const float* column_scale = view<float>(op_.packed.weight, w_.scales(pending_.target.panel) + g * tile_panel);
+      const float* row_scale = view<float>(op_.packed_a, x_.scales(pending_.target.row + row) + g);
       in_panel<Rows>([&](int i, int j) {
         const Vec scale = Vec::all(row_scale[i * x_.groups]) * Vec::load(column_scale + j * Vec::width);
         Vec& accumulator = tile.accumulators[i][j];
@@ -235,8 +238,8 @@ class TileInt8Linear {
   TileInt8PackedA x_;
   PendingGroups pending_{};
   int buffer_ = 0;
-  alignas(64) float buffers_[2][buffer_groups * 4 * tile_floats];
-  alignas(64) float accumulators_[4 * tile_floats];  // fp32, of the one target whose groups are being added
+  alignas(64) std::int32_t buffers_[2][buffer_groups * 4 * tile_elements];
+  alignas(64) float accumulators_[4 * tile_elements];  // fp32, of the one target whose groups are being added
 };
 
 inline void tile_int8_linear(const Linear& op, Range rows, Range panels) {

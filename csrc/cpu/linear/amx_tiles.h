@@ -8,8 +8,10 @@
 namespace distilfast {
 namespace {
 
-constexpr Index tile_side = 16;     // rows of x, columns of W, rows and columns of accumulators
-constexpr Index tile_floats = 256;  // 16 rows of 64 bytes
+constexpr Index tile_side = 16;  // rows of x, columns of W, rows and columns of accumulators
+constexpr Index tile_row_bytes = 64;
+constexpr Index tile_bytes = tile_side * tile_row_bytes;
+constexpr Index tile_elements = tile_side * tile_side;  // of accumulators
 constexpr Index panel_tiles = 2;
 constexpr Index tile_panel = panel_tiles * tile_side;
 constexpr Index block_k_tiles = 16;                // of a k-block: two column tiles of one fit L1
@@ -27,13 +29,13 @@ struct Tiles {
   Index in_block(Index k_tile) const {
     return smaller(k_tiles - k_tile / block_k_tiles * block_k_tiles, block_k_tiles);
   }
-  // Offsets, in floats.
+  // Offsets and sizes are in bytes.
   Index at(Index k_tile, Index tile) const {
     const Index first = k_tile / block_k_tiles * block_k_tiles;
-    return (first * count + tile * in_block(k_tile) + k_tile - first) * tile_floats;
+    return (first * count + tile * in_block(k_tile) + k_tile - first) * tile_bytes;
   }
-  Index row_at(Index k_tile, Index row) const { return at(k_tile, row / tile_side) + row % tile_side * tile_side; }
-  Index floats() const { return k_tiles * count * tile_floats; }
+  Index row_at(Index k_tile, Index row) const { return at(k_tile, row / tile_side) + row % tile_side * tile_row_bytes; }
+  Index bytes() const { return k_tiles * count * tile_bytes; }
 };
 
 // `tile_k`: values of K in a tile.
@@ -81,12 +83,14 @@ inline __attribute__((always_inline)) void for_each(Body body) {
 }
 
 struct Bf16Products {
+  using Element = float;  // of accumulators
   template <int accumulators, int a, int b>
   static void add() {
     TileUnit::add_bf16_products<accumulators, a, b>();
   }
 };
 struct Int8Products {
+  using Element = std::int32_t;
   template <int accumulators, int a, int b>
   static void add() {
     TileUnit::add_int8_products<accumulators, a, b>();
@@ -97,18 +101,19 @@ struct Int8Products {
 template <int Rows, int Columns, class Products>
 struct TileAccumulators {
   static_assert(Rows <= 2 && Rows * Columns <= 4);
+  using Element = typename Products::Element;
   static constexpr int count = Rows * Columns;
   static constexpr Index max_rows = Rows * tile_side, max_columns = Columns * tile_side;
 
   static void zero() {
     for_each<count>([]<int tile>() { TileUnit::zero<tile>(); });
   }
-  static void load(const float* from, Index stride) {
+  static void load(const Element* from, Index stride) {
     for_each<count>([&]<int tile>() {
       TileUnit::load<tile>(from + (tile / Columns * stride + tile % Columns) * tile_side, stride * 4);
     });
   }
-  static void store(float* to, Index stride) {
+  static void store(Element* to, Index stride) {
     for_each<count>([&]<int tile>() {
       TileUnit::store<tile>(to + (tile / Columns * stride + tile % Columns) * tile_side, stride * 4);
     });
@@ -126,22 +131,22 @@ struct TileAccumulators {
     copy(edge, max_columns, to, to.at, to.stride);
   }
 
-  // Adds the products of one tile along K of each row and column, which are `stride` floats apart.
-  static inline __attribute__((always_inline)) void add_one(const float* x, const float* w, Index stride) {
+  // Adds the products of one tile along K of each row and column, which are `stride` bytes apart.
+  static inline __attribute__((always_inline)) void add_one(const std::byte* x, const std::byte* w, Index stride) {
     constexpr int x_tile = 4, w_tile = x_tile + Rows, w_tiles = 8 - w_tile;
-    for_each<Rows>([&]<int i>() { TileUnit::load<x_tile + i>(x + i * stride, 64); });
+    for_each<Rows>([&]<int i>() { TileUnit::load<x_tile + i>(x + i * stride, tile_row_bytes); });
     for_each<Columns>([&]<int j>() {
       constexpr int column = w_tile + j % w_tiles;
-      TileUnit::load<column>(w + j * stride, 64);
+      TileUnit::load<column>(w + j * stride, tile_row_bytes);
       for_each<Rows>([&]<int i>() { Products::template add<i * Columns + j, x_tile + i, column>(); });
     });
   }
   // The same for all `k_tiles` of a k-block, with a call of between() after each.
   template <class Between>
-  static inline __attribute__((always_inline)) void add(const float* x, const float* w, Index k_tiles,
+  static inline __attribute__((always_inline)) void add(const std::byte* x, const std::byte* w, Index k_tiles,
                                                         Between between) {
     for (Index k_tile = 0; k_tile < k_tiles; ++k_tile) {
-      add_one(x + k_tile * tile_floats, w + k_tile * tile_floats, k_tiles * tile_floats);
+      add_one(x + k_tile * tile_bytes, w + k_tile * tile_bytes, k_tiles * tile_bytes);
       between();
     }
   }

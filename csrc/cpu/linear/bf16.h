@@ -19,20 +19,22 @@ inline unsigned bf16_bits(float x) {
 }
 
 // The pair at w; zero-padded where only one value is `left`.
-inline float bf16_pair(const float* w, Index left) {
+inline KPack bf16_pair(const float* w, Index left) {
   const unsigned high = left > 1 ? bf16_bits(w[1]) : 0u;
-  return __builtin_bit_cast(float, high << 16 | bf16_bits(w[0]));
+  return high << 16 | bf16_bits(w[0]);
 }
 
 struct Bf16Pairs {
+  using B = KPack;
   using Accumulator = Vec;
   using Gelu = CoarseGelu;
   static constexpr PackedLayout layout{"bf16", 1};
   static constexpr Index k_pack_size = 2;
-  static float k_pack(const float* w, Index left) { return bf16_pair(w, left); }
+  static KPack k_pack(const float* w, Index left) { return bf16_pair(w, left); }
 };
 
 struct Bf16Widened : Bf16Pairs {
+  using A = float;
   static constexpr int products = 2;
   static constexpr Index packed_row_size(Index depth) { return (depth + 1) / 2 * 2; }
   // Packed A is rounded to bf16 and stored as fp32.
@@ -42,8 +44,8 @@ struct Bf16Widened : Bf16Pairs {
     for (; k < depth; ++k) to[k] = __builtin_bit_cast(float, bf16_bits(x[k]) << 16);
     if (depth % 2) to[depth] = 0.0f;
   }
-  static Vec column(const float* k_pack, int product) {
-    return product == 0 ? lower_bf16(Vec::load(k_pack)) : upper_bf16(Vec::load(k_pack));
+  static Vec column(const KPack* k_pack, int product) {
+    return product == 0 ? lower_bf16(IntVec::load(k_pack)) : upper_bf16(IntVec::load(k_pack));
   }
   static Vec row(const float* a, Index k_pack, int product) { return Vec::all(a[2 * k_pack + product]); }
   static Vec multiply_add(Vec row, Vec column, Vec accumulator) { return fma(row, column, accumulator); }
@@ -51,18 +53,19 @@ struct Bf16Widened : Bf16Pairs {
 
 #if defined(__AVX512BF16__)
 struct Bf16Dot : Bf16Pairs {
+  using A = KPack;
   static constexpr int products = 1;
   static constexpr Index packed_row_size(Index depth) { return (depth + 1) / 2; }
-  static void pack_row(const float* x, Index depth, float* to) {
+  static void pack_row(const float* x, Index depth, KPack* to) {
     Index k = 0;
     for (; k + 16 <= depth; k += 16)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k / 2),
                           reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k))));
     for (; k < depth; k += 2) to[k / 2] = bf16_pair(x + k, depth - k);
   }
-  static Vec column(const float* k_pack, int) { return Vec::load(k_pack); }
-  static Vec row(const float* a, Index k_pack, int) { return Vec::all(a[k_pack]); }
-  static Vec multiply_add(Vec row, Vec column, Vec accumulator) {
+  static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
+  static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
+  static Vec multiply_add(IntVec row, IntVec column, Vec accumulator) {
     return {_mm512_dpbf16_ps(accumulator.v, reinterpret_cast<__m512bh>(row.v), reinterpret_cast<__m512bh>(column.v))};
   }
 };

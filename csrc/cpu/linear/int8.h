@@ -17,14 +17,14 @@ namespace {
 // Raise the version also when linear/int8_groups.h writes other bytes.
 constexpr PackedLayout int8_layout{"int8/g64", 3};
 
-constexpr Index packed_group = (group_k_packs + 1) * panel;  // floats
+constexpr Index packed_group = (group_k_packs + 1) * panel;  // elements of 4 bytes
 // Groups of a k-block: those of a panel fit L1 beside the rows of a tile, and K = 768 is two whole blocks.
 constexpr Index block_groups = 6;
 // int32 and fp32 accumulators, a row of B and a broadcast fill 32 registers: 2 x 4 x 3 + 3 + 1. They are twice as many
 // as there are with 16; the fp32 accumulators, which are needed once a group, then spill to L1.
 constexpr int int8_tile_rows = 4;
 
-// Where everything of one packed W lies.
+// Where everything of one packed W lies, in elements of 4 bytes.
 struct Int8Layout : Int8Header {
   Index columns;
 
@@ -44,13 +44,15 @@ constexpr int weight_zero_point = 128;
 // The product of a k-pack of x with one of W: four values of K at once, or two and two.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Int8Dot {
+  using A = KPack;
+  using B = KPack;
   using Accumulator = IntVec;
-  static constexpr Index a_k_pack = 1;  // floats of packed A for a k-pack
+  static constexpr Index a_k_pack = 1;  // elements of packed A for a k-pack
   static constexpr int products = 1;
-  static void widen(float*) {}
-  static Vec column(const float* k_pack, int) { return Vec::load(k_pack); }
-  static Vec row(const float* a, Index k_pack, int) { return Vec::all(a[k_pack]); }
-  static IntVec multiply_add(Vec row, Vec column, IntVec accumulator) {
+  static void widen(KPack*) {}
+  static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
+  static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
+  static IntVec multiply_add(IntVec row, IntVec column, IntVec accumulator) {
     return add_int8_products(column, row, accumulator);
   }
 };
@@ -58,28 +60,32 @@ struct Int8Dot {
 // For machines without VNNI: the even and the odd bytes of a k-pack are widened to int16 and multiplied by vpmaddwd.
 // (vpmaddubsw, which multiplies bytes, saturates its sums.)
 struct Int8Widened {
+  using A = KPack;
+  using B = KPack;
   using Accumulator = IntVec;
   static constexpr Index a_k_pack = 2;
   static constexpr int products = 2;
   // Widens a group in place, from 16 k-packs to twice as many words; from the end, so that each is read before it is
   // overwritten.
-  static void widen(float* words) {
+  static void widen(KPack* words) {
     for (Index k_pack = group_k_packs - 1; k_pack >= 0; --k_pack) {
-      const auto four = __builtin_bit_cast(std::uint32_t, words[k_pack]);
+      const KPack four = words[k_pack];
       words[2 * k_pack] = int16_pair(four, four >> 16);
       words[2 * k_pack + 1] = int16_pair(four >> 8, four >> 24);
     }
   }
   // The lowest, signed, byte of each.
-  static float int16_pair(std::uint32_t first, std::uint32_t second) {
+  static KPack int16_pair(KPack first, KPack second) {
     const short both[] = {static_cast<signed char>(first), static_cast<signed char>(second)};
-    return __builtin_bit_cast(float, both);
+    return __builtin_bit_cast(KPack, both);
   }
-  static Vec column(const float* k_pack, int product) {
-    return product == 0 ? even_bytes_to_int16(Vec::load(k_pack)) : odd_bytes_to_int16(Vec::load(k_pack));
+  static IntVec column(const KPack* k_pack, int product) {
+    return product == 0 ? even_bytes_to_int16(IntVec::load(k_pack)) : odd_bytes_to_int16(IntVec::load(k_pack));
   }
-  static Vec row(const float* a, Index k_pack, int product) { return Vec::all(a[2 * k_pack + product]); }
-  static IntVec multiply_add(Vec row, Vec column, IntVec accumulator) {
+  static IntVec row(const KPack* a, Index k_pack, int product) {
+    return IntVec::all(static_cast<int>(a[2 * k_pack + product]));
+  }
+  static IntVec multiply_add(IntVec row, IntVec column, IntVec accumulator) {
     return add_int16_products(row, column, accumulator);
   }
 };
@@ -88,9 +94,9 @@ struct Int8Widened {
 template <class Dot>
 constexpr Index a_k_packs = group_k_packs * Dot::a_k_pack;
 template <class Dot>
-constexpr Index a_group = a_k_packs<Dot> + 2;  // floats of packed A for a group of a row
+constexpr Index a_group = a_k_packs<Dot> + 2;  // elements of packed A for a group of a row
 
-// Floats from one row of a k-block of packed A to the next; the last block has room for as many groups as any other.
+// Elements from one row of a k-block of packed A to the next; the last block has room for as many groups as any other.
 template <class Dot>
 constexpr Index a_row_stride = block_groups * a_group<Dot>;
 
@@ -99,29 +105,34 @@ inline Index packed_a_block(const Int8Layout& at, Index rows, Index g, Index row
   return rows * (at.outliers + g * a_group<Dot>)+row * a_row_stride<Dot>;
 }
 
-inline Index int8_packed_size(Index n, Index k) { return Int8Layout(n, k).size(); }
+// What follows the k-packs of a group of a row in packed A.
+struct RowQuant {
+  float scale;
+  std::int32_t compensation;
+};
+
+inline Index int8_packed_size(Index n, Index k) { return Int8Layout(n, k).size() * Index{sizeof(KPack)}; }
 
 template <class Dot>
 Index int8_packed_a_size(Index rows, Index k) {
-  return rows * (outlier_count(k) + divide_up(k, group * block_groups) * a_row_stride<Dot>);
+  const Index row_elements = outlier_count(k) + divide_up(k, group * block_groups) * a_row_stride<Dot>;
+  return rows * row_elements * Index{sizeof(KPack)};
 }
 
 // Adds the zero point, 128, to four signed bytes.
-inline float with_zero_point(float k_pack) {
-  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, k_pack) ^ 0x80808080u);
-}
+inline KPack with_zero_point(KPack k_pack) { return k_pack ^ 0x80808080u; }
 
-inline void pack_int8(const LinearSource& source, Range panels, float* packed) {
+inline void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
   const Int8Layout at(source.n, source.k);
   if (panels.begin == 0) pack_header(source, at, packed);
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index j = 0; j < panel; ++j) {
-      float* outlier_weights = packed + at.outlier_weights(p) + j;
-      const auto take = [&](Index g, GroupQuant quant, const float* k_packs) {
+      float* outlier_weights = view<float>(packed, at.outlier_weights(p) + j);
+      const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
         const Index first = g / block_groups * block_groups;
-        float* to = packed + at.block(first, p) + (g - first) * packed_group + j;
-        for (Index i = 0; i < group_k_packs; ++i) to[i * panel] = with_zero_point(k_packs[i]);
-        to[group_k_packs * panel] = quant.scale;
+        const Index to = at.block(first, p) + (g - first) * packed_group + j;
+        for (Index i = 0; i < group_k_packs; ++i) *view<KPack>(packed, to + i * panel) = with_zero_point(k_packs[i]);
+        *view<float>(packed, to + group_k_packs * panel) = quant.scale;
       };
       quantize_column(source, at, p * panel + j, take, [&](Index i, float w) { outlier_weights[i * panel] = w; });
     }
@@ -131,16 +142,15 @@ template <class Dot>
 void pack_int8_a(const Linear& op, Range rows) {
   const Int8Layout at(op.packed.n, op.packed.k);
   for (Index row = rows.begin; row < rows.end; ++row) {
-    float* outlier_x = op.packed_a + row * at.outliers;
+    float* outlier_x = view<float>(op.packed_a, row * at.outliers);
     const auto place = [&](Index g) {
       const Index first = g / block_groups * block_groups;
-      return op.packed_a + packed_a_block<Dot>(at, op.rows, first, row) + (g - first) * a_group<Dot>;
+      return view<KPack>(op.packed_a, packed_a_block<Dot>(at, op.rows, first, row) + (g - first) * a_group<Dot>);
     };
     const auto take = [&](Index g, GroupQuant quant) {
-      float* to = place(g);
+      KPack* to = place(g);
       Dot::widen(to);
-      to[a_k_packs<Dot>] = quant.scale;
-      to[a_k_packs<Dot> + 1] = __builtin_bit_cast(float, weight_zero_point* quant.row_sum);
+      *reinterpret_cast<RowQuant*>(to + a_k_packs<Dot>) = {quant.scale, weight_zero_point * quant.row_sum};
     };
     quantize_row(op, at, row, place, take, [&](Index i, float x) { outlier_x[i] = x; });
   }
@@ -150,23 +160,23 @@ void pack_int8_a(const Linear& op, Range rows) {
 struct Int8Panel {
   const float* outlier_weights;  // null after the first k-block
   Index outliers;
-  const float* groups;
+  const KPack* groups;
   Index count;
   const float* bias;  // null before the last k-block
 };
 
 // total += the dequantised accumulators of a group; `x` and `w` point past the group's k-packs.
 template <class Dot, int Rows>
-inline __attribute__((always_inline)) void add_dequantized(Tile<Rows, panel_vectors, Dot>& group, const float* x,
-                                                           const float* w, Tile<Rows, panel_vectors>& total) {
+inline __attribute__((always_inline)) void add_dequantized(Tile<Rows, panel_vectors, Dot>& group, const KPack* x,
+                                                           const KPack* w, Tile<Rows, panel_vectors>& total) {
   Vec scale[panel_vectors];
 #pragma GCC unroll 4
-  for (int j = 0; j < panel_vectors; ++j) scale[j] = Vec::load(w + j * Vec::width);
+  for (int j = 0; j < panel_vectors; ++j) scale[j] = Vec::load(reinterpret_cast<const float*>(w) + j * Vec::width);
   group.each([&](int i, int j, IntVec accumulator) {
-    const float* quant = x + i * a_row_stride<Dot>;
-    const IntVec compensation = IntVec::all(__builtin_bit_cast(std::int32_t, quant[1]));
+    const RowQuant& quant = *reinterpret_cast<const RowQuant*>(x + i * a_row_stride<Dot>);
+    const IntVec compensation = IntVec::all(quant.compensation);
     total.accumulators[i][j] =
-        fma(from_int32(accumulator - compensation), Vec::all(quant[0]) * scale[j], total.accumulators[i][j]);
+        fma(from_int32(accumulator - compensation), Vec::all(quant.scale) * scale[j], total.accumulators[i][j]);
   });
 }
 
@@ -174,14 +184,14 @@ inline __attribute__((always_inline)) void add_dequantized(Tile<Rows, panel_vect
 // come the groups, and in the last k-block the bias. Not inlined: the accumulators fill the registers, and values that
 // a caller keeps in some would spill them.
 template <class Dot, int Rows, int Prefetched>
-__attribute__((noinline)) void int8_tile(const Int8Panel& w, const float* next_panel, const float* outlier_x,
-                                         const float* x, float* c, Index c_stride) {
+__attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_panel, const float* outlier_x,
+                                         const KPack* x, float* c, Index c_stride) {
   Tile<Rows, panel_vectors> total;
   if (w.outlier_weights)
     total.multiply(outlier_x, w.outliers, w.outlier_weights, w.outliers);
   else
     total.each([&](int i, int j, Vec& accumulator) { accumulator = Vec::load(c + i * c_stride + j * Vec::width); });
-  const float* columns = w.groups;
+  const KPack* columns = w.groups;
   for (Index g = 0; g < w.count; ++g, x += a_group<Dot>) {
     Tile<Rows, panel_vectors, Dot> group;
     group.clear();
@@ -202,19 +212,20 @@ __attribute__((noinline)) void int8_tile(const Int8Panel& w, const float* next_p
 template <class Dot>
 void int8_linear(const Linear& op, Range rows, Range panels) {
   const Int8Layout at(op.packed.n, op.packed.k);
-  const float* weight = op.packed.weight;
+  const std::byte* weight = op.packed.weight;
   for (Index g = 0; g < at.groups; g += block_groups) {
     const bool first = g == 0, last = g + block_groups >= at.groups;
-    const float* x = op.packed_a + packed_a_block<Dot>(at, op.rows, g, 0);
+    const KPack* x = view<KPack>(op.packed_a, packed_a_block<Dot>(at, op.rows, g, 0));
     for (Index p = panels.begin; p < panels.end; ++p) {
-      const Int8Panel w{first ? weight + at.outlier_weights(p) : nullptr, at.outliers, weight + at.block(g, p),
-                        at.in_block(g), last ? op.packed.bias + p * panel : nullptr};
+      const Int8Panel w{first ? view<float>(weight, at.outlier_weights(p)) : nullptr, at.outliers,
+                        view<KPack>(weight, at.block(g, p)), at.in_block(g),
+                        last ? op.packed.bias + p * panel : nullptr};
       const PanelIndex next = next_panel_index(op, panels, g * group, p, (g + block_groups) * group);
-      const float* next_panel = weight + at.block(next.k / group, next.p);
+      const KPack* next_panel = view<KPack>(weight, at.block(next.k / group, next.p));
       in_tiles<int8_tile_rows>(
           op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
             for_count(prefetch.vectors, [&]<int Prefetched>() {
-              int8_tile<Dot, Rows, Prefetched>(w, prefetch.of(next_panel), op.packed_a + row * at.outliers,
+              int8_tile<Dot, Rows, Prefetched>(w, prefetch.of(next_panel), view<float>(op.packed_a, row * at.outliers),
                                                x + row * a_row_stride<Dot>, c, c_stride);
             });
             if (last) activate<CoarseGelu, Rows>(c, c_stride, op.activation);

@@ -27,7 +27,7 @@ constexpr Index group = 64;  // of K
 constexpr Index group_k_packs = group / 4;
 
 // The header of a packed W: the channel shift and a mask (1, or 0 for outlier channels), both zero-padded to whole
-// groups, then the numbers of the outlier channels.
+// groups, then, in int32, the outlier channels. Offsets and sizes are in elements of 4 bytes.
 struct Int8Header {
   Index k, outliers, groups;
 
@@ -38,15 +38,17 @@ struct Int8Header {
   Index size() const { return outlier_channels() + round_up(outliers, 16); }
 };
 
-inline void pack_header(const LinearSource& source, const Int8Header& at, float* packed) {
+inline void pack_header(const LinearSource& source, const Int8Header& at, std::byte* packed) {
+  float *shift = view<float>(packed), *mask = view<float>(packed, at.mask());
+  std::int32_t* channels = view<std::int32_t>(packed, at.outlier_channels());
   for (Index k = 0; k < at.groups * group; ++k) {
-    packed[k] = k < at.k ? source.channel_shift[k] : 0.0f;
-    packed[at.mask() + k] = k < at.k ? 1.0f : 0.0f;
+    shift[k] = k < at.k ? source.channel_shift[k] : 0.0f;
+    mask[k] = k < at.k ? 1.0f : 0.0f;
   }
-  for (Index i = at.outlier_channels(); i < at.size(); ++i) packed[i] = 0.0f;
+  for (Index i = 0; i < at.size() - at.outlier_channels(); ++i) channels[i] = 0;
   for (Index i = 0; i < at.outliers; ++i) {
-    packed[at.mask() + source.outlier_channels[i]] = 0.0f;
-    packed[at.outlier_channels() + i] = __builtin_bit_cast(float, source.outlier_channels[i]);
+    mask[source.outlier_channels[i]] = 0.0f;
+    channels[i] = source.outlier_channels[i];
   }
 }
 
@@ -120,7 +122,7 @@ inline void quantize(const GroupVectors<Groups>& vectors, Place place, Take take
   V::for_lane_distances([&]<int Distance>() { largest = max(largest, exchange<Distance>(largest)); });
   // The rotation has spread a NaN to all values of its group: the scale becomes NaN.
   const Vec inverse = less(Vec::zero(), largest, Vec::all(127.0f) / largest, Vec::zero());
-  float* k_packs[Groups];
+  KPack* k_packs[Groups];
   for (int g = 0; g < Groups; ++g) k_packs[g] = place(g);
   IntVec row_sum = IntVec::zero();
 #pragma GCC unroll 4
@@ -134,12 +136,12 @@ inline void quantize(const GroupVectors<Groups>& vectors, Place place, Take take
     store_int8(quantized, [&](int four) { return k_packs[four / fours] + (i + four % fours * V::count); });
   }
   V::for_lane_distances([&]<int Distance>() { row_sum = row_sum + exchange<Distance>(row_sum); });
-  float scales[Vec::width], row_sums[Vec::width];
+  float scales[Vec::width];
+  std::int32_t row_sums[Vec::width];
   (largest / Vec::all(127.0f)).store(scales);
   row_sum.store(row_sums);
 #pragma GCC unroll 4
-  for (int g = 0; g < Groups; ++g)
-    take(g, GroupQuant{scales[g * V::lanes], __builtin_bit_cast(std::int32_t, row_sums[g * V::lanes])});
+  for (int g = 0; g < Groups; ++g) take(g, GroupQuant{scales[g * V::lanes], row_sums[g * V::lanes]});
 }
 
 // Quantises one row of W, a column of Wt. Calls take(group, GroupQuant, k-packs) for each group and outlier(i, weight)
@@ -153,7 +155,8 @@ inline void quantize_column(const LinearSource& source, const Int8Header& at, In
   for (Index i = 0; i < at.outliers; ++i) outlier(i, inside ? w[channels[i]] : 0.0f);
   in_group_vectors(0, at.groups, [&]<int Groups>(Index first) {
     const Index k = first * group;
-    float mask[Groups * group], k_packs[Groups][group_k_packs];
+    float mask[Groups * group];
+    KPack k_packs[Groups][group_k_packs];
     for (float& each : mask) each = 1.0f / group;  // H Ht = 64 I
     for (Index i = 0; i < at.outliers; ++i)
       if (k <= channels[i] && channels[i] < k + Groups * group) mask[channels[i] - k] = 0.0f;
@@ -170,11 +173,9 @@ inline void quantize_column(const LinearSource& source, const Int8Header& at, In
 // outlier(i, value) for each outlier channel.
 template <class Place, class Take, class Outlier>
 inline void quantize_row(const Linear& op, const Int8Header& at, Index row, Place place, Take take, Outlier outlier) {
-  const float *x = op.x + row * op.x_stride, *shift = op.packed.weight, *mask = shift + at.mask();
-  for (Index i = 0; i < at.outliers; ++i) {
-    const Index channel = __builtin_bit_cast(std::int32_t, shift[at.outlier_channels() + i]);
-    outlier(i, x[channel] - shift[channel]);
-  }
+  const float *x = op.x + row * op.x_stride, *shift = view<float>(op.packed.weight), *mask = shift + at.mask();
+  const std::int32_t* channels = view<std::int32_t>(op.packed.weight, at.outlier_channels());
+  for (Index i = 0; i < at.outliers; ++i) outlier(i, x[channels[i]] - shift[channels[i]]);
   in_group_vectors(0, at.groups, [&]<int Groups>(Index first) {
     const Index k = first * group;
     GroupVectors<Groups> vectors;

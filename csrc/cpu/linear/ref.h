@@ -32,17 +32,18 @@ struct Bf16 {
   }
 };
 
-Index packed_size(Index n, Index k) { return (n + panel - 1) / panel * panel * k; }
+Index packed_size(Index n, Index k) { return (n + panel - 1) / panel * panel * k * Index{sizeof(float)}; }
 
 template <class Operands>
-void pack_linear(const LinearSource& source, Range panels, float* packed) {
+void pack_linear(const LinearSource& source, Range panels, std::byte* packed) {
+  float* to = view<float>(packed);
   const float* weight = source.weight;
   const Index n = source.n, k_total = source.k;
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index k = 0; k < k_total; ++k)
       for (Index j = 0; j < panel; ++j) {
         const Index row = p * panel + j;
-        packed[(p * k_total + k) * panel + j] = row < n ? Operands::round(weight[row * k_total + k]) : 0.0f;
+        to[(p * k_total + k) * panel + j] = row < n ? Operands::round(weight[row * k_total + k]) : 0.0f;
       }
 }
 
@@ -86,7 +87,7 @@ void multiply(const Linear& op, const float* x, Index x_stride, const float* wei
 
 template <class Operands>
 void linear(const Linear& op, Range rows, Range panels) {
-  multiply<Operands>(op, op.x, op.x_stride, op.packed.weight, op.packed.k, rows, panels);
+  multiply<Operands>(op, op.x, op.x_stride, view<float>(op.packed.weight), op.packed.k, rows, panels);
 }
 
 template <class Operands>

@@ -42,9 +42,11 @@ inline Index groups_of(Index k) { return (k + group - 1) / group; }
 inline Index int8_depth(Index k) { return groups_of(k) * group + outlier_count(k); }
 
 // Packed W: the header, which is the channel shift [K], the mask [K] and the outlier channels' numbers; then W as in
-// linear/ref.h, where the rotated groups and the outlier channels take the place of K.
+// linear/ref.h, where the rotated groups and the outlier channels take the place of K. All are floats.
 inline Index header_size(Index k) { return 2 * k + outlier_count(k); }
-Index int8_packed_size(Index n, Index k) { return header_size(k) + packed_size(n, int8_depth(k)); }
+Index int8_packed_size(Index n, Index k) {
+  return header_size(k) * Index{sizeof(float)} + packed_size(n, int8_depth(k));
+}
 
 inline void fill_mask(const LinearSource& source, Range channels, float* mask) {
   for (Index k = channels.begin; k < channels.end; ++k) mask[k - channels.begin] = 1.0f;
@@ -60,14 +62,14 @@ inline void pack_header(const LinearSource& source, float* packed) {
     packed[2 * source.k + i] = static_cast<float>(source.outlier_channels[i]);
 }
 
-void pack_int8(const LinearSource& source, Range panels, float* packed) {
+void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
   const Index k_total = source.k, depth = int8_depth(k_total);
-  if (panels.begin == 0) pack_header(source, packed);
+  if (panels.begin == 0) pack_header(source, view<float>(packed));
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index j = 0; j < panel; ++j) {
       const Index column = p * panel + j;
       const float* w = source.weight + column * k_total;
-      float* to = packed + header_size(k_total) + p * depth * panel + j;
+      float* to = view<float>(packed, header_size(k_total) + p * depth * panel + j);
       for (Index k = 0; k < k_total; k += group) {
         const Index end = k_total - k < group ? k_total : k + group;
         float mask[group], values[group];
@@ -80,14 +82,14 @@ void pack_int8(const LinearSource& source, Range panels, float* packed) {
     }
 }
 
-Index int8_packed_a_size(Index rows, Index k) { return rows * (k + int8_depth(k)); }
+Index int8_packed_a_size(Index rows, Index k) { return rows * (k + int8_depth(k)) * Index{sizeof(float)}; }
 
 void pack_int8_a(const Linear& op, Range rows) {
   const Index k_total = op.packed.k, depth = int8_depth(k_total);
-  const float *shift = op.packed.weight, *mask = shift + k_total, *outlier_channels = mask + k_total;
+  const float *shift = view<float>(op.packed.weight), *mask = shift + k_total, *outlier_channels = mask + k_total;
   for (Index row = rows.begin; row < rows.end; ++row) {
-    float* to = op.packed_a + row * depth;
-    float* x = op.packed_a + op.rows * depth + row * k_total;
+    float* to = view<float>(op.packed_a, row * depth);
+    float* x = view<float>(op.packed_a, op.rows * depth + row * k_total);
     for (Index k = 0; k < k_total; ++k) x[k] = op.x[row * op.x_stride + k] - shift[k];
     for (Index k = 0; k < k_total; k += group, to += group) quantize_group(x + k, k_total - k, mask + k, to);
     for (Index i = 0; i < outlier_count(k_total); ++i) to[i] = x[static_cast<Index>(outlier_channels[i])];
@@ -96,7 +98,8 @@ void pack_int8_a(const Linear& op, Range rows) {
 
 void int8_linear(const Linear& op, Range rows, Range panels) {
   const Index k = op.packed.k, depth = int8_depth(k);
-  multiply<Fp32>(op, op.packed_a, depth, op.packed.weight + header_size(k), depth, rows, panels);
+  multiply<Fp32>(op, view<float>(op.packed_a), depth, view<float>(op.packed.weight, header_size(k)), depth, rows,
+                 panels);
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {

@@ -45,7 +45,7 @@ struct Fp32Linear : Fp32 {
 
 inline Index smaller(Index a, Index b) { return a < b ? a : b; }
 
-// Where panel `p` of the k-block at `k` begins in the packed W.
+// Where panel `p` of the k-block at `k` begins in the packed W, in k-packs.
 template <class Operands>
 inline Index packed_offset(Index n, Index k_total, Index k, Index p) {
   const Index depth = smaller(k_total - k, depth_block);
@@ -54,10 +54,10 @@ inline Index packed_offset(Index n, Index k_total, Index k, Index p) {
 
 template <class Operands>
 Index packed_size(Index n, Index k) {
-  return divide_up(k, Operands::k_pack_size) * round_up(n, panel);
+  return divide_up(k, Operands::k_pack_size) * round_up(n, panel) * Index{sizeof(typename Operands::B)};
 }
 
-// Where `row` of the k-block at `k` begins in packed A.
+// Where `row` of the k-block at `k` begins in packed A, in elements.
 template <class Operands>
 inline Index packed_a_offset(Index rows, Index k_total, Index k, Index row) {
   return rows * Operands::packed_row_size(k) + row * Operands::packed_row_size(smaller(k_total - k, depth_block));
@@ -65,21 +65,22 @@ inline Index packed_a_offset(Index rows, Index k_total, Index k, Index row) {
 
 template <class Operands>
 Index packed_a_size(Index rows, Index k) {
-  return rows * Operands::packed_row_size(k);
+  return rows * Operands::packed_row_size(k) * Index{sizeof(typename Operands::A)};
 }
 
 template <class Operands>
-void pack_linear(const LinearSource& source, Range panels, float* packed) {
+void pack_linear(const LinearSource& source, Range panels, std::byte* packed) {
+  using B = typename Operands::B;
   const Index n = source.n, k_total = source.k;
   for (Index k0 = 0; k0 < k_total; k0 += depth_block) {
     const Index depth = smaller(k_total - k0, depth_block);
     for (Index p = panels.begin; p < panels.end; ++p) {
-      float* to = packed + packed_offset<Operands>(n, k_total, k0, p);
+      B* to = view<B>(packed, packed_offset<Operands>(n, k_total, k0, p));
       for (Index j = 0; j < panel; ++j) {
         const Index row = p * panel + j;
         const float* from = source.weight + row * k_total + k0;
         for (Index k = 0; k < depth; k += Operands::k_pack_size)
-          to[k / Operands::k_pack_size * panel + j] = row < n ? Operands::k_pack(from + k, depth - k) : 0.0f;
+          to[k / Operands::k_pack_size * panel + j] = row < n ? Operands::k_pack(from + k, depth - k) : B{0};
       }
     }
   }
@@ -91,7 +92,16 @@ void pack_a(const Linear& op, Range rows) {
   for (Index row = rows.begin; row < rows.end; ++row)
     for (Index k = 0; k < k_total; k += depth_block)
       Operands::pack_row(op.x + row * op.x_stride + k, smaller(k_total - k, depth_block),
-                         op.packed_a + packed_a_offset<Operands>(op.rows, k_total, k, row));
+                         view<typename Operands::A>(op.packed_a, packed_a_offset<Operands>(op.rows, k_total, k, row)));
+}
+
+// The k-block of A at `k`, from row 0 on: of packed A, or of x itself.
+template <class Operands>
+inline const typename Operands::A* a_block(const Linear& op, Index k) {
+  if constexpr (Operands::packed_row_size(1) == 0)
+    return op.x + k;
+  else
+    return view<typename Operands::A>(op.packed_a, packed_a_offset<Operands>(op.rows, op.packed.k, k, 0));
 }
 
 template <class Gelu>
@@ -124,7 +134,10 @@ inline void activate(float* c, Index c_stride, Activation activation) {
 // What a tile prefetches during its main loop: of each row of the next panel `vectors` vectors, from `first` on.
 struct Prefetch {
   int vectors, first;
-  const float* of(const float* panel_of_w) const { return panel_of_w + first * Vec::width; }
+  template <class B>
+  const B* of(const B* panel_of_w) const {
+    return panel_of_w + first * Vec::width;
+  }
 };
 
 // Spreads the prefetch of the next panel over the first three row tiles: the time of one tile is too short to hide it,
@@ -145,8 +158,9 @@ inline void for_count(int count, Body body) {
 // One k-block of one tile: c = A B for the first k-block, c += A B after it; in the last one, where `bias` is not null,
 // + bias.
 template <class Operands, int Rows, int Prefetched>
-inline void block_tile(const float* x, Index x_stride, const float* w, Index depth, const float* next_panel, float* c,
-                       Index c_stride, bool first, const float* bias) {
+inline void block_tile(const typename Operands::A* x, Index x_stride, const typename Operands::B* w, Index depth,
+                       const typename Operands::B* next_panel, float* c, Index c_stride, bool first,
+                       const float* bias) {
   Tile<Rows, panel_vectors, Operands> tile;
   tile.template multiply<Prefetched>(x, x_stride, w, depth, next_panel);
   tile.each([&](int i, int j, Vec& accumulator) {
@@ -197,16 +211,17 @@ inline PanelIndex next_panel_index(const Linear& op, Range panels, Index k, Inde
 
 template <class Operands>
 void linear(const Linear& op, Range rows, Range panels) {
+  using B = typename Operands::B;
   const Index n = op.packed.n, k_total = op.packed.k;
   for (Index k = 0; k < k_total; k += depth_block) {
     const Index depth = smaller(k_total - k, depth_block), packed_row = Operands::packed_row_size(depth);
     const bool first = k == 0, last = k + depth == k_total;
-    const float* a = packed_row ? op.packed_a + packed_a_offset<Operands>(op.rows, k_total, k, 0) : op.x + k;
+    const auto* a = a_block<Operands>(op, k);
     const Index a_stride = packed_row ? packed_row : op.x_stride;
     for (Index p = panels.begin; p < panels.end; ++p) {
       const PanelIndex next = next_panel_index(op, panels, k, p, k + depth);
-      const float* w = op.packed.weight + packed_offset<Operands>(n, k_total, k, p);
-      const float* next_panel = op.packed.weight + packed_offset<Operands>(n, k_total, next.k, next.p);
+      const B* w = view<B>(op.packed.weight, packed_offset<Operands>(n, k_total, k, p));
+      const B* next_panel = view<B>(op.packed.weight, packed_offset<Operands>(n, k_total, next.k, next.p));
       const float* bias = last ? op.packed.bias + p * panel : nullptr;
       in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
         for_count(prefetch.vectors, [&]<int Prefetched>() {

@@ -50,8 +50,8 @@ inline Vec exp2(Vec x, const float (&coefficients)[N]) {
   return scale(polynomial(coefficients, x - n), n);
 }
 
-// x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf; further
-// out by 1 - erfc, whose logarithm is nearly a parabola. The left tail is x erfc / 2, so nothing cancels there.
+// x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf, elsewhere
+// by 1 - erfc, whose logarithm is nearly a parabola. The left tail is x erfc / 2, so nothing cancels there.
 inline Vec gelu(Vec x) {
   const Vec half = Vec::all(0.5f);
   const Vec z = x * Vec::all(0.707106781f);

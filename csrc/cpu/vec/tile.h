@@ -4,8 +4,8 @@
 // Each element is one chain of fused multiply-adds, k = 0, 1, 2 …, whatever the number of rows: that makes the answers
 // independent of the batch. A is row-major and each of its elements is broadcast; B is a packed panel [depth][columns].
 // Both consist of k-packs, 4 bytes with the values of one, two or four consecutive k; depth counts k-packs. The
-// template parameter Operands says what a k-pack holds and how it is multiplied: one fp32 value here, two bf16 values
-// in linear/bf16.h, four int8 values in linear/int8.h.
+// template parameter Operands has the types A and B of their elements and multiplies them: fp32 here, pairs of bf16 in
+// linear/bf16.h, four int8 in linear/int8.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -13,7 +13,12 @@
 namespace distilfast {
 namespace {
 
+// Two bf16, four int8 or two int16 values; an fp32 value is a float.
+using KPack = std::uint32_t;
+
 struct Fp32 {
+  using A = float;
+  using B = float;
   using Accumulator = Vec;
   static constexpr int products = 1;  // multiply-adds for one k-pack, one after the other
   static Vec column(const float* k_pack, int) { return Vec::load(k_pack); }
@@ -21,21 +26,23 @@ struct Fp32 {
   static Vec multiply_add(Vec row, Vec column, Vec accumulator) { return fma(row, column, accumulator); }
 };
 
-template <int Vectors>
-inline void prefetch_vectors(const float* p) {
+template <int Vectors, class B>
+inline void prefetch_vectors(const B* p) {
 #pragma GCC unroll 4
   for (int j = 0; j < Vectors; ++j) __builtin_prefetch(p + j * Vec::width, 0, 2);
 }
 
 template <int Rows, int Vectors, class Operands = Fp32>
 struct Tile {
+  using A = typename Operands::A;
+  using B = typename Operands::B;
   static constexpr int columns = Vectors * Vec::width;
   typename Operands::Accumulator accumulators[Rows][Vectors];
 
   // accumulators = A B. The main loop also prefetches the first `Prefetched` vectors of each row of `next_panel`.
   template <int Prefetched = 0>
-  inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth,
-                                                      const float* next_panel = nullptr) {
+  inline __attribute__((always_inline)) void multiply(const A* a, Index a_stride, const B* b, Index depth,
+                                                      const B* next_panel = nullptr) {
     clear();
     for (Index k = 0; k < depth; ++k, b += columns) {
       if constexpr (Prefetched > 0) prefetch_vectors<Prefetched>(next_panel + k * columns);
@@ -48,15 +55,15 @@ struct Tile {
   }
 
   // accumulators += column `k_pack` of A times the row `b` of B.
-  inline __attribute__((always_inline)) void add_k_pack(const float* a, Index a_stride, Index k_pack, const float* b) {
+  inline __attribute__((always_inline)) void add_k_pack(const A* a, Index a_stride, Index k_pack, const B* b) {
 #pragma GCC unroll 2
     for (int product = 0; product < Operands::products; ++product) {
-      Vec column[Vectors];
+      decltype(Operands::column(b, product)) column[Vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, product);
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
-        const Vec x = Operands::row(a + i * a_stride, k_pack, product);
+        const auto x = Operands::row(a + i * a_stride, k_pack, product);
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; ++j) accumulators[i][j] = Operands::multiply_add(x, column[j], accumulators[i][j]);
       }
