@@ -211,7 +211,7 @@ class TileLinear {
     begin_epilogue<Rows, Columns>(out, panel);
   }
 
-  // The previous epilogue has run during these tiles' main loop: little or nothing of it is left, then its buffer is
+  // The previous epilogue ran during the main loop of these tiles: little or nothing of it is left before its buffer is
   // free.
   template <int Rows, int Columns>
   void begin_epilogue(OutTile out, Index panel) {

@@ -20,8 +20,8 @@ constexpr PackedLayout int8_layout{"int8/g64", 3};
 constexpr Index packed_group = (group_k_packs + 1) * panel;  // elements of 4 bytes
 // Groups of a k-block: those of a panel fit L1 beside the rows of a tile, and K = 768 is two whole blocks.
 constexpr Index block_groups = 6;
-// int32 and fp32 accumulators, a row of B and a broadcast fill 32 registers: 2 x 4 x 3 + 3 + 1. They are twice as many
-// as there are with 16; the fp32 accumulators, which are needed once a group, then spill to L1.
+// int32 and fp32 accumulators, a row of B and a broadcast fill 32 registers: 2 x 4 x 3 + 3 + 1. With 16 registers the
+// fp32 accumulators, which are needed once a group, spill to L1.
 constexpr int int8_tile_rows = 4;
 
 // Where everything of one packed W lies, in elements of 4 bytes.

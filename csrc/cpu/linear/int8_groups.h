@@ -75,7 +75,7 @@ struct GroupVectors {
   }
 };
 
-// Calls body<count>(first) for all groups, at most as many at a time as leave each four lanes of a vector.
+// Calls body<count>(first) for all groups, as many at a time as fit with at least four lanes each.
 template <int Groups = Vec::width / 4, class Body>
 inline void in_group_vectors(Index first, Index groups, Body body) {
   for (; groups - first >= Groups; first += Groups) body.template operator()<Groups>(first);
