@@ -81,8 +81,12 @@ class Encoder:
         rows: Ints | None,
         hidden: bool,
         trace: dict[str, Floats] | None,
+        columns: Ints | None = None,
     ) -> tuple[Floats | None, Floats | None]:
-        """See ``distilfast.backends.base.Backend.forward``. Indices outside their tables are not caught here."""
+        """See ``distilfast.backends.base.Backend.forward``; ``columns``: those wanted of the head's last linear.
+
+        Indices outside their tables are not caught here.
+        """
 
     def forward_on_device(
         self,

@@ -12,25 +12,12 @@
 
 #include <cstdint>
 
-namespace distilfast {
+#include "common/types.h"
 
-using Index = std::int64_t;
+namespace distilfast {
 
 struct Range {
   Index begin, end;
-};
-
-enum class Activation { none, gelu, relu, tanh };
-
-// What the operands of `linear` and `attention` may be rounded to, bf16x3: sums of two bf16 numbers; sums and
-// everything else are fp32 in each.
-enum class Precision { fp32, bf16x3, bf16, int8 };
-
-struct LayerNormWeights {
-  const float* weight;  // [D]
-  const float* bias;    // [D]
-  Index width;          // D
-  float eps;
 };
 
 struct Embed {
@@ -136,6 +123,7 @@ struct Kernels {
         return linear_bf16;
       case Precision::int8:
         return linear_int8;
+      case Precision::fp16:  // the GPU's; see common/types.h
       case Precision::fp32:
         break;
     }

@@ -1,32 +1,17 @@
 // The weights of one encoder and its head, packed for the kernels of one ISA.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "common/layer_names.h"
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 
 namespace distilfast {
-
-struct EncoderShape {
-  Index width, heads, layers, ffn;  // D, H, layers, F
-  float eps;
-  Activation activation;
-};
-
-struct HeadLinear {
-  Index columns;  // N
-  Activation activation;
-  bool norm;
-};
-
-// Called with a tensor's canonical name; returns its fp32 values, row-major, or null where the model has none.
-using FindTensor = std::function<const float*(const std::string& name)>;
 
 // One linear over its packed weight and bias, which lie in memory of someone else's and must outlive it.
 class Dense {
@@ -54,11 +39,7 @@ class Dense {
 // Its bytes are a function of the checkpoint, the linears' sizes and `image_layout` alone.
 class Image {
  public:
-  struct Part {  // a linear [N, K]
-    std::string name;
-    Index n, k;
-    Precision precision;
-  };
+  using Part = LinearShape;
 
   // Packs the tensors that `find` has; for int8 it is asked for "<name>.centre" and "<name>.wide" too (channel numbers,
   // as floats).
@@ -82,19 +63,14 @@ class Norm {
  public:
   Norm(const float* weight, const float* bias, Index width, float eps);
 
-  LayerNormWeights view() const { return {weight_.data(), bias_.data(), static_cast<Index>(weight_.size()), eps_}; }
+  LayerNormWeights view() const { return {weight_.data(), bias_.data(), static_cast<int>(weight_.size()), eps_}; }
 
  private:
   std::vector<float> weight_, bias_;
   float eps_;
 };
 
-struct Layer {
-  Dense qkv, attention_out;
-  Norm attention_norm;
-  Dense ffn_in, ffn_out;
-  Norm output_norm;
-};
+using Layer = LayerOf<Dense, Norm>;
 
 struct HeadLayer {
   Dense dense;

@@ -17,27 +17,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/types.h"
 #include "cuda/runtime.h"
 
 namespace distilfast::cuda {
 
-using Index = std::int64_t;
-
-// int8: the encoder's linears are of 8 bits, see Linear, and all else is bf16.
-enum class Precision { fp32, fp16, bf16, int8 };
-enum class Activation { none, gelu, relu, tanh };
-
+// Of an element of x and of the outputs; int8's are bf16, see Linear.
 constexpr std::size_t element_size(Precision precision) { return precision == Precision::fp32 ? 4 : 2; }
 
 // Rows of T begin at multiples of 16 bytes, in every precision.
 constexpr int row_stride(int columns) { return (columns + 7) / 8 * 8; }
-
-struct LayerNormWeights {
-  const float* weight;  // [D]
-  const float* bias;    // [D]
-  int width;            // D
-  float eps;
-};
 
 // Null, or why a width cannot be had.
 const char* layer_norm_misfit(int width);

@@ -83,6 +83,7 @@ auto with_types(Precision precision, Run run) {
       return run.template operator()<Half, Half>();
     case Precision::int8:
       return run.template operator()<BFloat16, Int8>();
+    case Precision::bf16x3:  // the CPU's; see common/types.h
     case Precision::bf16:
       break;
   }

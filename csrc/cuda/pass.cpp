@@ -33,10 +33,6 @@ std::size_t part_floats(const Dense& dense, int most) {
   return floats;
 }
 
-std::int32_t* copy_shifted(const std::int32_t* from, Index count, Index minus, std::int32_t* to) {
-  return std::transform(from, from + count, to, [&](std::int32_t x) { return static_cast<std::int32_t>(x - minus); });
-}
-
 }  // namespace
 
 int bucket_for(Index count) {
@@ -68,7 +64,7 @@ bool Pass::can_persist() const {
 }
 
 std::size_t Pass::row_bytes(int columns) const {
-  return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.shape.precision);
+  return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.precision);
 }
 
 std::size_t Pass::most_operand_bytes() const {
@@ -131,8 +127,8 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
     std::copy_n(input.token_types + chunk.first_token, chunk.tokens, host_.token_types);
   else
     std::fill_n(host_.token_types, chunk.tokens, 0);
-  copy_shifted(input.cu_seqlens + chunk.first_sequence, chunk.sequences + 1, chunk.first_token, host_.cu_seqlens);
-  copy_shifted(input.rows + chunk.first_row, chunk.rows, chunk.first_token, host_.gather);
+  copy_cu_seqlens(input, chunk, host_.cu_seqlens);
+  copy_rows(input, chunk, host_.gather);
 }
 
 // ---- running
@@ -167,13 +163,13 @@ std::uint32_t Pass::faults(Stream& stream) const {
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
   start(input, chunk, output.hidden != nullptr, output.head != nullptr, stream);
-  fetch(chunk, output, stream);
+  fetch(input, chunk, output, stream);
 }
 
 void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,
                       Stream& stream) {
   fill_inputs(input, chunk);
-  Tracer tracer(trace, model_.shape.precision, stream);
+  Tracer tracer(trace, model_.precision, stream);
   tracer.num_tokens = chunk.tokens, tracer.num_rows = chunk.rows;
   std::vector<std::int64_t> begins;
   for (Index b = 0; b < chunk.sequences; ++b) {
@@ -188,22 +184,26 @@ void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const Forwa
   tracer.probability_begins = DeviceBuffer(begins.size() * sizeof(std::int64_t));
   upload(tracer.probability_begins.data(), begins.data(), tracer.probability_begins.bytes(), stream);
   enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0, true}, stream, &tracer);
-  fetch(chunk, output, stream);
+  fetch(input, chunk, output, stream);
 }
 
-void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
+// Copies results that fit to pinned memory first, and columns of logits, where only some are wanted, from there.
+void Pass::fetch(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
   const Index width = model_.shape.width, columns = model_.head_columns();
   const std::size_t hidden_bytes = output.hidden ? static_cast<std::size_t>(chunk.tokens * width) * sizeof(float) : 0,
                     head_bytes = output.head ? static_cast<std::size_t>(chunk.rows * columns) * sizeof(float) : 0;
   float *hidden = output.hidden ? output.hidden + chunk.first_token * width : nullptr,
-        *head = output.head ? output.head + chunk.first_row * columns : nullptr;
+        *head = output.head ? output.head + chunk.first_row * (input.columns ? input.num_columns : columns) : nullptr;
   const bool is_staged = hidden_bytes + head_bytes <= staged_bytes;
   char* staged = host_memory_.data() + input_bytes_;
+  std::vector<float> logits(input.columns ? head_bytes / sizeof(float) : 0);  // [R, N], of which head gets [R, C]
+  float* const all_columns = input.columns ? logits.data() : head;
   download(is_staged ? staged : reinterpret_cast<char*>(hidden), tokens_.x, hidden_bytes, stream);
-  download(is_staged ? staged + hidden_bytes : reinterpret_cast<char*>(head), head_out_, head_bytes, stream);
+  download(is_staged ? staged + hidden_bytes : reinterpret_cast<char*>(all_columns), head_out_, head_bytes, stream);
   stream.wait();
   if (is_staged && hidden_bytes > 0) std::memcpy(hidden, staged, hidden_bytes);
-  if (is_staged && head_bytes > 0) std::memcpy(head, staged + hidden_bytes, head_bytes);
+  if (is_staged && head_bytes > 0) std::memcpy(all_columns, staged + hidden_bytes, head_bytes);
+  if (input.columns && head_bytes > 0) select_columns(input, all_columns, chunk.rows, columns, head);
 }
 
 // ---- layers
@@ -214,7 +214,7 @@ void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
   program.count = 0;
   Queue queue(stream, persistent_ && !tracer ? &program : nullptr);
   add_operations(wish, queue, tracer);
-  if (program.count > 0) run_persistent(model_.shape.precision, program, stream);
+  if (program.count > 0) run_persistent(model_.precision, program, stream);
 }
 
 void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
@@ -223,12 +223,12 @@ void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
   const bool skip = !wish.hidden;  // the last layer computes only rows that the head reads
   for (std::size_t i = 0; i < model_.layers.size(); ++i) {
     const Layer& layer = model_.layers[i];
-    const std::string at = "layer." + std::to_string(i) + ".";
-    attend(layer, at, queue, tracer);
+    const auto at_layer = static_cast<Index>(i);
+    attend(layer, at_layer, queue, tracer);
     if (skip && i + 1 == model_.layers.size())
-      behind_attention(layer, at, tokens_.x, device_.gather, rows_, queue, tracer);
+      behind_attention(layer, at_layer, tokens_.x, device_.gather, rows_, queue, tracer);
     else
-      behind_attention(layer, at, tokens_.x, nullptr, tokens_, queue, tracer);
+      behind_attention(layer, at_layer, tokens_.x, nullptr, tokens_, queue, tracer);
   }
   if (!wish.head) return;
   const bool gathered = skip && !model_.layers.empty();
@@ -237,7 +237,7 @@ void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
 
 void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
   const auto table = [](const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); };
-  const Embed op{model_.shape.precision,
+  const Embed op{model_.precision,
                  device_.tokens,
                  device_.ids,
                  device_.positions,
@@ -249,16 +249,16 @@ void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
                  tokens_.x,
                  tokens_.x_low};
   queue.add(op, most_tokens_);
-  if (tracer) tracer->record("embed", tokens_.x, tracer->num_tokens, model_.shape.width);
+  if (tracer) tracer->record(names::embed, tokens_.x, tracer->num_tokens, model_.shape.width);
 }
 
 // tokens_ -> context_.
-void Pass::attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer) {
+void Pass::attend(const Layer& layer, Index i, Queue& queue, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
   run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, queue);
-  if (tracer) tracer->record(at + "qkv", qkv_, tracer->num_tokens, 3 * shape.width);
-  Attention op{shape.precision, device_.sequences,         device_.cu_seqlens, qkv_,
-               shape.heads,     shape.width / shape.heads, context_,           nullptr,
+  if (tracer) tracer->record(layer_name(i, names::qkv), qkv_, tracer->num_tokens, 3 * shape.width);
+  Attention op{model_.precision, device_.sequences,         device_.cu_seqlens, qkv_,
+               shape.heads,      shape.width / shape.heads, context_,           nullptr,
                nullptr};
   if (tracer) {
     op.probability_begins = reinterpret_cast<const std::int64_t*>(tracer->probability_begins.data());
@@ -266,22 +266,22 @@ void Pass::attend(const Layer& layer, const std::string& at, Queue& queue, Trace
   }
   queue.add(op, most_tokens_);
   if (!tracer) return;
-  tracer->record(at + "probabilities", op.probabilities, 1, tracer->num_probabilities);
-  tracer->record(at + "context", context_, tracer->num_tokens, shape.width);
+  tracer->record(layer_name(i, names::probabilities), op.probabilities, 1, tracer->num_probabilities);
+  tracer->record(layer_name(i, names::context), context_, tracer->num_tokens, shape.width);
 }
 
 // context_ and the layer's input -> rows, the layer's output.
-void Pass::behind_attention(const Layer& layer, const std::string& at, const float* residual,
-                            const std::int32_t* gather, const Rows& rows, Queue& queue, Tracer* tracer) {
+void Pass::behind_attention(const Layer& layer, Index i, const float* residual, const std::int32_t* gather,
+                            const Rows& rows, Queue& queue, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
   linear_add_layer_norm(layer.attention_out, layer.attention_norm, {context_, gather}, Activation::none, residual,
-                        gather, rows, at + "attention_out", queue, tracer);
-  if (tracer) tracer->record(at + "attention_norm", rows.x, tracer->num_tokens, shape.width);
+                        gather, rows, layer_name(i, names::attention_out), queue, tracer);
+  if (tracer) tracer->record(layer_name(i, names::attention_norm), rows.x, tracer->num_tokens, shape.width);
   run_linear(layer.ffn_in, {rows.x_low, nullptr}, rows, shape.activation, nullptr, wide_, queue);
-  if (tracer) tracer->record(at + "ffn_in", wide_, tracer->num_tokens, shape.ffn);
+  if (tracer) tracer->record(layer_name(i, names::ffn_in), wide_, tracer->num_tokens, shape.ffn);
   linear_add_layer_norm(layer.ffn_out, layer.output_norm, {wide_, nullptr}, Activation::none, rows.x, nullptr, rows,
-                        at + "ffn_out", queue, tracer);
-  if (tracer) tracer->record(at + "output", rows.x, tracer->num_tokens, shape.width);
+                        layer_name(i, names::ffn_out), queue, tracer);
+  if (tracer) tracer->record(layer_name(i, names::output), rows.x, tracer->num_tokens, shape.width);
 }
 
 // source -> head_out_.
@@ -289,7 +289,7 @@ void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* trace
   for (std::size_t i = 0; i < model_.head.size(); ++i) {
     const HeadLayer& layer = model_.head[i];
     const bool last = i + 1 == model_.head.size();
-    const std::string name = "head." + std::to_string(i);
+    const std::string name = head_name(i);
     char* low = last ? nullptr : head_low_[i % 2];
     if (layer.norm)
       linear_add_layer_norm(layer.dense, *layer.norm, source, layer.activation, nullptr, nullptr,
@@ -337,7 +337,7 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
                    plane, parts_, nullptr},
             rows.most);
   queue.add(
-      AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
+      AddLayerNorm{model_.precision, rows.count, gather, parts_, splits, plane,
                    splits > 1 ? dense.packed(rows.most).bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
       rows.most);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);

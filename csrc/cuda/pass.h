@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/chunks.h"
 #include "cuda/encoder.h"
 #include "cuda/program.h"
 
@@ -13,13 +14,6 @@ namespace distilfast::cuda {
 
 // The smallest bucket that holds `count` tokens or rows: a power of two, at least 16.
 int bucket_for(Index count);
-
-// Whole sequences of a batch and their share of the rows that the head reads.
-struct Chunk {
-  Index first_sequence, sequences;
-  Index first_token, tokens;
-  Index first_row, rows;
-};
 
 // What a graph was made for.
 struct Wish {
@@ -74,15 +68,15 @@ class Pass {
   std::size_t most_operand_bytes() const;
   Results run_graph(const Wish& wish, Stream& stream);
   void fill_inputs(const ForwardInput& input, const Chunk& chunk);
-  void fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
+  void fetch(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
 
   // A tracer, where there is one, looks at what they leave.
   void enqueue(const Wish& wish, Stream& stream, Tracer* tracer);
   void add_operations(const Wish& wish, Queue& queue, Tracer* tracer);
   bool can_persist() const;
   void embed_tokens(Queue& queue, Tracer* tracer);
-  void attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer);
-  void behind_attention(const Layer& layer, const std::string& at, const float* residual, const std::int32_t* gather,
+  void attend(const Layer& layer, Index i, Queue& queue, Tracer* tracer);
+  void behind_attention(const Layer& layer, Index i, const float* residual, const std::int32_t* gather,
                         const Rows& rows, Queue& queue, Tracer* tracer);
   // What the linear reads of `source`: itself, or the operands that are made of it.
   Source operands_for(const Dense& dense, Source source, const Rows& rows, Queue& queue) const;

@@ -26,12 +26,12 @@ const std::vector<HeadLinear> head = {
 
 class Tensors {
  public:
-  const float* operator()(const std::string& name) {
-    if (name == "embed.token_type") return nullptr;
+  HostTensor operator()(const std::string& name) {
+    if (name == "embed.token_type") return {};
     auto& values = values_[name];
     // Large enough for each tensor of the shape; a tensor's seed is its name's length and place.
     if (values.empty()) values = numbers(vocabulary * 3 * 70, static_cast<unsigned>(values_.size() * 977));
-    return values.data();
+    return {values.data(), values.size()};
   }
 
  private:
