@@ -1,9 +1,9 @@
 """int8: what is taken off a linear's input before it is rounded, and which of its channels are not rounded at all.
 
 The kernels round in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
-csrc/cuda/int8_groups.cuh). Two things make the groups of a trained model worth rounding. Its channels have means far
-from zero: with the ``centre`` c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few
-channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339;
+csrc/cuda/linear/int8_groups.cuh). Two things make the groups of a trained model worth rounding. Its channels have
+means far from zero: with the ``centre`` c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And
+a few channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339;
 Bondarenko et al., arXiv 2109.12948): the ``wide`` ones are multiplied in fp32 (on a GPU bf16), in x and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs

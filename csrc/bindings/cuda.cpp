@@ -150,7 +150,7 @@ void bind(py::module_& module) {
   module.def("architecture", &architecture, "The current device's compute capability, as 80 or 90.");
   module.def("used_memory", &used_memory, "Bytes of the current device's memory that are in use, by anyone.");
 
-  module.def("wide_channels", &wide_channels, arg("k"),
+  module.def("outlier_channels", &outlier_channels, arg("k"),
              "How many channels of a linear of depth K int8 does not round, in batches of more than 64 tokens.");
 
   bind_operations(module);

@@ -27,7 +27,7 @@ DeviceBuffer number_on_device(Index number, Stream& stream) {
 const float* floats(const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); }
 const std::int32_t* ints(const DeviceBuffer& buffer) { return reinterpret_cast<const std::int32_t*>(buffer.data()); }
 
-// What an operation leaves: fp32 [*, columns] and T [rows, row_stride(columns)]. Elements between `columns` and the
+// The outputs of an operation: fp32 [*, columns] and T [rows, row_stride(columns)]. Elements between `columns` and the
 // stride are never written, so each row comes back without them.
 class Results {
  public:
@@ -43,13 +43,13 @@ class Results {
   float* fp32() { return reinterpret_cast<float*>(fp32_.data()); }
   char* low() { return low_.data(); }
 
-  // `rows` of each of the planes that fp32 consists of, and of T where there is room for it.
-  py::tuple fetch(Index rows, Index planes, Stream& stream) const {
-    const Index low_rows = low_rows_ ? rows : 0, plane = planes ? fp32_rows_ / planes : 0;
-    Floats fp32({planes * rows, columns_});
+  // `rows` of each of the `split_k` outputs in fp32, and of T where there is one.
+  py::tuple fetch(Index rows, Index split_k, Stream& stream) const {
+    const Index low_rows = low_rows_ ? rows : 0, split_rows = split_k ? fp32_rows_ / split_k : 0;
+    Floats fp32({split_k * rows, columns_});
     Bytes low({low_rows, columns_ * size_});
-    for (Index i = 0; i < planes; ++i)
-      download(fp32.mutable_data() + i * rows * columns_, floats(fp32_) + i * plane * columns_,
+    for (Index i = 0; i < split_k; ++i)
+      download(fp32.mutable_data() + i * rows * columns_, floats(fp32_) + i * split_rows * columns_,
                static_cast<std::size_t>(rows * columns_) * sizeof(float), stream);
     for (Index row = 0; row < low_rows; ++row)
       download(low.mutable_data() + row * columns_ * size_, low_.data() + row * stride_,
@@ -97,17 +97,17 @@ void check_columns(const Bytes& x, Precision precision, int k) {
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  // `centre` [K] and `wide` [wide_channels(K)]: for operands, in which case `bias` is the centred one.
+  // `channel_shift` [K] and `outliers` [outlier_channels(K)]: for W8A8, in which case `bias` is the shifted one.
   BoundLinear(const Floats& weight, const Floats& bias, const std::string& precision,
-              const std::optional<Floats>& centre, const std::optional<Ints>& wide)
-      : precision_(gpu_precision_named(precision)), reads_operands_(centre || wide) {
+              const std::optional<Floats>& channel_shift, const std::optional<Ints>& outliers)
+      : precision_(gpu_precision_named(precision)), reads_packed_a_(channel_shift || outliers) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     n_ = static_cast<int>(weight.shape(0)), k_ = static_cast<int>(weight.shape(1));
     Stream stream;
     const DeviceBuffer plain = to_device(weight, stream);
     bias_ = to_device(bias, stream);
-    if (reads_operands_) {
-      pack_for_operands(plain, centre, wide, stream);
+    if (reads_packed_a_) {
+      pack_w8a8_of(plain, channel_shift, outliers, stream);
     } else {
       weight_ = DeviceBuffer(packed_linear_bytes(precision_, n_, k_));
       pack_linear(precision_, floats(plain), n_, k_, weight_.data(), stream);
@@ -117,54 +117,55 @@ class BoundLinear {
 
   // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
   py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
-                       std::optional<int> most_rows, int splits) const {
+                       std::optional<int> bucket_rows, int split_k) const {
     check_columns(x, precision_, k_);
     Stream stream;
-    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
-    require(precision_ != Precision::int8 || (most > most_weight_only_rows) == reads_operands_,
-            "int8 of more than 64 rows needs centre and wide, and of less none.");
+    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(bucket_rows.value_or(0), rows);
+    require(precision_ != Precision::int8 || (most > max_w8a16_rows) == reads_packed_a_,
+            "int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none.");
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
                        count = number_on_device(rows, stream);
-    const DeviceBuffer operands = reads_operands_ ? made_operands(input, index, count, most, stream) : DeviceBuffer();
-    Results results(precision_, splits * most, splits == 1 ? rows : 0, n_);
+    const DeviceBuffer packed_a = reads_packed_a_ ? quantized(input, index, count, most, stream) : DeviceBuffer();
+    Results results(precision_, split_k * most, split_k == 1 ? rows : 0, n_);
     linear(
-        {precision_, ints(count), reads_operands_ ? nullptr : ints(index), (reads_operands_ ? operands : input).data(),
-         packed(), activation_named(activation), splits, most * n_, results.fp32(), results.low()},
+        {precision_, ints(count), reads_packed_a_ ? nullptr : ints(index), (reads_packed_a_ ? packed_a : input).data(),
+         packed(), activation_named(activation), split_k, most * n_, results.fp32(), results.low()},
         static_cast<int>(most), stream);
-    return results.fetch(rows, splits, stream);
+    return results.fetch(rows, split_k, stream);
   }
 
-  // The operands of `x` [rows, row_stride(K)] raw: (units [rows, *], scales bf16 [groups, rows] as bits).
-  py::tuple operands(const Bytes& x) const {
-    require(reads_operands_, "Operands are made for int8 with centre and wide.");
+  // Packed A of `x` [rows, row_stride(K)] raw: (bytes [rows, *], scales bf16 [groups, rows] as bits).
+  py::tuple quantize_activations(const Bytes& x) const {
+    require(reads_packed_a_, "Activations are quantised for int8 with channel_shift and outlier_channels.");
     Stream stream;
-    const Index rows = x.shape(0), row_bytes = operand_row_bytes(k_), stride = row_stride(static_cast<int>(rows)) * 2;
+    const Index rows = x.shape(0), row_bytes = packed_a_row_bytes(k_), stride = row_stride(static_cast<int>(rows)) * 2;
     const DeviceBuffer input = to_device(x, stream), count = number_on_device(rows, stream);
-    const DeviceBuffer made = made_operands(input, DeviceBuffer(), count, rows, stream);
+    const DeviceBuffer made = quantized(input, DeviceBuffer(), count, rows, stream);
     const Index groups = (static_cast<Index>(made.bytes()) - rows * row_bytes) / stride;
-    Bytes units({rows, row_bytes});
+    Bytes k_tiles({rows, row_bytes});
     py::array_t<std::uint16_t, py::array::c_style> scales({groups, rows});
-    download(units.mutable_data(), made.data(), static_cast<std::size_t>(units.nbytes()), stream);
+    download(k_tiles.mutable_data(), made.data(), static_cast<std::size_t>(k_tiles.nbytes()), stream);
     for (Index group = 0; group < groups; ++group)
       download(scales.mutable_data() + group * rows, made.data() + rows * row_bytes + group * stride,
                static_cast<std::size_t>(rows) * 2, stream);
     stream.wait();
-    return py::make_tuple(units, scales);
+    return py::make_tuple(k_tiles, scales);
   }
 
-  int splits(int most_rows) const { return linear_splits(precision_, n_, k_, most_rows); }
+  int split_k(int bucket_rows) const { return linear_split_k(precision_, n_, k_, bucket_rows); }
 
   // LN(x Wt + b + residual[gather]) for the rows x[gather]; (fp32 [rows, N], T [rows, N] raw), the fp32 where a
   // residual that is not gathered lay.
   py::tuple add_layer_norm(const Bytes& x, const Floats& residual, const Floats& weight, const Floats& bias, float eps,
-                           const std::optional<Ints>& gather, std::optional<int> most_rows) const {
-    if (const char* misfit = linear_add_layer_norm_misfit(precision_, n_)) throw std::invalid_argument(misfit);
+                           const std::optional<Ints>& gather, std::optional<int> bucket_rows) const {
+    if (const char* reason = linear_add_layer_norm_unsupported_reason(precision_, n_))
+      throw std::invalid_argument(reason);
     check_columns(x, precision_, k_);
     require(residual.ndim() == 2 && residual.shape(0) == x.shape(0) && residual.shape(1) == n_ && weight.size() == n_ &&
                 bias.size() == n_,
             "residual [*, N], weight [N] and bias [N] do not belong to x and the linear.");
     Stream stream;
-    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(most_rows.value_or(0), rows);
+    const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(bucket_rows.value_or(0), rows);
     const DeviceBuffer input = to_device(x, stream), rest = to_device(residual, stream),
                        index = to_device(gather, stream), count = number_on_device(rows, stream),
                        scale = to_device(weight, stream), shift = to_device(bias, stream);
@@ -199,34 +200,35 @@ class BoundLinear {
  private:
   PackedLinear packed() const { return {weight_.data(), floats(bias_), n_, k_}; }
 
-  void pack_for_operands(const DeviceBuffer& plain, const std::optional<Floats>& centre,
-                         const std::optional<Ints>& wide, Stream& stream) {
-    require(
-        precision_ == Precision::int8 && centre && centre->size() == k_ && wide && wide->size() == wide_channels(k_),
-        "centre [K] and wide [wide_channels(K)] are for int8.");
-    const DeviceBuffer centres = to_device(*centre, stream), channels = to_device(*wide, stream);
-    weight_ = DeviceBuffer(packed_int8_bytes(n_, k_));
-    pack_int8(floats(plain), floats(centres), ints(channels), n_, k_, weight_.data(), stream);
-    stream.wait();  // before `centres` and `channels` go
+  void pack_w8a8_of(const DeviceBuffer& plain, const std::optional<Floats>& channel_shift,
+                    const std::optional<Ints>& outliers, Stream& stream) {
+    require(precision_ == Precision::int8 && channel_shift && channel_shift->size() == k_ && outliers &&
+                outliers->size() == outlier_channels(k_),
+            "channel_shift [K] and outlier_channels [outlier_channels(K)] are for int8.");
+    const DeviceBuffer shifts = to_device(*channel_shift, stream), channels = to_device(*outliers, stream);
+    weight_ = DeviceBuffer(packed_w8a8_bytes(n_, k_));
+    pack_w8a8(floats(plain), floats(shifts), ints(channels), n_, k_, weight_.data(), stream);
+    stream.wait();  // before `shifts` and `channels` are freed
   }
 
-  DeviceBuffer made_operands(const DeviceBuffer& x, const DeviceBuffer& gather, const DeviceBuffer& count, Index most,
-                             Stream& stream) const {
-    DeviceBuffer operands(operand_bytes(k_, static_cast<int>(most)));
-    make_operands({ints(count), ints(gather), x.data(), packed(), operands.data()}, static_cast<int>(most), stream);
-    return operands;
+  DeviceBuffer quantized(const DeviceBuffer& x, const DeviceBuffer& gather, const DeviceBuffer& count, Index most,
+                         Stream& stream) const {
+    DeviceBuffer packed_a(packed_a_bytes(k_, static_cast<int>(most)));
+    cuda::quantize_activations({ints(count), ints(gather), x.data(), packed(), packed_a.data()}, static_cast<int>(most),
+                               stream);
+    return packed_a;
   }
 
   Precision precision_;
-  bool reads_operands_;
+  bool reads_packed_a_;
   int n_, k_;
   DeviceBuffer weight_, bias_;
 };
 
 // `qkv` [T, row_stride(3D)] raw; (T [T, D] raw, the probabilities, flat).
 py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, int head_size,
-                          const std::string& precision, std::optional<int> most_rows) {
-  if (const char* misfit = attention_misfit(head_size)) throw std::invalid_argument(misfit);
+                          const std::string& precision, std::optional<int> bucket_rows) {
+  if (const char* reason = attention_unsupported_reason(head_size)) throw std::invalid_argument(reason);
   Stream stream;
   const Precision type = gpu_precision_named(precision);
   const Index tokens = qkv.shape(0), width = heads * head_size, count = cu_seqlens.size() - 1;
@@ -245,7 +247,7 @@ py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, i
   Results results(type, 0, tokens, width);
   attention({type, ints(sequences), ints(ends), input.data(), heads, head_size, results.low(),
              reinterpret_cast<const std::int64_t*>(starts.data()), reinterpret_cast<float*>(weights.data())},
-            most_rows.value_or(static_cast<int>(tokens)), stream);
+            bucket_rows.value_or(static_cast<int>(tokens)), stream);
   Floats probabilities(all);
   download(probabilities.mutable_data(), weights.data(), weights.bytes(), stream);
   return py::make_tuple(results.fetch(tokens, 0, stream)[1], probabilities);
@@ -256,18 +258,18 @@ py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_b
                                const std::optional<Floats>& residual, const std::optional<Ints>& gather,
                                const Floats& weight, const Floats& bias, float eps, const std::string& precision) {
   require(x.ndim() == 3 && x.shape(2) == weight.size() && bias.size() == weight.size(),
-          "x [splits, T, D], weight [D] and bias [D] do not belong together.");
+          "x [split_k, T, D], weight [D] and bias [D] do not belong together.");
   Stream stream;
   const Precision type = gpu_precision_named(precision);
   const Index rows = x.shape(1);
-  const auto count = number_on_device(rows, stream), parts = to_device(x, stream), add = to_device(x_bias, stream),
+  const auto count = number_on_device(rows, stream), splits = to_device(x, stream), add = to_device(x_bias, stream),
              rest = to_device(residual, stream), index = to_device(gather, stream), scale = to_device(weight, stream),
              shift = to_device(bias, stream);
   Results results(type, rows, rows, weight.size());
   add_layer_norm({type,
                   ints(count),
                   ints(index),
-                  floats(parts),
+                  floats(splits),
                   static_cast<int>(x.shape(0)),
                   rows * x.shape(2),
                   floats(add),
@@ -290,16 +292,16 @@ void bind_operations(py::module_& module) {
   py::class_<BoundLinear>(module, "Linear")
       .def(py::init<const Floats&, const Floats&, const std::string&, const std::optional<Floats>&,
                     const std::optional<Ints>&>(),
-           arg("weight"), arg("bias"), py::kw_only(), arg("precision"), arg("centre") = py::none(),
-           arg("wide") = py::none())
-      .def("operands", &BoundLinear::operands, arg("x"))
+           arg("weight"), arg("bias"), py::kw_only(), arg("precision"), arg("channel_shift") = py::none(),
+           arg("outlier_channels") = py::none())
+      .def("quantize_activations", &BoundLinear::quantize_activations, arg("x"))
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none", py::kw_only(),
-           arg("gather") = py::none(), arg("most_rows") = py::none(), arg("splits") = 1)
+           arg("gather") = py::none(), arg("bucket_rows") = py::none(), arg("split_k") = 1)
       .def("add_layer_norm", &BoundLinear::add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
-           py::kw_only(), arg("eps"), arg("gather") = py::none(), arg("most_rows") = py::none())
-      .def("splits", &BoundLinear::splits, arg("most_rows"));
+           py::kw_only(), arg("eps"), arg("gather") = py::none(), arg("bucket_rows") = py::none())
+      .def("split_k", &BoundLinear::split_k, arg("bucket_rows"));
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), arg("head_size"),
-             py::kw_only(), arg("precision"), arg("most_rows") = py::none());
+             py::kw_only(), arg("precision"), arg("bucket_rows") = py::none());
   module.def("add_layer_norm", &add_layer_norm_alone, arg("x"), arg("x_bias").none(true), arg("residual").none(true),
              arg("gather").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"), arg("precision"));
 }

@@ -33,8 +33,8 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-// fp32 [rows, columns] in device memory, which lives as long as anyone holds it; for numpy's kin by
-// `__cuda_array_interface__` and DLPack.
+// fp32 [rows, columns] in device memory, which lives as long as anyone holds it; exported by `__cuda_array_interface__`
+// and DLPack.
 class DeviceArray {
  public:
   DeviceArray(std::shared_ptr<DeviceOutput> owner, const float* data, Index rows, Index columns)
@@ -53,7 +53,7 @@ class DeviceArray {
     facts["typestr"] = "<f4";
     facts["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(data_), false);
     facts["strides"] = py::none();
-    facts["stream"] = py::none();  // the caller's stream is already behind the numbers
+    facts["stream"] = py::none();  // the caller's stream already waits for the values
     facts["version"] = 3;
     return facts;
   }
@@ -92,7 +92,7 @@ class DeviceArray {
   Index shape_[2];
 };
 
-// ---- a caller's integers that are on the device
+// ---- a caller's integers in device memory
 
 // One dimension of int32 or int64, which is held as long as this lives.
 class DeviceIntegers {
@@ -106,7 +106,7 @@ class DeviceIntegers {
       read_interface(array.attr("__cuda_array_interface__"));
     else
       refuse("has neither DLPack nor __cuda_array_interface__; an array on the GPU is needed");
-    if (reinterpret_cast<std::uintptr_t>(values_.data) % (values_.wide ? 8 : 4))
+    if (reinterpret_cast<std::uintptr_t>(values_.data) % (values_.is_int64 ? 8 : 4))
       refuse("is not aligned to its numbers");
   }
   DeviceIntegers(const DeviceIntegers&) = delete;
@@ -163,7 +163,7 @@ class DeviceIntegers {
     size_ = shape.empty() ? 0 : shape[0].cast<Index>();
     check_shape(shape.size(), strided && size_ > 1 ? facts["strides"].cast<py::tuple>()[0].cast<Index>() : step, step);
     values_ = {reinterpret_cast<const void*>(facts["data"].cast<py::tuple>()[0].cast<std::uintptr_t>()), step == 8};
-    if (size_ == 0) return;  // lies nowhere
+    if (size_ == 0) return;  // an empty array has no address
     const std::optional<int> device = device_of(values_.data);
     if (!device) refuse("does not lie on a CUDA device");
     check_device(*device);

@@ -1,4 +1,4 @@
-// What both backends are told and what they return: a model's shape, its weights by name, a batch, the results.
+// The inputs and outputs of both backends: a model's shape, its weights by name, a batch, the results.
 //
 // Sizes of a model are int, which a GPU computes addresses with fastest; counts of tokens and rows, and products of
 // the two, are Index.
@@ -85,7 +85,7 @@ struct ForwardOutput {
   float* head;    // [R, C, or N of the head's last linear], or null: no head is run
 };
 
-// out [R, C] = the input's columns of logits [R, N]. A backend may compute fewer columns than N, but what it returns it
+// out [R, C] = the input's columns of logits [R, N]. A backend need not compute the others, but it returns what it
 // selects here.
 inline void select_columns(const ForwardInput& input, const float* logits, Index rows, Index n, float* out) {
   for (Index row = 0; row < rows; ++row)

@@ -12,7 +12,7 @@ namespace distilfast::cuda {
 
 namespace {
 
-// No more than so many numbers for what the head leaves, which may be as wide as the vocabulary: 256 MB.
+// Floats of the head's output, at most: 256 MB. Its columns may be the vocabulary.
 constexpr Index chunk_head_numbers = Index{1} << 26;
 
 struct TooManyTokens : std::runtime_error {
@@ -28,7 +28,7 @@ Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const
 
 }  // namespace
 
-// What one forward needs and the next one uses again: a stream, and a pass for each bucket there ever was.
+// What one forward needs and a later one uses again: a stream, and a pass for each bucket that has been run.
 class Workspace {
  public:
   Stream stream;
@@ -53,7 +53,7 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
       model_(load(shape, head, find, precision)),
       chunk_tokens_(chunk_tokens),
       options_{options.persistent && can_persist(precision),
-               options.clusters && !linear_add_layer_norm_misfit(precision, shape.width)},
+               options.clusters && !linear_add_layer_norm_unsupported_reason(precision, shape.width)},
       workspaces_(mutex_) {
   if (options_.persistent) load_persistent(precision);
   if (options_.clusters) load_linear_add_layer_norm(precision);
@@ -134,7 +134,7 @@ DeviceOutput::~DeviceOutput() {
     for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
     encoder_->workspaces_.give_back(std::move(workspace_));
   } catch (const std::exception&) {
-    // A device that is lost: the workspace goes with it, and the next call says so.
+    // The device is lost: drop the workspace; the next call reports it.
   }
 }
 

@@ -1,9 +1,9 @@
-// The whole forward: embeddings, the layers, the head; one graph, one wait.
+// The whole forward: embeddings, the layers, the head; one graph, one synchronisation.
 //
-// A batch is run in chunks of whole sequences, so that device memory is bounded by the chunk. A chunk is run in the
-// bucket that its tokens fit, and the rows that the head reads in a bucket of theirs: sizes are read on the device, and
-// one graph for each pair of buckets serves every batch that fits. The arithmetic of an answer is fixed by its own
-// sequence and the buckets.
+// A batch is run in chunks of whole sequences, see common/chunks.h. A chunk runs in the bucket that its
+// tokens fit, and the rows that the head reads in a bucket of theirs: sizes are read on the device, so one graph for
+// each pair of buckets serves every batch that fits. The arithmetic of an answer is fixed by its own sequence and the
+// buckets.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,8 @@
 
 namespace distilfast::cuda {
 
-// A batch in device memory, which the host knows only the sizes of. What lies there must not change until the work that
-// the caller's stream has then is done.
+// A batch in device memory, of which the host knows only the sizes. It must not change before the work that the
+// caller's stream has at the call is done.
 struct DeviceInput {
   Integers ids;                           // [T]
   Integers cu_seqlens;                    // [B + 1]
@@ -27,17 +27,17 @@ struct DeviceInput {
   std::vector<StreamHandle> producers{};  // other streams on which it is made
 };
 
-// Ways of running that are not known to be faster; each is taken where device, precision, sizes and bucket allow it.
+// Variants that are not known to be faster; each is used where device, precision, sizes and bucket allow it.
 struct Options {
-  bool persistent;  // small buckets are run by one launch instead of a graph of many
-  bool clusters;    // in large buckets a layer's linears end with LayerNorm, by clusters of blocks
+  bool persistent;  // small buckets run in one persistent kernel instead of a graph of many
+  bool clusters;    // in large buckets linear_add_layer_norm replaces two kernels
 };
 
 class Workspace;
 class Pass;
 class Encoder;
 
-// What a forward left on the device. It holds the workspace that the numbers lie in, so nobody writes over them.
+// The results of a forward, on the device. It holds the workspace that they lie in, so nothing overwrites them.
 class DeviceOutput {
  public:
   DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, const Pass& pass,
@@ -74,9 +74,9 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
-  // Neither waits nor copies: begins behind the work of the caller's stream and precedes what comes there next. Throws
-  // std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device and for
-  // `columns`, which are selected on the host.
+  // Neither waits nor copies: it begins after the work of the caller's stream and before what is enqueued there next.
+  // Throws std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device
+  // and for `columns`, which are selected on the host.
   std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                   StreamHandle caller) const;
 

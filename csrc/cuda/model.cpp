@@ -6,7 +6,7 @@ namespace distilfast::cuda {
 
 namespace {
 
-// Brings tensors to the device by canonical name; knows what every kind of layer consists of.
+// Uploads and packs tensors by canonical name.
 class Loader {
  public:
   Loader(const EncoderShape& shape, const FindTensor& find, Stream& stream)
@@ -23,8 +23,8 @@ class Loader {
     Dense dense{precision, DeviceBuffer(packed_linear_bytes(precision, n, k)), vector(name + ".bias", n), n, k};
     const DeviceBuffer plain = on_device(weight);
     pack_linear(precision, reinterpret_cast<const float*>(plain.data()), n, k, dense.weight.data(), stream_);
-    if (precision == Precision::int8) pack_for_operands(name, plain, dense);
-    stream_.wait();  // before `plain` goes
+    if (precision == Precision::int8) pack_w8a8_of(name, plain, dense);
+    stream_.wait();  // before `plain` is freed
     return dense;
   }
   Norm norm(const std::string& name, int width) {
@@ -52,17 +52,18 @@ class Loader {
   DeviceBuffer vector(const std::string& name, int size) {
     return on_device(tensor(name, static_cast<std::size_t>(size)));
   }
-  void pack_for_operands(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
-    const HostTensor channels = tensor(name + ".wide", static_cast<std::size_t>(wide_channels(dense.k)));
+  void pack_w8a8_of(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
+    const HostTensor channels = tensor(name + ".wide", static_cast<std::size_t>(outlier_channels(dense.k)));
     const std::vector<std::int32_t> numbers(channels.data, channels.data + channels.size);
-    const DeviceBuffer centre = vector(name + ".centre", dense.k);
-    DeviceBuffer wide(numbers.size() * sizeof(std::int32_t));
-    upload(wide.data(), numbers.data(), wide.bytes(), stream_);
-    dense.int8_bias = vector(name + ".centred_bias", dense.n);
-    dense.int8_weight = DeviceBuffer(packed_int8_bytes(dense.n, dense.k));
-    pack_int8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(centre.data()),
-              reinterpret_cast<const std::int32_t*>(wide.data()), dense.n, dense.k, dense.int8_weight.data(), stream_);
-    stream_.wait();  // before `centre` and `wide` go
+    const DeviceBuffer channel_shift = vector(name + ".centre", dense.k);
+    DeviceBuffer outliers(numbers.size() * sizeof(std::int32_t));
+    upload(outliers.data(), numbers.data(), outliers.bytes(), stream_);
+    dense.w8a8_bias = vector(name + ".centred_bias", dense.n);
+    dense.w8a8_weight = DeviceBuffer(packed_w8a8_bytes(dense.n, dense.k));
+    pack_w8a8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(channel_shift.data()),
+              reinterpret_cast<const std::int32_t*>(outliers.data()), dense.n, dense.k, dense.w8a8_weight.data(),
+              stream_);
+    stream_.wait();  // before the buffers are freed
   }
 
   const EncoderShape& shape_;
@@ -71,7 +72,7 @@ class Loader {
 };
 
 std::size_t bytes_of(const Dense& dense) {
-  return dense.weight.bytes() + dense.bias.bytes() + dense.int8_weight.bytes() + dense.int8_bias.bytes();
+  return dense.weight.bytes() + dense.bias.bytes() + dense.w8a8_weight.bytes() + dense.w8a8_bias.bytes();
 }
 std::size_t bytes_of(const Norm& norm) { return norm.weight.bytes() + norm.bias.bytes(); }
 
@@ -80,8 +81,8 @@ std::size_t bytes_of(const Norm& norm) { return norm.weight.bytes() + norm.bias.
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, const FindTensor& find,
              Precision precision, Stream& stream)
     : shape(shape), precision(precision) {
-  if (const char* misfit = attention_misfit(shape.width / shape.heads)) throw std::invalid_argument(misfit);
-  if (const char* misfit = layer_norm_misfit(shape.width)) throw std::invalid_argument(misfit);
+  if (const char* reason = attention_unsupported_reason(shape.width / shape.heads)) throw std::invalid_argument(reason);
+  if (const char* reason = layer_norm_unsupported_reason(shape.width)) throw std::invalid_argument(reason);
   load_kernels();
   Loader loader(shape, find, stream);
   word = loader.table(names::embed_word);
@@ -98,11 +99,11 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, 
 }
 
 void Model::load_kernels() const {
-  load_take_inputs();
+  load_unpack_device_batch();
   load_embed(precision);
   load_linear(precision);
   load_linear(head_precision(precision));
-  if (precision == Precision::int8) load_make_operands();
+  if (precision == Precision::int8) load_quantize_activations();
   load_attention(precision, shape.width / shape.heads);
   load_add_layer_norm(precision);
 }

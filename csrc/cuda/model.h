@@ -12,18 +12,18 @@ namespace distilfast::cuda {
 // With int8, FindTensor is asked for what distilfast/backends/cuda.py adds to each linear of the encoder: `.centre`,
 // `.wide` (as floats) and `.centred_bias`.
 
-// A linear; int8 has W packed twice, for few rows and for operands.
+// A linear; int8 has W packed twice, for W8A16 and for W8A8.
 struct Dense {
   Precision precision;
   DeviceBuffer weight, bias;
   int n, k;
-  DeviceBuffer int8_weight{}, int8_bias{};  // for operands
+  DeviceBuffer w8a8_weight{}, w8a8_bias{};  // W8A8
 
-  bool reads_operands(int most_rows) const { return precision == Precision::int8 && most_rows > most_weight_only_rows; }
-  PackedLinear packed(int most_rows) const {
-    const bool is_int8 = reads_operands(most_rows);
-    return {(is_int8 ? int8_weight : weight).data(),
-            reinterpret_cast<const float*>((is_int8 ? int8_bias : bias).data()), n, k};
+  bool reads_packed_a(int bucket_rows) const { return precision == Precision::int8 && bucket_rows > max_w8a16_rows; }
+  PackedLinear packed(int bucket_rows) const {
+    const bool is_int8 = reads_packed_a(bucket_rows);
+    return {(is_int8 ? w8a8_weight : weight).data(),
+            reinterpret_cast<const float*>((is_int8 ? w8a8_bias : bias).data()), n, k};
   }
 };
 

@@ -25,7 +25,7 @@ stays two kernels.
 """
 PERSISTENT = False
 """Are up to 64 tokens run by one launch, but in fp32? Not before a measurement on a GPU shows that it is faster."""
-INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 128"
+INT8 = "W8A16 up to 64 tokens, above W8A8 in Hadamard-rotated groups of 128"
 """How int8 is computed; see csrc/cuda/README.md."""
 
 
@@ -96,7 +96,7 @@ class CudaBackend:
         tensors = dict(weights.tensors)
         if self._precision != "int8":
             return tensors
-        made = quantize.channels(weights.config, tensors, self._module.wide_channels)
+        made = quantize.channels(weights.config, tensors, self._module.outlier_channels)
         return tensors | {name.replace(".bias", ".centred_bias"): tensor for name, tensor in made.items()}
 
     def forward(
