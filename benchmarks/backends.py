@@ -21,7 +21,8 @@ from pathlib import Path
 from benchmarks import rows
 from benchmarks.rows import Row
 from distilfast.backends import module
-from distilfast.backends.measured import BACKENDS, TABLE, Measured, bucket_for
+from distilfast.backends.measured import BACKENDS, TABLE, Measured
+from distilfast.batch import bucket_for
 
 _EQUAL_LENGTHS = re.compile(r"(\d+)x(\d+)")
 

@@ -1,4 +1,4 @@
-"""The measurements: each takes the run and yields its rows as they are finished."""
+"""The measurements: each takes a session and yields its rows as they are finished."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks import roofs, timing, workloads
 from benchmarks.engines import Contestant
 from benchmarks.rows import Row
+from benchmarks.session import Run
 from benchmarks.worker import Failure, Worker
 from distilfast import Engine
 from distilfast.config import ModelConfig
-
-if TYPE_CHECKING:
-    from benchmarks.run import Run
 
 OURS = "distilfast"
 PREPARED, UNPREPARED = "prepared", "first start"
@@ -33,30 +31,6 @@ WRONG = {"fp32": 1e-5, "bf16x3": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "int8": 0.5}
 Wide, since it only tells wrong from right: a tanh-GELU or a bf16 run behind an fp32 name is off by 1e-3 and more, a
 graph that lost a mask by 1. How good an int8 is, the error beside it says.
 """
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long it all takes. A full run of 17 contestants on 2 cores is meant to end within 40 minutes.
-
-    A case is measured in ``rounds`` = (least, most) of ``sample`` seconds of each contestant, and has no further round
-    once ``case`` seconds have passed. Each contestant has ``cap`` seconds for its cold starts, and again for the many
-    shapes of the memory measurement. ``rates`` arrive for ``arrivals`` seconds each.
-    """
-
-    rounds: tuple[int, int]
-    sample: float
-    case: float
-    starts: int
-    cap: float
-    rates: tuple[int, ...]
-    arrivals: float
-
-
-FULL = Plan((4, 20), sample=0.1, case=30.0, starts=7, cap=12.0, rates=(10, 25, 50, 100, 200), arrivals=4.0)
-# Readings by events on a GPU are steady, and a millisecond or less each.
-GPU = Plan((4, 6), sample=0.05, case=10.0, starts=2, cap=12.0, rates=(100, 400, 1600), arrivals=2.0)
-QUICK = Plan((3, 5), sample=0.2, case=8.0, starts=1, cap=5.0, rates=(10, 40), arrivals=2.0)
 
 
 def row(what: str, worker: Worker, **facts: Any) -> Row:

@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import measure, rows, tables
+from benchmarks import measure, rows, session, tables
 from benchmarks.engines import DEVICES, Contestant, contestants
+from benchmarks.session import Plan, Run
 from benchmarks.worker import Failure, Worker
 from distilfast import machine
 from distilfast.synthetic import write_checkpoint
@@ -33,31 +33,6 @@ from distilfast.synthetic import write_checkpoint
 QUICK_PRECISIONS = ("fp32", "int8")
 QUICK_MEASUREMENTS = ("roof", "latency", "text", "cold_start")
 SLOW_TO_PREPARE = ("torch_compile",)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every measurement is given."""
-
-    directory: Path
-    scratch: Path
-    threads: int
-    device: str
-    quick: bool
-    progress: Progress
-    plan: measure.Plan
-    cases: frozenset[str] | None = None
-    workers: list[Worker] = field(default_factory=list)
-
-    @contextmanager
-    def another(self, worker: Worker, packed: Path | None = None) -> Iterator[Worker]:
-        """A fresh process of the same contestant, loaded; raises Failure. ``packed``: see ``Worker``."""
-        fresh = Worker(worker.contestant, self.directory, self.threads, self.scratch, packed)
-        try:
-            fresh.load()
-            yield fresh
-        finally:
-            fresh.close()
 
 
 def main() -> None:
@@ -114,8 +89,8 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
                 worker.close()
 
 
-def _plan(arguments: argparse.Namespace) -> measure.Plan:
-    plan = measure.QUICK if arguments.quick else measure.GPU if arguments.device == "cuda" else measure.FULL
+def _plan(arguments: argparse.Namespace) -> Plan:
+    plan = session.QUICK if arguments.quick else session.GPU if arguments.device == "cuda" else session.FULL
     return plan if arguments.cap is None else replace(plan, cap=arguments.cap)
 
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from distilfast.errors import InputError
+
+
+class Encoded(Protocol):
+    """One sequence of a tokeniser: L ids, special tokens included, and L token types."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Rows of the word table."""
+        ...
+
+    @property
+    def type_ids(self) -> Sequence[int]:
+        """Rows of the table of token types."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,14 @@ class PackedBatch:
         """int32 [B]: the row of each sequence's first token."""
         return self.cu_seqlens[:-1]
 
+    @property
+    def padded_mask(self) -> np.ndarray:
+        """bool [B, L]: where a token stands in the padded form; without a ``mask``, padding follows each sequence."""
+        if self.mask is not None:
+            return self.mask
+        lengths = np.diff(self.cu_seqlens)
+        return np.arange(int(lengths.max())) < lengths[:, None]
+
     @classmethod
     def from_sequences(
         cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
@@ -75,6 +97,12 @@ class PackedBatch:
                 raise InputError("token_types and sequences are not of the same lengths.")
             types = _int32("The token types", np.concatenate([np.asarray(row) for row in token_types]))
         return cls(ids, positions, cu_seqlens, types)
+
+    @classmethod
+    def from_encodings(cls, encodings: Sequence[Encoded], *, token_types: bool) -> PackedBatch:
+        """Pack what a tokeniser returned, with its token types where the model has a table of them."""
+        types = [each.type_ids for each in encodings] if token_types else None
+        return cls.from_sequences([each.ids for each in encodings], types)
 
     @classmethod
     def from_padded(
@@ -100,16 +128,20 @@ class PackedBatch:
 
     def unpack(self, rows: np.ndarray) -> np.ndarray:
         """[T, …] back to [B, L, …], zeros where the padded input had no token."""
-        if self.mask is None:
-            length = int(np.diff(self.cu_seqlens).max())
-            mask = np.arange(length) < np.diff(self.cu_seqlens)[:, None]
-        else:
-            mask = self.mask
+        mask = self.padded_mask
         if mask.all():
             return rows.reshape(*mask.shape, *rows.shape[1:])
         padded = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)
         padded[mask] = rows
         return padded
+
+
+SMALLEST_BUCKET = 16
+
+
+def bucket_for(tokens: int) -> int:
+    """The bucket of a batch on a GPU: the next power of two, at least 16; csrc/cuda has the same rule."""
+    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
 
 def _int32(name: str, values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,24 @@ _PAGE = 4096
 _PART = 16 << 20  # bytes of a checkpoint that one thread digests at a time
 
 
+Checksum = Callable[[np.ndarray], int]
+"""Of all bytes of an array, 64 bits."""
+
+
 class Entry:
     """One model's packed weights in the cache, there or not.
 
-    ``packed``: float32, read-only and mapped, or None. ``origin``: where the weights come from, in words.
+    ``packed``: uint8, read-only and mapped, or None. ``origin``: where the weights come from, in words.
     """
 
-    def __init__(self, path: Path | None, key: bytes, origin: str, threads: int) -> None:
+    def __init__(self, path: Path | None, key: bytes, origin: str, checksum: Checksum) -> None:
         """``path`` None: there is no cache, and ``origin`` says why."""
-        self._path, self._key, self._threads = path, key, threads
-        self.packed = None if path is None else _read(path, key, threads)
+        self._path, self._key, self._checksum = path, key, checksum
+        self.packed = None if path is None else _read(path, key, checksum)
         self.origin = origin if self.packed is None else f"cache ({path})"
 
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
-        """Write ``packed`` (float32, flat) and map what was written; None where that cannot be.
+        """Write ``packed`` (uint8, flat) and map what was written; None where that cannot be.
 
         Where another process that started meanwhile has written it already, that file is mapped: all share its pages.
         """
@@ -72,10 +76,10 @@ class Entry:
             return None
         try:
             with _turn_to_write(self._path.parent):
-                written = _read(self._path, self._key, self._threads)
+                written = _read(self._path, self._key, self._checksum)
                 if written is None:
-                    _write(self._path, self._key, packed, self._threads)
-                    written = _read(self._path, self._key, self._threads)
+                    _write(self._path, self._key, packed, self._checksum)
+                    written = _read(self._path, self._key, self._checksum)
         except OSError as error:
             self.origin = f"packed, cache not writable: {_reason(error)}"
             return None
@@ -83,19 +87,20 @@ class Entry:
         return written
 
 
-def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int) -> Entry:
+def find(files: Sequence[StoredFile], facts: Mapping[str, object], checksum: Checksum, threads: int) -> Entry:
     """The entry for what is packed of ``files`` in the way that ``facts`` (of JSON's types) describe.
 
-    ``threads``: how many may read and digest. Raises nothing.
+    ``checksum``: the 64-bit checksum that a body is stored with; ``threads``: how many digest a checkpoint's file.
+    Raises nothing.
     """
     try:
         directory = cache_directory()
     except OSError as error:
-        return Entry(None, b"", f"packed, no cache: {_reason(error)}", threads)
+        return Entry(None, b"", f"packed, no cache: {_reason(error)}", checksum)
     if directory is None:
-        return Entry(None, b"", "packed, cache off", threads)
+        return Entry(None, b"", "packed, cache off", checksum)
     if not files:
-        return Entry(None, b"", "packed, not cached: they are not from safetensors files", threads)
+        return Entry(None, b"", "packed, not cached: they are not from safetensors files", checksum)
     everything = {
         "version": __version__,
         "byte_order": sys.byteorder,
@@ -103,30 +108,28 @@ def find(files: Sequence[StoredFile], facts: Mapping[str, object], threads: int)
         **facts,
     }
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).digest()
-    return Entry(directory / f"{key.hex()[:32]}{_SUFFIX}", key, "packed", threads)
+    return Entry(directory / f"{key.hex()[:32]}{_SUFFIX}", key, "packed", checksum)
 
 
 # --- one file ---
 
 
-def _read(path: Path, key: bytes, threads: int) -> np.ndarray | None:
+def _read(path: Path, key: bytes, checksum: Checksum) -> np.ndarray | None:
     """The mapped body of a whole file with this key that can be trusted, or None."""
-    from distilfast import _cpu
-
     with contextlib.suppress(OSError), _opened(path) as file:
         size = os.fstat(file).st_size - _PAGE
         header = os.pread(file, _PAGE, 0)
         if size <= 0 or _crc(header[:-4]) != header[-4:]:
             return None
-        magic, version, body_bytes, checksum, stored_key = _HEADER.unpack_from(header)
+        magic, version, body_bytes, stored_checksum, stored_key = _HEADER.unpack_from(header)
         if (magic, version, body_bytes, stored_key) != (_MAGIC, _FORMAT, size, key):
             return None
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
         # For the reason that csrc/cpu/arena.h gives; a system that has none for files is only slower.
         with contextlib.suppress(OSError, AttributeError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
-        body = np.frombuffer(mapped, np.float32, offset=_PAGE)
-        if _cpu.checksum(body, threads=threads) != checksum:
+        body = np.frombuffer(mapped, np.uint8, offset=_PAGE)
+        if checksum(body) != stored_checksum:
             return None
         with contextlib.suppress(OSError):  # a read-only disk
             os.utime(path)  # its last use, by which _evict goes
@@ -134,12 +137,9 @@ def _read(path: Path, key: bytes, threads: int) -> np.ndarray | None:
     return None
 
 
-def _write(path: Path, key: bytes, packed: np.ndarray, threads: int) -> None:
-    """Raises OSError, and then has left nothing behind."""
-    from distilfast import _cpu
-
-    checksum = _cpu.checksum(packed, threads=threads)
-    header = _HEADER.pack(_MAGIC, _FORMAT, packed.nbytes, checksum, key).ljust(_PAGE - 4, b"\0")
+def _write(path: Path, key: bytes, packed: np.ndarray, checksum: Checksum) -> None:
+    """Raises OSError, and then leaves no file."""
+    header = _HEADER.pack(_MAGIC, _FORMAT, packed.nbytes, checksum(packed), key).ljust(_PAGE - 4, b"\0")
     _remove_abandoned(path.parent)
     _replace(path, [header + _crc(header), packed.data])
     _evict(path)

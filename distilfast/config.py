@@ -10,9 +10,10 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distilfast.errors import ConfigError, InputError
+from distilfast.types import Task
 
 ACTIVATIONS = ("gelu", "relu")
 """Feed-forward activations the backends implement; ``gelu`` is the exact erf form."""
@@ -36,7 +37,7 @@ _KEYS = {
 }
 _DISTILBERT_EPS = 1e-12  # fixed in the model's definition, not in its config
 
-_TASKS = {
+_TASKS: dict[str, Task] = {
     "Model": "feature-extraction",
     "ForMaskedLM": "fill-mask",
     "ForPreTraining": "fill-mask",
@@ -62,11 +63,11 @@ class ModelConfig:
     num_heads: int
     ffn_size: int
     max_positions: int
-    activation: str
+    activation: Literal["gelu", "relu"]
     layer_norm_eps: float
     token_types: int  # rows of the token-type table; 0 for DistilBERT
     pad_token_id: int
-    task: str
+    task: Task
     tied: bool  # is the masked-LM projection the word table?
     num_labels: int
     id2label: dict[int, str] = field(default_factory=dict)
@@ -153,7 +154,7 @@ def _labels(raw: dict[str, Any]) -> dict[int, str]:
         raise ConfigError("id2label in config.json is not a map from numbers to labels.") from None
 
 
-def _task(raw: dict[str, Any]) -> str:
+def _task(raw: dict[str, Any]) -> Task:
     architecture = str((raw.get("architectures") or ["Model"])[0])
     for suffix, task in _TASKS.items():
         if architecture.endswith(suffix) and architecture[: -len(suffix)].lower() in ("", *_KEYS):

@@ -1,4 +1,4 @@
-"""One object, one forward: ids in, the head's answer out."""
+"""The engine: a loaded checkpoint that maps token ids to hidden states and to the output of its head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from distilfast import backends
-from distilfast.backends.base import Backend, Trace
+from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.config import ModelConfig, environment_threads
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, open_weights, resolve
 
 
@@ -27,8 +28,8 @@ class Engine:
         weights: Weights,
         head: Head,
         *,
-        precision: str = "fp32",
-        backend: str = "auto",
+        precision: Precision = "fp32",
+        backend: BackendName = "auto",
         threads: int | None = None,
         directory: Path | None = None,
     ) -> None:
@@ -52,16 +53,17 @@ class Engine:
         cls,
         model: str | Path,
         *,
-        task: str | None = None,
-        precision: str = "fp32",
-        backend: str = "auto",
+        task: Task | None = None,
+        precision: Precision = "fp32",
+        backend: BackendName = "auto",
         threads: int | None = None,
         revision: str | None = None,
     ) -> Engine:
         """Load a local directory or a hub id as it is, with no conversion.
 
         ``task`` is one of ``distilfast.heads.TASKS``; None takes the one that the checkpoint was saved for.
-        ``precision``: "fp32" ("fp64" on the reference backend). ``threads``: None for DISTILFAST_THREADS or all cores
+        ``precision``: "fp32", "bf16x3", "bf16" or "int8" on backend cpu; "fp32", "bf16" or "fp16" on triton; "fp32",
+        "bf16", "fp16" or "int8" on cuda; "fp64" on reference. ``threads``: None for DISTILFAST_THREADS or all cores
         that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
         """
         directory = resolve(model, revision=revision)
@@ -70,7 +72,7 @@ class Engine:
         return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """The task of the loaded head."""
         return self.head.task
 
@@ -105,31 +107,75 @@ class Engine:
             },
         }
 
-    def forward(
+    def encode(self, batch: PackedBatch) -> np.ndarray:
+        """The last hidden state of every token, [T, D], not pooled.
+
+        T tokens in the order of ``batch.input_ids``, D hidden size; float32 (float64 on the reference backend). The
+        head is not computed. Raises InputError for a batch that does not fit the model, and BackendError for one that
+        the backend cannot run.
+        """
+        return _computed(self._forward(batch, None, hidden=True)[0])
+
+    def logits(
+        self, batch: PackedBatch, *, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The output of the head, [R, N] or [R, C]; of the last layer only the rows that the head reads are computed.
+
+        ``rows``: int32 [R], strictly increasing, the tokens that the head reads. None: the first token of each sequence
+        or all tokens, as ``head.rows`` says. ``columns``: int32 [C], strictly increasing, the output columns to return
+        out of N, say the logits of a few words; with the same bits as among all N. The CPU computes no others.
+
+        N is the number of labels, the vocabulary for fill-mask, 2 (start and end) for question-answering, 1 for
+        multiple-choice, and for feature-extraction the width of the pooler where a BERT checkpoint stores one. Results
+        are float32 (float64 on the reference backend). Raises InputError for a checkpoint without a head, and for a
+        batch, rows or columns that do not fit the model; BackendError for a batch that the backend cannot run.
+        """
+        return self._head_output(batch, rows, columns, hidden=False)[1]
+
+    def encode_with_logits(
+        self, batch: PackedBatch, *, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What ``encode`` and ``logits`` return, from one pass through the encoder: [T, D] and [R, N].
+
+        Arguments and errors are those of ``logits``. Every row of the last layer is computed.
+        """
+        hidden, output = self._head_output(batch, rows, columns, hidden=True)
+        return _computed(hidden), output
+
+    def trace(self, batch: PackedBatch, *, rows: np.ndarray | None = None) -> Trace:
+        """Every named intermediate of one forward, in the order of computation.
+
+        Names and shapes are those of ``distilfast.backends.base.Trace``; float32 (float64 on the reference backend).
+        All rows of every layer are computed, and the head, where there is one, on ``rows`` as in ``logits``. Raises the
+        errors of ``encode``, and InputError for ``rows`` that do not fit the batch.
+        """
+        trace: Trace = {}
+        self._forward(batch, self._rows_of_head(batch, rows), hidden=True, trace=trace)
+        return trace
+
+    def _head_output(
+        self, batch: PackedBatch, rows: np.ndarray | None, columns: np.ndarray | None, hidden: bool
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        if not self.head.linears:
+            raise InputError(f"This checkpoint has no head for {self.task}; encode returns its hidden states.")
+        if columns is not None:
+            columns = self._checked_columns(columns)
+        state, output = self._forward(batch, self._rows_of_head(batch, rows), hidden, columns=columns)
+        return state, _computed(output)
+
+    def _forward(
         self,
         batch: PackedBatch,
-        rows: np.ndarray | None = None,
-        hidden: bool = False,
+        rows: np.ndarray | None,
+        hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Run a packed batch: (last hidden state [T, D] where ``hidden``, head output [R, N] or None).
-
-        ``rows`` int32 [R], strictly increasing, are the token rows that the head reads; None for the head's own
-        (the first of each sequence, or all). ``trace`` is filled as ``distilfast.backends.base`` says.
-        ``columns`` int32 [C], strictly increasing, are the only ones wanted of N, say the logits of a few words: the
-        same bits as without it, in [R, C]. The CPU computes no others, unless a trace shows them all.
-        """
-        rows = self._checked_rows(batch, rows)
-        if columns is None:
-            return self._backend.forward(batch, rows, hidden, trace)
-        columns = self._checked_columns(columns)
-        if trace is None and hasattr(self._backend, "forward_columns"):
-            only: tuple[np.ndarray | None, np.ndarray] = self._backend.forward_columns(batch, rows, hidden, columns)
-            return only
-        state, output = self._backend.forward(batch, rows, hidden, trace)
-        assert output is not None
-        return state, output[:, columns]
+        """``Backend.forward``, after a check of all that its kernels rely on."""
+        self._check(batch)
+        if rows is not None:
+            _check_rows(rows, batch.num_tokens)
+        return self._backend.forward(batch, rows, hidden, trace, columns)
 
     def forward_on_device(
         self,
@@ -138,30 +184,39 @@ class Engine:
         hidden: bool = False,
         stream: int | None = None,
     ) -> tuple[Any, Any]:
-        """Like ``forward``, but arrays on the GPU that were not copied; torch tensors, or what speaks DLPack.
+        """Last hidden state and head output as arrays on the GPU, not copied: torch tensors, or arrays with DLPack.
 
-        With backend triton the next forward of this engine overwrites them. The host does not wait for them; ``stream``
-        does, a handle, None for torch's current one. Raises BackendError for a batch that has to be run in pieces, and
-        for a backend whose results are on the host anyway.
+        Either is None where ``hidden`` is false, or the checkpoint has no head. ``rows`` are those of ``logits``. With
+        backend triton the next forward of this engine overwrites the arrays. The host does not wait for them;
+        ``stream`` does, a handle, None for torch's current one. Raises BackendError for a batch that has to be run in
+        pieces, and for a backend whose results are on the host anyway.
 
         Of a ``DeviceBatch``, whose ``rows`` are on the GPU too, the host knows only the sizes: wrong ids or lengths
         give NaN, and the result's ``wait()`` says what is wrong. Raises InputError for arrays that are not contiguous
         int32 or int64 on the model's GPU, and BackendError for a backend that takes ids from the host only.
         """
-        if not hasattr(self._backend, "forward_on_device"):
-            raise BackendError(f"backend {self._backend.name} computes on the host; forward has its results.")
+        backend = self._backend
+        if not isinstance(backend, DeviceResults):
+            raise BackendError(f"backend {backend.name} computes on the host; encode and logits have its results.")
         if isinstance(batch, DeviceBatch):
-            if not hasattr(self._backend, "forward_from_device"):
-                raise BackendError(f"backend {self._backend.name} takes ids from the host only.")
+            if not isinstance(backend, DeviceBatches):
+                raise BackendError(f"backend {backend.name} takes ids from the host only.")
             if rows is None and self.head.linears:
                 rows = self.head.rows
-            return self._backend.forward_from_device(batch, rows, hidden, stream)
-        return self._backend.forward_on_device(batch, self._checked_rows(batch, rows), hidden, stream)
+            return backend.forward_from_device(batch, rows, hidden, stream)
+        self._check(batch)
+        if rows is not None:
+            _check_rows(rows, batch.num_tokens)
+        return backend.forward_on_device(batch, self._rows_of_head(batch, rows), hidden, stream)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
         """Run each (batch, length) once, so that no later forward of its bucket waits for a kernel or a graph."""
         for batch, length in shapes:
-            self.forward(PackedBatch.from_sequences([[0] * length] * batch), hidden=self.task == "feature-extraction")
+            packed = PackedBatch.from_sequences([[0] * length] * batch)
+            if self.task == "feature-extraction":
+                self.encode(packed)
+            if self.head.linears:
+                self._head_output(packed, None, None, hidden=self.task == "feature-extraction")
 
     def __call__(
         self,
@@ -191,20 +246,20 @@ class Engine:
             _check_range("token_type_ids", types, self.config.token_types)
         batch = PackedBatch.from_padded(*_flatten(ids, mask, types if self.config.token_types else None))
         trace: Trace | None = {} if output_hidden_states or output_attentions else None
-        hidden, output = self.forward(batch, hidden=self.task == "feature-extraction", trace=trace)
-        outputs = self._name_outputs(batch, hidden, output, ids.shape)
+        hidden, output = self._forward(
+            batch, self._rows_of_head(batch, None), hidden=self.task == "feature-extraction", trace=trace
+        )
+        if hidden is not None:
+            outputs = Outputs(last_hidden_state=batch.unpack(hidden), pooler_output=output)
+        else:
+            outputs = self._answers(batch, _computed(output), ids.shape)
         if output_hidden_states:
             outputs.hidden_states = self._hidden_states(batch, trace or {})
         if output_attentions:
             outputs.attentions = self._attentions(batch, trace or {})
         return _as_torch(outputs, input_ids.device) if _is_torch(input_ids) else outputs
 
-    def _name_outputs(
-        self, batch: PackedBatch, hidden: np.ndarray | None, output: np.ndarray | None, shape: tuple[int, ...]
-    ) -> Outputs:
-        if hidden is not None:
-            return Outputs(last_hidden_state=batch.unpack(hidden), pooler_output=output)
-        assert output is not None
+    def _answers(self, batch: PackedBatch, output: np.ndarray, shape: tuple[int, ...]) -> Outputs:
         if self.task == "multiple-choice":
             return Outputs(logits=output.reshape(shape[:2]))
         if self.head.rows == "first":
@@ -222,18 +277,15 @@ class Engine:
         names = [f"layer.{i}.probabilities" for i in range(self.config.num_layers)]
         return tuple(_unpack_probabilities(batch, trace[name], self.config.num_heads) for name in names)
 
-    def _checked_rows(self, batch: PackedBatch, rows: np.ndarray | None) -> np.ndarray | None:
-        """The token rows that the head reads, of a batch that the kernels can rely on."""
-        self._check(batch)
+    def _rows_of_head(self, batch: PackedBatch, rows: np.ndarray | None) -> np.ndarray | None:
+        """``rows``, or for None those that the head reads by itself; None where there is no head."""
+        if not self.head.linears:
+            return None
         if rows is not None:
-            _check_rows(rows, batch.num_tokens)
-        if rows is None and self.head.linears:
-            rows = batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
-        return rows
+            return rows
+        return batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
 
     def _checked_columns(self, columns: np.ndarray) -> np.ndarray:
-        if not self.head.linears:
-            raise InputError(f"columns are those of a head; {self.task} has none here.")
         columns = np.ascontiguousarray(columns, np.int32)
         if columns.ndim != 1 or not len(columns) or columns[0] < 0 or (np.diff(columns) <= 0).any():
             raise InputError("columns must be one row of numbers that rise strictly from 0 or more.")
@@ -298,6 +350,12 @@ def _check_range(name: str, array: np.ndarray, size: int) -> None:
         raise InputError(f"{name} has {low if low < 0 else high}; the model's table holds 0 to {size - 1}.")
 
 
+def _computed(array: np.ndarray | None) -> np.ndarray:
+    """A result that the backend was asked for, and therefore returned."""
+    assert array is not None
+    return array
+
+
 def _check_rows(rows: np.ndarray, tokens: int) -> None:
     if len(rows) and (rows[0] < 0 or rows[-1] >= tokens or (np.diff(rows) <= 0).any()):
         raise InputError(f"rows must rise strictly and lie within 0 to {tokens - 1}.")
@@ -305,11 +363,11 @@ def _check_rows(rows: np.ndarray, tokens: int) -> None:
 
 def _unpack_probabilities(batch: PackedBatch, flat: np.ndarray, heads: int) -> np.ndarray:
     """Each sequence's [H, l, l], flat → [B, H, L, L], zeros where a row or a column is padding."""
-    assert batch.mask is not None
-    size = batch.mask.shape[1]
+    mask = batch.padded_mask
+    size = mask.shape[1]
     padded = np.zeros((batch.num_sequences, heads, size, size), flat.dtype)
     begin = 0
-    for b, keep in enumerate(batch.mask):
+    for b, keep in enumerate(mask):
         length = int(keep.sum())
         end = begin + heads * length * length
         padded[b][np.ix_(np.arange(heads), keep, keep)] = flat[begin:end].reshape(heads, length, length)

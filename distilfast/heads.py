@@ -7,18 +7,16 @@ So a new head costs no kernel, and a backend computes only the rows a head reads
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from distilfast.config import ModelConfig
 from distilfast.errors import InputError
+from distilfast.types import Task
 
-TASKS = (
-    "feature-extraction",
-    "fill-mask",
-    "text-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-)
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+Activation = Literal["none", "gelu", "relu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class HeadLinear:
     ``head.<i>.norm.weight`` and ``.bias`` [N].
     """
 
-    activation: str = "none"  # none, gelu, relu, tanh
+    activation: Activation = "none"
     norm: bool = False
 
 
@@ -37,12 +35,12 @@ class HeadLinear:
 class Head:
     """``rows``: "all" token rows or the "first" of each sequence; ``linears`` in the order of application."""
 
-    task: str
-    rows: str
+    task: Task
+    rows: Literal["first", "all"]
     linears: tuple[HeadLinear, ...]
 
 
-def head_for(config: ModelConfig, task: str, *, pooler: bool = False) -> Head:
+def head_for(config: ModelConfig, task: Task, *, pooler: bool = False) -> Head:
     """The head of ``task`` on an encoder of this type.
 
     ``pooler`` says whether a BERT feature-extraction checkpoint stores a pooler; DistilBERT has none.
@@ -54,13 +52,13 @@ def head_for(config: ModelConfig, task: str, *, pooler: bool = False) -> Head:
     plain = HeadLinear()
     # DistilBERT's pre_classifier is followed by ReLU; BERT's pooler by tanh.
     first = (HeadLinear("tanh" if bert else "relu"), plain)
-    linears = {
+    linears: dict[Task, tuple[HeadLinear, ...]] = {
         "feature-extraction": (HeadLinear("tanh"),) if bert and pooler else (),
         "fill-mask": (HeadLinear(config.activation, norm=True), plain),
         "text-classification": first,
         "multiple-choice": first,
         "token-classification": (plain,),
         "question-answering": (plain,),
-    }[task]
-    rows = "first" if task in ("text-classification", "multiple-choice", "feature-extraction") else "all"
-    return Head(task, rows, linears)
+    }
+    reads_first = task in ("text-classification", "multiple-choice", "feature-extraction")
+    return Head(task, "first" if reads_first else "all", linears[task])

@@ -19,49 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from distilfast.base_models import CONFIGS, raw_config
 from distilfast.config import ModelConfig
-from distilfast.errors import ConfigError, InputError
+from distilfast.errors import InputError
 from distilfast.heads import TASKS
+from distilfast.types import Task
 from distilfast.weights import StoredTensor, layout
 
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "distilbert": {
-        "activation": "gelu",
-        "dim": 768,
-        "hidden_dim": 3072,
-        "max_position_embeddings": 512,
-        "model_type": "distilbert",
-        "n_heads": 12,
-        "n_layers": 6,
-        "pad_token_id": 0,
-        "sinusoidal_pos_embds": False,
-        "tie_weights_": True,
-        "vocab_size": 28996,
-    },
-    "bert": {
-        "hidden_act": "gelu",
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": 512,
-        "model_type": "bert",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "pad_token_id": 0,
-        "type_vocab_size": 2,
-        "vocab_size": 28996,
-    },
-}
-_CLASSES = {"distilbert": "DistilBert", "bert": "Bert"}
-_ARCHITECTURES = {
-    "feature-extraction": "Model",
-    "fill-mask": "ForMaskedLM",
-    "text-classification": "ForSequenceClassification",
-    "token-classification": "ForTokenClassification",
-    "question-answering": "ForQuestionAnswering",
-    "multiple-choice": "ForMultipleChoice",
-}
-_ENTITIES = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 _HEAD_MODULES = ("vocab_", "pre_classifier", "classifier", "qa_outputs", "cls.")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -80,7 +44,7 @@ _GAINS = {
 def write_checkpoint(
     directory: str | Path,
     *,
-    task: str,
+    task: Task,
     config: dict[str, Any] | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -101,7 +65,7 @@ def write_checkpoint(
         raise InputError(f"dtype {dtype!r} is not known; there are {', '.join(_DTYPES)}.")
     if shards < 1:
         raise InputError(f"shards is {shards}; at least one is needed.")
-    raw = _raw_config(task, config or {}, dtype, num_labels)
+    raw = raw_config(task, config or {}, dtype, num_labels)
     model = ModelConfig.from_dict(raw)
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", raw)
@@ -110,27 +74,7 @@ def write_checkpoint(
     return directory
 
 
-def base_config(task: str) -> ModelConfig:
-    """distilbert-base-cased with the head of ``task``."""
-    return ModelConfig.from_dict(_raw_config(task, {}, "float32", None))
-
-
-def _raw_config(task: str, config: dict[str, Any], dtype: str, num_labels: int | None) -> dict[str, Any]:
-    model_type = config.get("model_type", "distilbert")
-    if model_type not in _CONFIGS:
-        raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {', '.join(_CONFIGS)}.")
-    raw = {**_CONFIGS[model_type], **config}
-    raw["architectures"] = [_CLASSES[model_type] + _ARCHITECTURES[task]]
-    raw["torch_dtype"] = dtype
-    labels = [f"LABEL_{i}" for i in range(num_labels or 2)]
-    if task == "token-classification" and num_labels is None:
-        labels = list(_ENTITIES)
-    raw.setdefault("id2label", {str(i): label for i, label in enumerate(labels)})
-    raw["label2id"] = {label: int(i) for i, label in raw["id2label"].items()}
-    return raw
-
-
-def _tensors(model: ModelConfig, task: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: ModelConfig, task: Task, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor transformers would save for this architecture: (its full name, float32 values)."""
     rng = np.random.default_rng(seed)
     alone = task == "feature-extraction"  # the bare model is saved without its prefix
@@ -261,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a checkpoint with seeded weights.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--model-type", choices=_CONFIGS, default="distilbert")
+    parser.add_argument("--model-type", choices=CONFIGS, default="distilbert")
     parser.add_argument("--config", type=Path, help="a config.json whose keys replace the base model's")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32")
     parser.add_argument("--labels", type=int, help="number of labels")

@@ -19,6 +19,7 @@ from distilfast.checkpoint import Stored, StoredFile, open_checkpoint, resolve
 from distilfast.config import ModelConfig
 from distilfast.errors import InputError, WeightsError
 from distilfast.heads import TASKS, Head, head_for
+from distilfast.types import Task
 
 __all__ = ["StoredTensor", "StoredTensors", "Weights", "layout", "load_weights", "open_weights", "resolve"]
 
@@ -136,7 +137,7 @@ class Weights:
             self.tensors.check_finite()
 
 
-def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weights, Head]:
+def load_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
     """Read the encoder and the head of ``task`` from a local checkpoint.
 
     Raises WeightsError: one for a file that cannot be read, one that names everything missing, unexpected or
@@ -147,7 +148,7 @@ def load_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weigh
     return Weights(config, dict(weights.tensors)), head
 
 
-def open_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weights, Head]:
+def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
     """Like ``load_weights``, but no value is read before it is asked for: whoever uses them calls ``check_finite``."""
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
@@ -170,7 +171,7 @@ def open_weights(directory: Path, config: ModelConfig, task: str) -> tuple[Weigh
     return Weights(config, tensors), head_for(config, task, pooler=pooler)
 
 
-def layout(config: ModelConfig, task: str, *, pooler: bool = False) -> list[StoredTensor]:
+def layout(config: ModelConfig, task: Task, *, pooler: bool = False) -> list[StoredTensor]:
     """Every tensor that encoder and head need; piece names without the ``distilbert.`` or ``bert.`` prefix."""
     sizes = {
         "V": config.vocab_size,
@@ -203,7 +204,7 @@ def layout(config: ModelConfig, task: str, *, pooler: bool = False) -> list[Stor
     ]
 
 
-def _head_modules(model_type: str, task: str, pooler: bool) -> Modules:
+def _head_modules(model_type: str, task: Task, pooler: bool) -> Modules:
     first = (_FIRST_LINEAR[model_type], "DD")
     heads: dict[str, Modules] = {
         "feature-extraction": {"head.0": first} if pooler and model_type == "bert" else {},
@@ -239,7 +240,7 @@ def _plain_names(tensors: dict[str, Stored], model_type: str) -> dict[str, Store
     return plain
 
 
-def _missing(task: str, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
+def _missing(task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
     missing = [piece for piece in used if piece not in stored]
     only_head = bool(missing) and all(used[piece].name.startswith("head.") for piece in missing)
     return _listed(f"there is no complete {task} head; missing" if only_head else "missing", missing)

@@ -23,11 +23,11 @@ from rich.table import Column, Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from distilfast.base_models import base_config
 from distilfast.config import ModelConfig
 from distilfast.heads import head_for
 from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
 from distilfast.kernels.launch import Launch, recording
-from distilfast.synthetic import base_config
 from distilfast.weights import layout
 
 TARGETS = {

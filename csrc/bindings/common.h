@@ -21,6 +21,8 @@ namespace py = pybind11;
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<std::int32_t, py::array::c_style>;
+// Raw bytes: packed weights; on the GPU rows of the precision's elements, [rows, row_stride(columns) * element size].
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
 inline const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
 

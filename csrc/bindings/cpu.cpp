@@ -16,14 +16,14 @@ class BoundEncoder {
  public:
   BoundEncoder(int width, int heads, int layers, int ffn, float eps, const std::string& activation,
                const HeadArgument& head, const py::object& tensors, const std::string& isa,
-               const std::string& precision, const std::optional<Floats>& packed, int threads)
+               const std::string& precision, const std::optional<Bytes>& packed, int threads)
       : sizes_(width, head_of(head)) {
     require(threads >= 1, "threads must be at least 1.");
     const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
-    std::span<const float> image;
+    std::span<const std::byte> packed_weights;
     if (packed) {
-      kept_.push_back(*packed);
-      image = {packed->data(), static_cast<std::size_t>(packed->size())};
+      packed_ = *packed;
+      packed_weights = std::as_bytes(std::span(packed->data(), static_cast<std::size_t>(packed->size())));
     }
     std::vector<Floats> used;  // a tensor that was made when it was asked for lives until it is packed
     const FindTensor find = [&](const std::string& name) -> HostTensor {
@@ -35,7 +35,7 @@ class BoundEncoder {
     };
     py::gil_scoped_release release;
     encoder_ = std::make_unique<Encoder>(shape, head_of(head), find, kernels_for(isa), cpu_precision_named(precision),
-                                         image, threads);
+                                         packed_weights, threads);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -49,11 +49,12 @@ class BoundEncoder {
  private:
   ResultSizes sizes_;
   std::vector<Floats> kept_;
+  std::optional<Bytes> packed_;
   std::unique_ptr<Encoder> encoder_;
 };
 
 std::string packed_layout(const std::string& isa, const std::string& precision) {
-  return image_layout(kernels_for(isa), cpu_precision_named(precision));
+  return packed_weights_layout(kernels_for(isa), cpu_precision_named(precision));
 }
 
 std::uint64_t checksum_of(const py::buffer& block, int threads) {
@@ -66,11 +67,44 @@ std::uint64_t checksum_of(const py::buffer& block, int threads) {
 }
 
 // The packed weights where they lie, for as long as the encoder lives.
-Floats packed_of(const py::object& self) {
-  const std::span<const float> packed = self.cast<const BoundEncoder&>().encoder().model().image.floats();
-  Floats view({static_cast<Index>(packed.size())}, packed.data(), self);
+Bytes packed_of(const py::object& self) {
+  const std::span<const std::byte> packed = self.cast<const BoundEncoder&>().encoder().model().packed_weights.bytes();
+  Bytes view({static_cast<Index>(packed.size())}, reinterpret_cast<const std::uint8_t*>(packed.data()), self);
   view.attr("setflags")(py::arg("write") = false);
   return view;
+}
+
+// What the entry of a table runs: the addresses of its functions, and the sizes that they are called with.
+py::tuple identity(const LinearKernels& kernels) {
+  const auto address = [](auto* function) { return reinterpret_cast<std::uintptr_t>(function); };
+  return py::make_tuple(address(kernels.packed_size), address(kernels.pack), address(kernels.packed_a_size),
+                        address(kernels.pack_a), address(kernels.run), kernels.layout.operands, kernels.layout.version,
+                        kernels.panel, kernels.mc_multiple, kernels.mc);
+}
+py::tuple identity(const AttentionKernels& kernels) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(kernels.scratch),
+                        reinterpret_cast<std::uintptr_t>(kernels.run));
+}
+template <class Op>
+py::tuple identity(void (*function)(const Op&, Range)) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(function));
+}
+
+// {isa: {(operation, precision): identity}} of every ISA that was compiled, also where it cannot run.
+py::dict kernel_identities() {
+  py::dict all;
+  for (const Isa& isa : isas()) {
+    if (!isa.kernels) continue;
+    py::dict own;
+    for (const char* precision : {"fp32", "bf16x3", "bf16", "int8"}) {
+      own[py::make_tuple("linear", precision)] = identity(isa.kernels->linear(cpu_precision_named(precision)));
+      own[py::make_tuple("attention", precision)] = identity(isa.kernels->attention(cpu_precision_named(precision)));
+    }
+    own[py::make_tuple("embed", "fp32")] = identity(isa.kernels->embed);
+    own[py::make_tuple("add_layer_norm", "fp32")] = identity(isa.kernels->add_layer_norm);
+    all[isa.name] = own;
+  }
+  return all;
 }
 
 py::list isa_list() {
@@ -89,7 +123,7 @@ PYBIND11_MODULE(_cpu, module) {
 
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<int, int, int, int, float, const std::string&, const HeadArgument&, const py::object&,
-                    const std::string&, const std::string&, const std::optional<Floats>&, int>(),
+                    const std::string&, const std::string&, const std::optional<Bytes>&, int>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
            arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
@@ -103,16 +137,18 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const BoundEncoder& self) { return self.encoder().attention().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
       .def_property_readonly(
-          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().image.floats().size_bytes(); })
+          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().packed_weights.bytes().size(); })
       .def_property_readonly("packed", &packed_of)
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
   module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
-             "What the bytes of packed weights depend on beside the checkpoint, in words.");
+             "The id of the layout of packed weights, which with the checkpoint decides all their bytes.");
   module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
              "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");
-  module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
+  module.def("kernel_identities", &kernel_identities,
+             "{isa: {(operation, precision): identity}}: equal identities are the same functions.");
+  module.def("outlier_channels", &outlier_count, arg("k"), "How many channels of K int8 keeps in fp32.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 
   bind_operations(module);

@@ -4,7 +4,7 @@
 #include "bindings/common.h"
 #include "cpu/dispatch.h"
 #include "cpu/naive.h"
-#include "cpu/stages.h"
+#include "cpu/parallel.h"
 
 namespace distilfast {
 namespace {
@@ -18,24 +18,27 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
   const Embed op{ids.data(),  positions.data(),  data_or_null(token_types),
                  word.data(), position.data(),   token_type ? token_type->data() : nullptr,
                  norm.view(), out.mutable_data()};
-  embed_stage(kernels_for(isa), op, ids.size(), team);
+  parallel_embed(kernels_for(isa), op, ids.size(), team);
   return out;
 }
 
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& centre,
-              const std::optional<Ints>& wide, const std::string& isa, const std::string& precision, int threads)
+  BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& channel_shift,
+              const std::optional<Ints>& outlier_channels, const std::string& isa, const std::string& precision,
+              int threads)
       : threads_(threads) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     const Index n = weight.shape(0), k = weight.shape(1);
-    const Precision wanted = cpu_precision_named(precision);
-    require(wanted != Precision::int8 || (centre && wide && centre->size() == k && wide->size() == wide_channels(k)),
-            "int8 needs centre [K] and wide [wide_channels(K)].");
+    const Precision operands = cpu_precision_named(precision);
+    require(operands != Precision::int8 || (channel_shift && outlier_channels && channel_shift->size() == k &&
+                                            outlier_channels->size() == outlier_count(k)),
+            "int8 needs channel_shift [K] and outlier_channels [outlier_channels(K)].");
     Team team(threads);
-    const LinearSource source{weight.data(), n, k, centre ? centre->data() : nullptr, data_or_null(wide)};
-    const LinearKernels& kernels = kernels_for(isa).linear(wanted);
+    const LinearSource source{weight.data(), n, k, channel_shift ? channel_shift->data() : nullptr,
+                              data_or_null(outlier_channels)};
+    const LinearKernels& kernels = kernels_for(isa).linear(operands);
     packed_ = Buffer(Dense::packed_size(kernels, n, k));
     Dense::pack(kernels, source, bias.data(), packed_.data(), team);
     dense_ = std::make_unique<Dense>(kernels, n, k, packed_.data());
@@ -45,9 +48,9 @@ class BoundLinear {
     require(x.ndim() == 2 && x.shape(1) == dense_->packed().k, "x [T, K] does not have the weight's K columns.");
     Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
     Team team(threads_);
-    const Buffer operands(static_cast<std::size_t>(dense_->kernels().operands_size(x.shape(0), x.shape(1))));
-    linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), operands.data(),
-                 false, team);
+    const Buffer packed_a(static_cast<std::size_t>(dense_->kernels().packed_a_size(x.shape(0), x.shape(1))));
+    parallel_linear(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), packed_a.data(),
+                    false, team);
     return out;
   }
 
@@ -77,7 +80,8 @@ py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads
   const Attention op{q, q + width, q + 2 * width, 3 * width, 3 * width, d, scale, out.mutable_data(), width};
   AttentionPlan plan;
   plan.cut({cu_seqlens.data(), cu_seqlens.data(), count}, heads, threads);
-  attention_stage(kernels, op, plan, {scratch.data(), stride}, probabilities ? weights.mutable_data() : nullptr, team);
+  parallel_attention(kernels, op, plan, {scratch.data(), stride}, probabilities ? weights.mutable_data() : nullptr,
+                     team);
   return py::make_tuple(out, probabilities ? py::object(weights) : py::none());
 }
 
@@ -88,7 +92,7 @@ Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Float
   Floats out({x.shape(0), x.shape(1)});
   Team team(threads);
   const Norm norm(weight.data(), bias.data(), weight.size(), eps);
-  add_layer_norm_stage(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
+  parallel_add_layer_norm(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
   return out;
 }
 
@@ -114,8 +118,8 @@ void bind_operations(py::module_& module) {
   py::class_<BoundLinear>(module, "Linear")
       .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::optional<Ints>&,
                     const std::string&, const std::string&, int>(),
-           arg("weight"), arg("bias"), arg("centre") = py::none(), arg("wide") = py::none(), py::kw_only(), arg("isa"),
-           arg("precision") = "fp32", arg("threads") = 1)
+           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), arg("outlier_channels") = py::none(),
+           py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("precision") = "fp32", arg("threads") = 1, arg("probabilities") = true);

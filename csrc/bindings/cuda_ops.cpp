@@ -5,9 +5,6 @@
 namespace distilfast::cuda {
 namespace {
 
-// Rows of the precision's elements as raw bytes, [rows, row_stride(columns) * element size].
-using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
-
 template <class T>
 DeviceBuffer to_device(const py::array_t<T, py::array::c_style>& array, Stream& stream) {
   DeviceBuffer buffer(static_cast<std::size_t>(array.nbytes()));

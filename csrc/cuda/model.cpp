@@ -53,12 +53,12 @@ class Loader {
     return on_device(tensor(name, static_cast<std::size_t>(size)));
   }
   void pack_w8a8_of(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
-    const HostTensor channels = tensor(name + ".wide", static_cast<std::size_t>(outlier_channels(dense.k)));
+    const HostTensor channels = tensor(name + ".outlier_channels", static_cast<std::size_t>(outlier_channels(dense.k)));
     const std::vector<std::int32_t> numbers(channels.data, channels.data + channels.size);
-    const DeviceBuffer channel_shift = vector(name + ".centre", dense.k);
+    const DeviceBuffer channel_shift = vector(name + ".channel_shift", dense.k);
     DeviceBuffer outliers(numbers.size() * sizeof(std::int32_t));
     upload(outliers.data(), numbers.data(), outliers.bytes(), stream_);
-    dense.w8a8_bias = vector(name + ".centred_bias", dense.n);
+    dense.w8a8_bias = vector(name + ".shifted_bias", dense.n);
     dense.w8a8_weight = DeviceBuffer(packed_w8a8_bytes(dense.n, dense.k));
     pack_w8a8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(channel_shift.data()),
               reinterpret_cast<const std::int32_t*>(outliers.data()), dense.n, dense.k, dense.w8a8_weight.data(),

@@ -9,8 +9,9 @@
 
 namespace distilfast::cuda {
 
-// With int8, FindTensor is asked for what distilfast/backends/cuda.py adds to each linear of the encoder: `.centre`,
-// `.wide` (as floats) and `.centred_bias`.
+// With int8, FindTensor is asked for what distilfast/backends/cuda.py adds to each linear of the encoder:
+// `.channel_shift`,
+// `.outlier_channels` (as floats) and `.shifted_bias`.
 
 // A linear; int8 has W packed twice, for W8A16 and for W8A8.
 struct Dense {

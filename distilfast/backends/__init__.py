@@ -10,6 +10,7 @@ from distilfast.backends import measured
 from distilfast.backends.buckets import BucketBackend
 from distilfast.config import environment
 from distilfast.errors import BackendError
+from distilfast.types import Precision
 
 # Backend -> its class in the module of the same name; the order is that of `auto`.
 _CLASSES = {"cpu": "CpuBackend", "triton": "TritonBackend", "cuda": "CudaBackend", "reference": "ReferenceBackend"}
@@ -36,7 +37,7 @@ class Choice:
     winners: dict[int, str] = field(default_factory=dict)
 
 
-def choose(name: str, precision: str) -> Choice:
+def choose(name: str, precision: Precision) -> Choice:
     """The backend for a wish ("auto" or a name); raises BackendError where the wish cannot be met."""
     why = "asked for"
     if name == "auto" and (forced := environment("BACKEND")):
@@ -48,7 +49,7 @@ def choose(name: str, precision: str) -> Choice:
     return choice
 
 
-def _choose_measured(precision: str) -> Choice:
+def _choose_measured(precision: Precision) -> Choice:
     """A GPU backend where it was measured on such a GPU, else the CPU."""
     table = measured.read()
     if not table:

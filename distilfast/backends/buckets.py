@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from distilfast.backends.base import Backend, Trace
-from distilfast.backends.measured import bucket_for
-from distilfast.batch import DeviceBatch, PackedBatch
+from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Results, Trace
+from distilfast.batch import DeviceBatch, PackedBatch, bucket_for
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
 
@@ -31,7 +31,7 @@ class BucketBackend:
         ranges = ", ".join(f"{name} at {tokens}" for tokens, name in sorted(self._winners.items()))
         return f"{'; '.join(backend.detail for backend in self._backends.values())}; by tokens: {ranges}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """See ``Backend.load``: all of them."""
         for backend in self._backends.values():
             backend.load(weights, head, precision)
@@ -43,29 +43,34 @@ class BucketBackend:
         return self._winners[nearest]
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``."""
-        return self._backends[self.chosen(batch.num_tokens)].forward(batch, rows, hidden, trace)
+        return self._backends[self.chosen(batch.num_tokens)].forward(batch, rows, hidden, trace, columns)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
     ) -> tuple[Any, Any]:
-        """See ``CudaBackend.forward_on_device`` and ``TritonBackend.forward_on_device``."""
-        backend: Any = self._backends[self.chosen(batch.num_tokens)]
-        result: tuple[Any, Any] = backend.forward_on_device(batch, rows, hidden, stream)
-        return result
+        """See ``DeviceResults``."""
+        backend = self._backends[self.chosen(batch.num_tokens)]
+        assert isinstance(backend, DeviceResults)
+        return backend.forward_on_device(batch, rows, hidden, stream)
 
     def forward_from_device(
         self, batch: DeviceBatch, rows: Any | None, hidden: bool, stream: int | None = None
     ) -> tuple[Any, Any]:
-        """See ``CudaBackend.forward_from_device``: the only one that has it."""
-        backend: Any = self._backends["cuda"]
-        result: tuple[Any, Any] = backend.forward_from_device(batch, rows, hidden, stream)
-        return result
+        """See ``DeviceBatches``: backend cuda is the only one."""
+        backend = self._backends["cuda"]
+        assert isinstance(backend, DeviceBatches)
+        return backend.forward_from_device(batch, rows, hidden, stream)
 
     def info(self) -> dict[str, Any]:
-        """What each backend has to say by its name, the winners, and the bytes of both."""
-        told: dict[str, Any] = {name: backend.info() for name, backend in self._backends.items()}
-        sums = {key: sum(each[key] for each in told.values()) for key in ("packed_bytes", "scratch_bytes")}
-        return {**told, "buckets": dict(self._winners), **sums}
+        """The facts of each backend under its name, the winners, and the bytes of both."""
+        facts: dict[str, Any] = {name: backend.info() for name, backend in self._backends.items()}
+        sums = {key: sum(each[key] for each in facts.values()) for key in ("packed_bytes", "scratch_bytes")}
+        return {**facts, "buckets": dict(self._winners), **sums}

@@ -7,14 +7,16 @@ from functools import partial
 import numpy as np
 
 from distilfast import cache, quantize
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace
+from distilfast.backends.extension import encoder_arguments, head_columns
 from distilfast.batch import PackedBatch
 from distilfast.config import environment
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import StoredTensors, Weights
 
-PRECISIONS = ("fp32", "bf16x3", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16x3", "bf16", "int8")
 
 
 def unavailable() -> str | None:
@@ -73,7 +75,7 @@ class CpuBackend:
         """ISA, precision and threads."""
         return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Pack the weights for the chosen ISA, or map what was packed; raises BackendError for an unknown precision."""
         if precision not in PRECISIONS:
             raise BackendError(
@@ -82,23 +84,15 @@ class CpuBackend:
         self._precision = precision
         from distilfast import _cpu
 
-        config = weights.config
-        columns = [len(weights.tensors[f"head.{i}.bias"]) for i in range(len(head.linears))]
-        entry = self._entry(weights, columns)
+        entry = self._entry(weights, head_columns(weights, head))
         tensors = weights.tensors
         if entry.packed is None:
             weights.check_finite()
             if precision == "int8":
-                tensors = dict(tensors) | quantize.channels(config, tensors)
+                tensors = dict(tensors) | quantize.channels(weights.config, tensors)
         encoder = partial(
             _cpu.Encoder,
-            width=config.hidden_size,
-            heads=config.num_heads,
-            layers=config.num_layers,
-            ffn=config.ffn_size,
-            eps=config.layer_norm_eps,
-            activation=config.activation,
-            head=[(n, linear.activation, linear.norm) for n, linear in zip(columns, head.linears, strict=True)],
+            **encoder_arguments(weights, head),
             tensors=tensors,
             isa=self._isa,
             precision=precision,
@@ -124,22 +118,20 @@ class CpuBackend:
             "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
             "tensors": [[need.name, need.pieces, need.shape] for need in needs],
         }
-        return cache.find(stored.files if stored else (), facts, self._threads)
+        checksum = partial(_cpu.checksum, threads=self._threads)
+        return cache.find(stored.files if stored else (), facts, checksum, self._threads)
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32."""
         return self._encoder.forward(
-            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
-        )
-
-    def forward_columns(
-        self, batch: PackedBatch, rows: np.ndarray, hidden: bool, columns: np.ndarray
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Like ``forward``, but the head's last linear is computed for these columns only, int32, strictly rising."""
-        return self._encoder.forward(
-            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, None, columns
+            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
         )
 
     def info(self) -> dict[str, object]:

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from distilfast import quantize
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace
+from distilfast.backends.extension import encoder_arguments
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
 """Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
 CLUSTERS = False
@@ -53,7 +55,7 @@ class CudaBackend:
     def __init__(self, threads: int | None = None) -> None:
         """``threads`` is accepted and not used: the work is the device's."""
         self._module = extension()
-        self._precision = ""
+        self._precision: Precision | None = None
 
     @property
     def detail(self) -> str:
@@ -61,7 +63,7 @@ class CudaBackend:
         how = f" ({INT8})" if self._precision == "int8" else ""
         return f"{self._gpu} {self._precision}{how}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
         if precision not in PRECISIONS:
             raise BackendError(
@@ -69,19 +71,9 @@ class CudaBackend:
             )
         weights.check_finite()
         self._precision, self._gpu = precision, self._module.device_name()
-        config = weights.config
         try:
             self._encoder = self._module.Encoder(
-                width=config.hidden_size,
-                heads=config.num_heads,
-                layers=config.num_layers,
-                ffn=config.ffn_size,
-                eps=config.layer_norm_eps,
-                activation=config.activation,
-                head=[
-                    (len(weights.tensors[f"head.{i}.bias"]), linear.activation, linear.norm)
-                    for i, linear in enumerate(head.linears)
-                ],
+                **encoder_arguments(weights, head),
                 tensors=self._tensors(weights),
                 precision=precision,
                 chunk_tokens=CHUNK_TOKENS,
@@ -97,15 +89,20 @@ class CudaBackend:
         if self._precision != "int8":
             return tensors
         made = quantize.channels(weights.config, tensors, self._module.outlier_channels)
-        return tensors | {name.replace(".bias", ".centred_bias"): tensor for name, tensor in made.items()}
+        return tensors | {name.replace(".bias", ".shifted_bias"): tensor for name, tensor in made.items()}
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32."""
         try:
             return self._encoder.forward(
-                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
+                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
             )
         except RuntimeError as error:
             raise BackendError(str(error)) from error
@@ -148,7 +145,6 @@ class CudaBackend:
         """The device and the bytes held on it."""
         return {
             "gpu": self._gpu,
-            "measured": "not yet measured on a GPU",
             "packed_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }

@@ -13,7 +13,6 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("measured.json")
 BACKENDS = ("cuda", "triton")
-SMALLEST_BUCKET = 16
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class Measured:
         """The backend that took less time."""
         times = {"cuda": self.cuda_ms, "triton": self.triton_ms}
         return min((time, name) for name, time in times.items() if time is not None)[1]
-
-
-def bucket_for(tokens: int) -> int:
-    """The bucket of a batch: the next power of two, at least 16."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
 
 def read(path: Path = TABLE) -> list[Measured]:

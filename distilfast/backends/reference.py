@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from distilfast import reference
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
-PRECISIONS = ("fp64",)
+PRECISIONS: tuple[Precision, ...] = ("fp64",)
 
 
 def unavailable() -> str | None:
@@ -28,7 +29,7 @@ class ReferenceBackend:
     def __init__(self, threads: int | None = None) -> None:
         """``threads`` is accepted and not used: numpy decides for itself."""
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Keep the weights in float64; raises BackendError for any precision but fp64."""
         if precision not in PRECISIONS:
             raise BackendError(f"precision {precision!r} is not available on backend reference; it has fp64.")
@@ -37,15 +38,20 @@ class ReferenceBackend:
         self._tensors = {name: tensor.astype(np.float64) for name, tensor in weights.tensors.items()}
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; every row is computed, asked for or not."""
         trace = {} if trace is None else trace
         x = reference.encoder(batch, self._tensors, self._config, trace)
         output = None
         if rows is not None and self._head.linears:
             output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, trace)
-        return (x if hidden else None), output
+        return select_columns((x if hidden else None, output), columns)
 
     def info(self) -> dict[str, object]:
         """Nothing beyond ``detail``."""

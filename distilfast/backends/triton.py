@@ -7,73 +7,33 @@ and without graphs, which is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
+from distilfast.kernels.device import family, is_interpreted, unavailable
+from distilfast.types import Precision
 from distilfast.weights import Weights
 
 if TYPE_CHECKING:
     import torch
 
     from distilfast.kernels.encoder import Shape
-    from distilfast.kernels.program import Program
+    from distilfast.kernels.runner import ShapeRunner
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-OLDEST_TRITON = (3, 6)
+__all__ = ["PRECISIONS", "TritonBackend", "family", "is_interpreted", "unavailable"]
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the one that was used longest ago makes room."""
 
 _INTERPRETER = threading.Lock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
-Results = tuple[np.ndarray | None, np.ndarray | None]
-
-
-def unavailable() -> str | None:
-    """None, or why it cannot run here, in one sentence."""
-    for package in ("torch", "triton"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (pip install distilfast[gpu])."
-    try:
-        import torch
-        import triton
-    except (ImportError, OSError) as error:
-        return f"torch and triton cannot be imported: {error}."
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
-        return f"triton {triton.__version__} is too old; {'.'.join(map(str, OLDEST_TRITON))} or newer is needed."
-    if is_interpreted():
-        return None
-    if not torch.cuda.is_available():
-        return "torch sees no GPU."
-    if family(torch.device("cuda", torch.cuda.current_device())) is None:
-        return f"{torch.cuda.get_device_name()} is too old or unknown; NVIDIA from Ampere on and AMD CDNA 3 are needed."
-    return None
-
-
-def is_interpreted() -> bool:
-    """Whether the kernels run under Triton's interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-def family(device: torch.device) -> str | None:
-    """The family of tiles for a device; None for a GPU that the kernels do not know."""
-    import torch
-
-    from distilfast.kernels import tuning
-
-    if device.type == "cpu":
-        return "sm_90"  # interpreted with the tiles of a large GPU
-    if torch.version.hip:
-        name = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
-        return name if name in tuning.FAMILIES else None
-    return tuning.family(torch.cuda.get_device_capability(device))
 
 
 class TooManyTokens(Exception):
@@ -96,7 +56,7 @@ class TritonBackend:
         self._version = triton.__version__
         self._stream = None if self._is_interpreted else torch.cuda.Stream(self._device)
         self._lock = _INTERPRETER if self._is_interpreted else threading.Lock()
-        self._programs: OrderedDict[Shape, Program] = OrderedDict()
+        self._runners: OrderedDict[Shape, ShapeRunner] = OrderedDict()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     @property
@@ -104,7 +64,7 @@ class TritonBackend:
         """Triton's version, the precision and the GPU."""
         return f"triton {self._version} {self._precision}, {self._gpu}"
 
-    def load(self, weights: Weights, head: Head, precision: str) -> None:
+    def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Copy the weights to the GPU; raises BackendError for a precision that is not there, or too little memory."""
         import torch
 
@@ -129,7 +89,14 @@ class TritonBackend:
         assert gpu is not None
         self._encoder = Encoder(tensors, weights.config, head, dtype, gpu)
 
-    def forward(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None) -> Results:
+    def forward(
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         """See ``Backend.forward``; results are float32.
 
         A batch of more tokens than the largest bucket, or than there is memory for, runs in pieces of whole sequences.
@@ -138,7 +105,9 @@ class TritonBackend:
         rows = rows if self._head.linears else None
         with self._lock:
             self._wait_for(self._caller(None))
-            return self._in_pieces(batch, rows, hidden) if trace is None else self._traced(batch, rows, hidden, trace)
+            if trace is None:
+                return select_columns(self._in_pieces(batch, rows, hidden), columns)
+            return self._traced(batch, rows, hidden, trace)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
@@ -155,7 +124,7 @@ class TritonBackend:
             caller = self._caller(stream)
             self._wait_for(caller)
             try:
-                results = self._program(batch, rows, hidden).run(batch, rows)
+                results = self._runner(batch, rows, hidden).run(batch, rows)
             except (torch.OutOfMemoryError, TooManyTokens):
                 self._release()
                 raise BackendError(f"{self._gpu} cannot run {batch.num_tokens} tokens at once.") from None
@@ -167,10 +136,9 @@ class TritonBackend:
         """The GPU, the bytes held for weights and activations, and how many shapes are ready."""
         return {
             "gpu": self._gpu,
-            "measured": "not yet measured on a GPU",
             "packed_bytes": self._weight_bytes,
             "scratch_bytes": self._storage.nbytes,
-            "shapes": len(self._programs),
+            "shapes": len(self._runners),
         }
 
     def _caller(self, handle: int | None) -> torch.cuda.Stream | None:
@@ -195,7 +163,7 @@ class TritonBackend:
             none = np.zeros((0, self._outputs), np.float32)
             return (self._in_pieces(batch, None, hidden)[0] if hidden else None), none
         try:
-            return self._fetch(self._program(batch, rows, hidden).run(batch, rows))
+            return self._fetch(self._runner(batch, rows, hidden).run(batch, rows))
         except TooManyTokens:
             pass
         except torch.OutOfMemoryError:
@@ -208,35 +176,35 @@ class TritonBackend:
     def _traced(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace) -> Results:
         """All rows, kernel by kernel, every intermediate fetched."""
 
-        def keep(name: str, values: torch.Tensor) -> None:
+        def record(name: str, values: torch.Tensor) -> None:
             flat = name.endswith("probabilities")
             count = len(values) if flat else len(rows) if rows is not None and name.startswith("head.") else tokens
             trace[name] = values[:count].float().cpu().numpy().copy()
 
         tokens = batch.num_tokens
-        hidden_state, output = self._fetch(self._program(batch, rows, hidden=True).run(batch, rows, keep))
+        hidden_state, output = self._fetch(self._runner(batch, rows, hidden=True).run(batch, rows, record))
         return (hidden_state if hidden else None), output
 
-    def _program(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Program:
-        """The program of the batch's shape; raises TooManyTokens or torch.OutOfMemoryError."""
+    def _runner(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> ShapeRunner:
+        """The runner of the batch's shape; raises TooManyTokens or torch.OutOfMemoryError."""
         import torch
 
-        from distilfast.kernels.program import Program, shape_of
+        from distilfast.kernels.runner import ShapeRunner, shape_of
         from distilfast.kernels.tuning import LARGEST_BUCKET
 
         if batch.num_tokens > LARGEST_BUCKET:
             raise TooManyTokens
         shape = shape_of(batch, rows, hidden)
-        if shape not in self._programs:
+        if shape not in self._runners:
             needed = self._encoder.bytes_for(shape)
             if needed > self._storage.nbytes:
                 self._release()  # their graphs hold the old addresses
                 self._storage = torch.empty(needed, dtype=torch.uint8, device=self._device)
-            while len(self._programs) >= MOST_GRAPHS:
-                self._programs.popitem(last=False)
-            self._programs[shape] = Program(self._encoder, shape, self._storage, self._stream)
-        self._programs.move_to_end(shape)
-        return self._programs[shape]
+            while len(self._runners) >= MOST_GRAPHS:
+                self._runners.popitem(last=False)
+            self._runners[shape] = ShapeRunner(self._encoder, shape, self._storage, self._stream)
+        self._runners.move_to_end(shape)
+        return self._runners[shape]
 
     def _fetch(self, results: tuple[torch.Tensor | None, torch.Tensor | None]) -> Results:
         """Copies on the host, through pinned memory, when the stream has come so far."""
@@ -255,12 +223,12 @@ class TritonBackend:
         return hidden, output
 
     def _release(self) -> None:
-        """Give programs and scratch back; the weights stay."""
+        """Free the runners and scratch; the weights stay."""
         import torch
 
         if self._stream is not None:
             self._stream.synchronize()
-        self._programs.clear()
+        self._runners.clear()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     def _upload(self, name: str, tensor: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -22,7 +22,7 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import metrics
 from distilfast.evaluation.result import Scores
-from distilfast.evaluation.run import Ids, Progress, head_outputs, longest, subset
+from distilfast.evaluation.sequences import Ids, Progress, head_outputs, longest, subset
 from distilfast.tokenizer import Text
 
 HUB = "nyu-mll/glue"

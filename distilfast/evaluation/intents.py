@@ -20,7 +20,7 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import metrics
 from distilfast.evaluation.result import Scores
-from distilfast.evaluation.run import Progress, subset
+from distilfast.evaluation.sequences import Progress, subset
 from distilfast.pipelines.feature_extraction import FeatureExtractionPipeline
 
 GROUP = 256

@@ -8,10 +8,11 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import glue, intents, ner, squad
 from distilfast.evaluation.result import Result, Scores
-from distilfast.evaluation.run import Progress, no_progress
+from distilfast.evaluation.sequences import Progress, no_progress
+from distilfast.types import BackendName, Precision, Task
 
 # Data set -> the task whose head it needs.
-DATASETS = {
+DATASETS: dict[str, Task] = {
     **dict.fromkeys(glue.TASKS, "text-classification"),
     "squad": "question-answering",
     "ner": "token-classification",
@@ -25,8 +26,8 @@ def evaluate(
     dataset: str,
     path: str | Path | None = None,
     *,
-    precision: str = "fp32",
-    backend: str = "auto",
+    precision: Precision = "fp32",
+    backend: BackendName = "auto",
     threads: int | None = None,
     revision: str | None = None,
     limit: int | None = None,

@@ -1,7 +1,7 @@
 """How close an engine comes to the truth: every named intermediate judged, with the answers, and batch invariance.
 
 ``compare`` runs texts through an engine and through the reference (or transformers) in float64; ``check_invariance``
-asks for equal bits; ``gate`` holds a task metric of two sides against each other. Tolerances are in ``budgets`` only.
+asks for equal bits. Tolerances are in ``budgets`` only.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 from distilfast.parity.budgets import NAIVE_FACTOR
 from distilfast.parity.comparison import AGAINST, Report, compare
 from distilfast.parity.invariance import check_invariance
-from distilfast.parity.measure import Row, relative_error
-from distilfast.parity.quality import Quality, gate
+from distilfast.parity.tally import Row, relative_error
 
 __all__ = [
     "AGAINST",
     "NAIVE_FACTOR",
-    "Quality",
     "Report",
     "Row",
     "check_invariance",
     "compare",
-    "gate",
     "relative_error",
 ]

@@ -9,12 +9,12 @@ texts, at the same intermediate. Two measures are held against it:
   before cancels out, and the first wrong step is the culprit. It is measured over all columns and for each one (an
   output channel, or a head of the probabilities), because one wrong weight spoils one column and drowns in all of them.
 
-Rounding errors are random, so is their ratio, and the more so the fewer numbers it rests on: the logits of two labels,
-or a few activations a hundred times larger than the rest. For two sums of n equal squares the logarithm of √ratio
-has a standard deviation of 1/√n, hence ``luck``: exp(z / √n), which goes to 1 with more text. What n is, the naive
-errors tell themselves: (Σr)² / Σr² over the squared errors r of the rows is their number where all are alike, and 1
-where one of them is all there is (a participation ratio). The last hidden state has many alike, and gets no such
-allowance: its budget is the one that the project states.
+Rounding errors are random, and so is their ratio, the more so the fewer numbers it rests on: the logits of two labels,
+or a few activations a hundred times larger than the rest. For two sums of n equal squares the logarithm of √ratio has a
+standard deviation of 1/√n, so a budget is multiplied by ``sampling_slack``, exp(z / √n), which goes to 1 with more
+text. n is the participation ratio (Σr)² / Σr² of the squared naive errors r of the rows: the number of rows where all
+errors are equal, and 1 where a single row has all of the error. The last hidden state has many rows of similar error,
+and gets no such slack: its budget is the one that the project states.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distilfast.errors import BackendError
+from distilfast.types import Precision
 
 NAIVE_FACTOR = 2.0
 """A precision keeps its budget if its error is at most this often that of a naive forward in the same precision."""
@@ -108,15 +109,15 @@ class Budget:
     def end_to_end(self, naive: float, rows: float, *, last: bool = False) -> float:
         """The largest relative error allowed where the naive one is ``naive``, resting on so many rows.
 
-        ``last``: at the last hidden state, whose budget the project states; it gets no allowance for luck.
+        ``last``: at the last hidden state, whose budget the project states; it gets no sampling slack.
         """
         if last and self.last_hidden is not None:
             return self.last_hidden
-        return self.factor * (1.0 if last else float(luck(rows))) * max(naive, HALF_ULP)
+        return self.factor * (1.0 if last else float(sampling_slack(rows))) * max(naive, HALF_ULP)
 
     def step(self, naive: float, truth: float, rows: float) -> float:
         """The largest error allowed for a step alone, as a norm like the naive error's and the right values'."""
-        return NAIVE_FACTOR * float(luck(rows)) * max(naive, HALF_ULP * truth)
+        return NAIVE_FACTOR * float(sampling_slack(rows)) * max(naive, HALF_ULP * truth)
 
     def columns(self, naive: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The same for each of its C columns: [C] in, [C] out.
@@ -124,10 +125,10 @@ class Budget:
         A column with less than the usual error, say where GELU makes everything zero, is allowed the usual one.
         """
         usual = np.maximum(np.maximum(naive, np.median(naive)), HALF_ULP * truth)
-        return COLUMN_FACTOR * NAIVE_FACTOR * luck(rows, len(naive)) * usual
+        return COLUMN_FACTOR * NAIVE_FACTOR * sampling_slack(rows, len(naive)) * usual
 
 
-def luck(rows: float | np.ndarray, among: int = 1) -> np.ndarray:
+def sampling_slack(rows: float | np.ndarray, among: int = 1) -> np.ndarray:
     """By what factor the ratio of two errors of the same size may differ from 1; see the head of this file."""
     deviations = DEVIATIONS + math.sqrt(2.0 * math.log(among))
     return np.exp(deviations / np.sqrt(np.maximum(rows, 1.0)))
@@ -139,7 +140,7 @@ def participation(total: np.ndarray | float, squares: np.ndarray | float) -> np.
     return np.maximum(np.divide(total * total, squares, out=np.ones_like(total), where=squares > 0), 1.0)
 
 
-BUDGETS = {
+BUDGETS: dict[Precision, Budget] = {
     "fp32": Budget("at most twice the error of a naive float32 forward", torch="float32"),
     "fp64": Budget("float64 against float64: 1e-10 at the last hidden state", last_hidden=1e-10),
     "bf16x3": Budget(
@@ -168,7 +169,7 @@ BUDGETS = {
 }
 
 
-def budget_for(precision: str) -> Budget:
+def budget_for(precision: Precision) -> Budget:
     """The budget of a precision; raises BackendError where there is none."""
     if precision not in BUDGETS:
         raise BackendError(f"precision {precision!r} has no budget; there are {', '.join(BUDGETS)}.")

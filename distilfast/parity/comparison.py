@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from distilfast.backends.base import Trace
-from distilfast.batch import PackedBatch
+from distilfast.batch import Encoded, PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import BackendError, InputError
-from distilfast.evaluation.run import Ids
+from distilfast.parity.answers import Agreement, Answers
 from distilfast.parity.budgets import Budget, budget_for
-from distilfast.parity.heads import Agreement, Answers
-from distilfast.parity.measure import Row, Tally, shaped
-from distilfast.parity.sides import ReferenceSide, Side, TransformersSide, in_float64, plain_arithmetic
+from distilfast.parity.oracles import Oracle, ReferenceOracle, TransformersOracle, in_float64, plain_arithmetic
+from distilfast.parity.sample_texts import enough
 from distilfast.parity.steps import Tensors, apply, narrowed, steps
-from distilfast.parity.texts import enough
-from distilfast.tokenizer import Encoding, Text
+from distilfast.parity.tally import Row, Tally, shaped
+from distilfast.tokenizer import Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
 
 AGAINST = ("reference", "transformers")
@@ -87,9 +86,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, where a number that is none is None."""
-        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("rows_", "agreement")}
-        told |= {name: getattr(self, name) for name in ("budget", "passed", "first_wrong", "rows")}
-        plain: dict[str, Any] = finite(told | {"agreement": asdict(self.agreement)})
+        payload = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("rows_", "agreement")
+        }
+        payload |= {name: getattr(self, name) for name in ("budget", "passed", "first_wrong", "rows")}
+        plain: dict[str, Any] = finite(payload | {"agreement": asdict(self.agreement)})
         return plain
 
 
@@ -107,9 +108,9 @@ def compare(
     *,
     texts: Sequence[Text] | None = None,
     against: str = "reference",
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
 ) -> Report:
@@ -126,10 +127,10 @@ def compare(
     engine = Engine(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
     budget = budget_for(precision)
     exact = in_float64(weights)
-    plain = ReferenceSide(weights, exact, head, precision, budget)
-    side = plain if against == "reference" else TransformersSide(directory, plain, budget)
+    plain = ReferenceOracle(weights, exact, head, precision, budget)
+    oracle = plain if against == "reference" else TransformersOracle(directory, plain, budget)
     chosen = enough(texts)
-    comparison = _Comparison(engine, weights, exact, side, budget)
+    comparison = _Comparison(engine, weights, exact, oracle, budget)
     comparison.run(chosen.texts)
     return Report(
         model=str(model),
@@ -137,7 +138,7 @@ def compare(
         detail=str(engine.info()["detail"]),
         precision=precision,
         against=against,
-        yardstick=side.yardstick,
+        yardstick=oracle.yardstick,
         derivation=budget.derivation,
         texts=len(chosen.texts),
         given=chosen.given,
@@ -151,8 +152,8 @@ def compare(
 class _Comparison:
     """Adds up, batch by batch, what the rows need."""
 
-    def __init__(self, engine: Engine, weights: Weights, exact: Tensors, side: Side, budget: Budget) -> None:
-        self._engine, self._exact, self._side, self._budget = engine, exact, side, budget
+    def __init__(self, engine: Engine, weights: Weights, exact: Tensors, oracle: Oracle, budget: Budget) -> None:
+        self._engine, self._exact, self._oracle, self._budget = engine, exact, oracle, budget
         self._arithmetic = plain_arithmetic(engine.precision, budget)
         tensors = dict(weights.tensors)
         self._plain = narrowed(tensors, self._arithmetic) if self._arithmetic else tensors
@@ -176,9 +177,8 @@ class _Comparison:
         )
 
     def _add(self, first: int, batch: PackedBatch) -> None:
-        got: Trace = {}
-        self._engine.forward(batch, trace=got)
-        truth, naive, torch = self._side.truth(batch), self._side.naive(batch), self._side.torch(batch)
+        got = self._engine.trace(batch)
+        truth, naive, torch = self._oracle.truth(batch), self._oracle.naive(batch), self._oracle.torch(batch)
         heads = self._engine.config.num_heads
         made = steps(batch, self._engine.config, self._engine.head)
         missing = [step.name for step in made if step.name not in got]
@@ -198,7 +198,7 @@ class _Comparison:
         self.tokens += batch.num_tokens
 
 
-def batches(encodings: Sequence[Encoding | Ids], config: ModelConfig) -> Iterator[tuple[int, PackedBatch]]:
+def batches(encodings: Sequence[Encoded], config: ModelConfig) -> Iterator[tuple[int, PackedBatch]]:
     """Groups of at most BATCH_TOKENS tokens, or of one text: (its first text's number, the packed batch)."""
     begin = 0
     while begin < len(encodings):
@@ -206,14 +206,8 @@ def batches(encodings: Sequence[Encoding | Ids], config: ModelConfig) -> Iterato
         while end < len(encodings) and tokens + len(encodings[end].ids) <= BATCH_TOKENS:
             tokens += len(encodings[end].ids)
             end += 1
-        yield begin, packed(encodings[begin:end], config)
+        yield begin, PackedBatch.from_encodings(encodings[begin:end], token_types=config.token_types > 0)
         begin = end
-
-
-def packed(encodings: Sequence[Encoding | Ids], config: ModelConfig) -> PackedBatch:
-    """One batch, with token types where the model has them."""
-    types = [encoding.type_ids for encoding in encodings] if config.token_types else None
-    return PackedBatch.from_sequences([encoding.ids for encoding in encodings], types)
 
 
 def _places(first: int, batch: PackedBatch, rows: int) -> list[tuple[int, int]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.parity.comparison import packed
-from distilfast.parity.texts import TEXTS
+from distilfast.parity.sample_texts import TEXTS
 from distilfast.tokenizer import Encoding, Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import load_weights, resolve
 
 BATCHES = 50
@@ -90,9 +91,9 @@ def check_invariance(
     model: str | Path,
     *,
     texts: Sequence[Text] | None = None,
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
     batches: int = BATCHES,
@@ -174,15 +175,14 @@ class _Check:
 
 def answers(engine: Engine, encodings: Sequence[Encoding]) -> list[Answer]:
     """One batch: the last hidden state, and the head's answer both with it and without, where rows are skipped."""
-    batch = packed(encodings, engine.config)
-    hidden, with_hidden = engine.forward(batch, hidden=True)
-    assert hidden is not None
+    batch = PackedBatch.from_encodings(encodings, token_types=engine.config.token_types > 0)
+    if not engine.head.linears:
+        hidden, by_head = engine.encode(batch), {}
+    else:
+        hidden, with_hidden = engine.encode_with_logits(batch)
+        by_head = {"head's answer": with_hidden, "head's answer alone": engine.logits(batch)}
     parts = {"last hidden state": np.split(hidden, batch.cu_seqlens[1:-1])}
-    if with_hidden is not None:
-        parts["head's answer"] = _by_text(engine, batch.cu_seqlens, with_hidden)
-        _, head_only = engine.forward(batch)
-        assert head_only is not None
-        parts["head's answer alone"] = _by_text(engine, batch.cu_seqlens, head_only)
+    parts |= {what: _by_text(engine, batch.cu_seqlens, rows) for what, rows in by_head.items()}
     return [{what: part[b] for what, part in parts.items()} for b in range(batch.num_sequences)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from distilfast.engine import Engine
 from distilfast.errors import InputError
@@ -11,35 +11,89 @@ from distilfast.pipelines.base import Pipeline
 from distilfast.pipelines.feature_extraction import FeatureExtractionPipeline
 from distilfast.pipelines.fill_mask import FillMaskPipeline
 from distilfast.pipelines.text_classification import TextClassificationPipeline
+from distilfast.types import BackendName, Precision, Task
 
 PIPELINES: dict[str, type[Pipeline]] = {
     each.task: each for each in (FillMaskPipeline, TextClassificationPipeline, FeatureExtractionPipeline)
 }
-_ALIASES = {"sentiment-analysis": "text-classification"}
+_ALIASES: dict[str, Task] = {"sentiment-analysis": "text-classification"}
+
+
+@overload
+def pipeline(
+    task: Literal["fill-mask"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> FillMaskPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> TextClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["feature-extraction"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> FeatureExtractionPipeline: ...
+
+
+@overload
+def pipeline(
+    task: str,
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> Pipeline: ...
 
 
 def pipeline(
     task: str,
     model: str | Path | Engine,
     *,
-    precision: str = "fp32",
-    backend: str = "auto",
+    precision: Precision = "fp32",
+    backend: BackendName = "auto",
     threads: int | None = None,
     revision: str | None = None,
     **defaults: Any,
-) -> Any:
+) -> Pipeline:
     """A callable for ``task`` ("fill-mask", "text-classification" or "feature-extraction").
 
     ``model`` is a local directory, a hub id, or an ``Engine`` that is loaded already. ``defaults`` are keyword
     arguments of every call (``top_k=3``). Raises the errors of ``Engine.from_pretrained``.
     """
-    task = _ALIASES.get(task, task)
-    if task not in PIPELINES:
-        raise InputError(f"There is no pipeline for task {task!r}; there are {', '.join(PIPELINES)}.")
+    name = _ALIASES.get(task, task)
+    chosen = PIPELINES.get(name)
+    if chosen is None:
+        raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")
     if not isinstance(model, Engine):
         model = Engine.from_pretrained(
-            model, task=task, precision=precision, backend=backend, threads=threads, revision=revision
+            model, task=chosen.task, precision=precision, backend=backend, threads=threads, revision=revision
         )
-    if model.task != task:
-        raise InputError(f"The engine was loaded for {model.task}, not for {task}.")
-    return PIPELINES[task](model, defaults)
+    if model.task != chosen.task:
+        raise InputError(f"The engine was loaded for {model.task}, not for {chosen.task}.")
+    return chosen(model, defaults)

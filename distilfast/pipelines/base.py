@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.tokenizer import Encoding, Text
+from distilfast.types import Task
 
 GROUP = 64
 """Texts in one forward: enough to share a pass over the weights, few enough to bound the memory of their results."""
@@ -19,7 +20,7 @@ GROUP = 64
 class Pipeline:
     """Texts in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``."""
 
-    task: str
+    task: ClassVar[Task]
     _answer: Callable[..., Any]  # (inputs, **options of this task)
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
@@ -57,10 +58,7 @@ class Pipeline:
         types = self.engine.config.token_types > 0
         for begin in range(0, len(encodings), GROUP):
             group = encodings[begin : begin + GROUP]
-            yield (
-                group,
-                PackedBatch.from_sequences([e.ids for e in group], [e.type_ids for e in group] if types else None),
-            )
+            yield group, PackedBatch.from_encodings(group, token_types=types)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

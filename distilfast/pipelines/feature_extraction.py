@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, listed
+from distilfast.types import Task
 
 _POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cls": lambda rows: rows[0],
@@ -24,7 +25,7 @@ class FeatureExtractionPipeline(Pipeline):
     ``return_tensors`` gives numpy arrays instead.
     """
 
-    task = "feature-extraction"
+    task: ClassVar[Task] = "feature-extraction"
 
     def _answer(
         self,
@@ -68,7 +69,5 @@ class FeatureExtractionPipeline(Pipeline):
         """[L, D] of each text."""
         states: list[np.ndarray] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            hidden, _ = self.engine.forward(batch, hidden=True)
-            assert hidden is not None
-            states += np.split(hidden, batch.cu_seqlens[1:-1])
+            states += np.split(self.engine.encode(batch), batch.cu_seqlens[1:-1])
         return states

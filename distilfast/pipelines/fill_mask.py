@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
 from distilfast.tokenizer import Encoding
+from distilfast.types import Task
 
 
 class FillMaskPipeline(Pipeline):
@@ -23,7 +24,7 @@ class FillMaskPipeline(Pipeline):
     ``max_length``. The vocabulary is scored at the masks only.
     """
 
-    task = "fill-mask"
+    task: ClassVar[Task] = "fill-mask"
 
     def _answer(
         self,
@@ -50,9 +51,7 @@ class FillMaskPipeline(Pipeline):
 
     def _fill(self, group: Sequence[Encoding], batch: Any, top_k: int, choices: np.ndarray | None) -> list[Any]:
         rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
-        _, logits = self.engine.forward(batch, rows=rows)
-        assert logits is not None
-        scores = softmax(logits)
+        scores = softmax(self.engine.logits(batch, rows=rows))
         sequence_of = np.searchsorted(batch.cu_seqlens, rows, side="right") - 1
         return [self._words(group[b].ids, scores[sequence_of == b], top_k, choices) for b in range(len(group))]
 

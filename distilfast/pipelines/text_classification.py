@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
 from distilfast.tokenizer import Text
+from distilfast.types import Task
 
 _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": lambda logits: 1.0 / (1.0 + np.exp(-logits.astype(np.float64))),
@@ -27,7 +28,7 @@ class TextClassificationPipeline(Pipeline):
     labels ask for: nothing for a regression, sigmoid for several labels at once or for a single one, else softmax.
     """
 
-    task = "text-classification"
+    task: ClassVar[Task] = "text-classification"
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """As the reference does: one string gives a list, unless the call itself says ``top_k``."""
@@ -49,9 +50,7 @@ class TextClassificationPipeline(Pipeline):
         texts = [_text(i, text) for i, text in enumerate([inputs] if one else listed(inputs))]
         answers: list[Any] = []
         for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            _, logits = self.engine.forward(batch)
-            assert logits is not None
-            answers += [self._labels(scores) for scores in function(logits)]
+            answers += [self._labels(scores) for scores in function(self.engine.logits(batch))]
         if top_k == "":
             answers = [labels[0] for labels in answers]
         elif top_k is not None:

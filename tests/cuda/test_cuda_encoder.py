@@ -20,8 +20,8 @@ from distilfast.errors import BackendError
 from distilfast.heads import TASKS
 from distilfast.parity import compare, comparison, relative_error
 from distilfast.parity.budgets import budget_for
-from distilfast.parity.sides import ReferenceSide, in_float64
-from distilfast.parity.texts import TEXTS
+from distilfast.parity.oracles import ReferenceOracle, in_float64
+from distilfast.parity.sample_texts import TEXTS
 from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
@@ -50,7 +50,7 @@ def test_results_on_the_device(extension, engine):
     """The same bits as through the host, kept while someone holds them, and behind the caller's stream."""
     made = engine()
     batches = [batch_of(5, 17, seed=seed) for seed in range(3)]
-    wanted = [made.forward(batch, hidden=True) for batch in batches]
+    wanted = [made.encode_with_logits(batch) for batch in batches]
     held = [made.forward_on_device(batch, hidden=True, stream=0) for batch in batches]
     for (hidden, head), truth in zip(held, wanted, strict=True):
         facts = hidden.__cuda_array_interface__
@@ -59,7 +59,7 @@ def test_results_on_the_device(extension, engine):
         assert np.array_equal(fetched(head), truth[1])
     array = held[0][0]
     del held, hidden, head  # one array alone keeps its workspace
-    made.forward(batch_of(9, 9, seed=9))
+    made.logits(batch_of(9, 9, seed=9))
     assert np.array_equal(fetched(array), wanted[0][0])
 
 
@@ -68,7 +68,7 @@ def test_results_come_home_whole(engine, tokens):
     """Small ones through pinned memory and large ones directly: what lies on the device."""
     made, batch = engine("fill-mask"), batch_of(60, tokens - 60)
     on_device = made.forward_on_device(batch, hidden=True, stream=0)
-    for array, wanted in zip(made.forward(batch, hidden=True), on_device, strict=True):
+    for array, wanted in zip(made.encode_with_logits(batch), on_device, strict=True):
         assert np.array_equal(array, fetched(wanted))
 
 
@@ -77,10 +77,10 @@ def test_memory_stays_flat_under_changing_shapes(extension, engine):
     simulated = extension.__name__ == "_cuda_host"
     made, rng = engine(n_layers=1), np.random.default_rng(3)
     for lengths in ((3,), (19,), (19, 19, 19)):  # every bucket that comes
-        made.forward(batch_of(*lengths))
+        made.logits(batch_of(*lengths))
     held, used = made.info()["scratch_bytes"], extension.used_memory()
     for seed in range(100 if simulated else 10_000):
-        made.forward(batch_of(*rng.integers(1, 20, rng.integers(1, 4)), seed=seed))
+        made.logits(batch_of(*rng.integers(1, 20, rng.integers(1, 4)), seed=seed))
     assert made.info()["scratch_bytes"] == held
     assert abs(extension.used_memory() - used) <= (0 if simulated else 2 << 20)
 
@@ -110,7 +110,7 @@ module = imported("_cuda_host", Path({str(host_build)!r}))
 cuda.extension, cuda.PERSISTENT, cuda.CLUSTERS = lambda: module, {options}, {options}
 engine = Engine.from_pretrained({str(tiny_checkpoint("bert", "fill-mask"))!r}, backend="cuda", precision={precision!r})
 for lengths in ((3,), (20,), (40,), (40, 41), (40,) * 7):
-    print(engine.forward(PackedBatch.from_sequences([range(length) for length in lengths]))[1].shape)
+    print(engine.logits(PackedBatch.from_sequences([range(length) for length in lengths])).shape)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.stdout.split("\n")[:-1] == ["(3, 256)", "(20, 256)", "(40, 256)", "(81, 256)", "(280, 256)"], (
@@ -142,7 +142,7 @@ def test_a_batch_that_does_not_fit_at_once(engine, monkeypatch):
     made = engine()
     with pytest.raises(BackendError, match=r"^At most 16 tokens are run at once\.$"):
         made.forward_on_device(batch_of(9, 9), stream=0)
-    assert made.forward(batch_of(9, 9))[1].shape[0] == 18
+    assert made.logits(batch_of(9, 9)).shape[0] == 18
 
 
 def fetched(array):
@@ -186,8 +186,8 @@ def test_the_models_own_width(extension, tiny_checkpoint, precision):
     weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
     runs = Engine(weights, head, backend="cuda", precision=precision)
     batch, budget = batch_of(5, 1, 8), budget_for(precision)
-    side = ReferenceSide(weights, in_float64(weights), head, precision, budget)
-    hidden = runs.forward(batch, hidden=True)[0]
+    side = ReferenceOracle(weights, in_float64(weights), head, precision, budget)
+    hidden = runs.encode(batch)
     truth, naive = (each["layer.0.output"] for each in (side.truth(batch), side.naive(batch)))
     assert relative_error(hidden, truth) <= budget.end_to_end(relative_error(naive, truth), len(hidden), last=True)
 
@@ -196,8 +196,8 @@ def test_the_models_own_width(extension, tiny_checkpoint, precision):
 def test_rows_that_no_one_needs_are_skipped(engine, precision):
     """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums."""
     runs, batch = engine("text-classification", precision), batch_of(5, 40, 1, 17)
-    alone = runs.forward(batch)[1]
-    hidden, both = runs.forward(batch, hidden=True)
+    alone = runs.logits(batch)
+    hidden, both = runs.encode_with_logits(batch)
     assert hidden.shape == (63, 32)
     assert np.allclose(alone, both, rtol=0, atol=LAST_PLACES[precision])
 
@@ -207,8 +207,8 @@ def test_a_graph_serves_every_batch_of_its_bucket(engine):
     runs, fresh = engine(), engine()
     for seed, lengths in enumerate([(30,), (1, 2, 3), (17, 15), (1,) * 20, (32,)]):
         batch = batch_of(*lengths, seed=seed)
-        expected = Engine.forward(fresh, batch, hidden=True)
-        got = runs.forward(batch, hidden=True)
+        expected = fresh.encode_with_logits(batch)
+        got = runs.encode_with_logits(batch)
         assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
         fresh = engine()
 
@@ -218,8 +218,8 @@ def test_bits_do_not_depend_on_batch_mates(engine, precision):
     """Within a bucket: a text alone, and among others at any place."""
     runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]
     together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts])
-    whole = runs.forward(together, hidden=True)[0]
-    alone = runs.forward(texts[0], hidden=True)[0]
+    whole = runs.encode(together)
+    alone = runs.encode(texts[0])
     assert np.array_equal(alone, whole[:20])
 
 
@@ -240,12 +240,12 @@ def test_chunks_of_a_large_batch(engine, monkeypatch):
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
     runs, lengths = engine(), (20, 12, 1, 30, 50, 2)  # two, two, one that is longer than a chunk, one
     batch = batch_of(*lengths)
-    hidden, whole = runs.forward(batch, hidden=True)
+    hidden, whole = runs.encode_with_logits(batch)
     begin = 0
     for part in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)):
         end = begin + sum(lengths[part])
         pieces = np.split(batch.input_ids[begin:end], np.cumsum(lengths[part])[:-1])
-        expected = runs.forward(PackedBatch.from_sequences(pieces), hidden=True)
+        expected = runs.encode_with_logits(PackedBatch.from_sequences(pieces))
         assert np.array_equal(expected[0], hidden[begin:end])
         assert np.array_equal(expected[1], whole[begin:end])
         begin = end
@@ -257,10 +257,14 @@ def test_chunks_of_a_large_batch(engine, monkeypatch):
 def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
     """The persistent kernel runs the same parts of the same operations."""
     batch = batch_of(*lengths)
-    graph = engine(task, precision).forward(batch, hidden=task == "token-classification")
+
+    def answers():
+        runs = engine(task, precision)
+        return runs.encode_with_logits(batch) if task == "token-classification" else [runs.logits(batch)]
+
+    graph = answers()
     monkeypatch.setattr(cuda, "PERSISTENT", True)
-    once = engine(task, precision).forward(batch, hidden=task == "token-classification")
-    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(graph, once, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(graph, answers(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
@@ -292,9 +296,9 @@ def test_clusters_keep_every_budget(tiny_checkpoint, monkeypatch, precision, con
 def test_clusters_run_in_large_buckets_alone(engine, monkeypatch, precision):
     """There the sums of LayerNorm have another order, elsewhere every bit is the same; int8 has two kernels."""
     batches, config = (batch_of(*(64,) * 4), batch_of(*(64,) * 4, 1)), {"n_layers": 1, "n_heads": 1}
-    before = [engine(precision=precision, **config).forward(batch, hidden=True)[0] for batch in batches]
+    before = [engine(precision=precision, **config).encode(batch) for batch in batches]
     monkeypatch.setattr(cuda, "CLUSTERS", True)
-    after = [engine(precision=precision, **config).forward(batch, hidden=True)[0] for batch in batches]
+    after = [engine(precision=precision, **config).encode(batch) for batch in batches]
     assert np.array_equal(before[0], after[0])
     assert np.array_equal(before[1], after[1]) == (precision == "int8")
     assert np.allclose(before[1], after[1], rtol=0, atol=LAST_PLACES[precision])
@@ -303,27 +307,27 @@ def test_clusters_run_in_large_buckets_alone(engine, monkeypatch, precision):
 def test_clusters_on_the_rows_that_the_head_reads(engine, monkeypatch):
     """The last layer gathers 257 rows, of x and of the residual."""
     batch, config = batch_of(*(2,) * 257), {"n_layers": 1, "n_heads": 1}
-    before = engine("text-classification", **config).forward(batch)[1]
+    before = engine("text-classification", **config).logits(batch)
     monkeypatch.setattr(cuda, "CLUSTERS", True)
-    after = engine("text-classification", **config).forward(batch)[1]
+    after = engine("text-classification", **config).logits(batch)
     assert not np.array_equal(before, after)
     assert np.allclose(before, after, rtol=0, atol=LAST_PLACES["fp32"])
 
 
 def test_several_callers_at_once(engine):
     runs, batches = engine(), [batch_of(5, 20), batch_of(30), batch_of(60, 10)]
-    expected = [runs.forward(batch)[1] for batch in batches]
+    expected = [runs.logits(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda i: runs.forward(batches[i % 3])[1], range(12)))
+        answers = list(pool.map(lambda i: runs.logits(batches[i % 3]), range(12)))
     assert all(np.array_equal(answer, expected[i % 3]) for i, answer in enumerate(answers))
 
 
 def test_a_second_forward_takes_no_more_memory(engine):
     runs = engine()
-    runs.forward(batch_of(30))
+    runs.logits(batch_of(30))
     held = runs.info()["scratch_bytes"]
     for seed in range(3):
-        runs.forward(batch_of(12, 13, seed=seed))
+        runs.logits(batch_of(12, 13, seed=seed))
     assert runs.info()["scratch_bytes"] == held > 0
 
 
@@ -333,12 +337,12 @@ def test_a_batch_that_the_device_cannot_hold(extension, engine, monkeypatch):
         pytest.skip("a real device has room for it")
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 10**9)
     runs, batch = engine(), batch_of(30)
-    expected = runs.forward(batch)[1]
+    expected = runs.logits(batch)
     held = runs.info()["scratch_bytes"]
     with pytest.raises(BackendError, match="^allocating device memory failed: out of memory.$"):
-        runs.forward(batch_of(*(64,) * 10_000))
+        runs.logits(batch_of(*(64,) * 10_000))
     assert runs.info()["scratch_bytes"] <= held
-    assert np.array_equal(runs.forward(batch)[1], expected)
+    assert np.array_equal(runs.logits(batch), expected)
 
 
 def test_what_cannot_be_run_is_said(engine, tiny_checkpoint):

@@ -110,7 +110,10 @@ def on_device(place, batch, dtype=np.int32):
 
 
 def check(made, batch, device_batch, rows=None, device_rows=None, hidden=True):
-    truth = made.forward(batch, rows, hidden=hidden)
+    if not made.head.linears:
+        truth = made.encode(batch), None
+    else:
+        truth = made.encode_with_logits(batch, rows=rows) if hidden else (None, made.logits(batch, rows=rows))
     got = made.forward_on_device(device_batch, device_rows, hidden=hidden, stream=0)
     for array, wanted in zip(got, truth, strict=True):
         assert (array is None) == (wanted is None)
@@ -166,7 +169,7 @@ def test_more_sequences_than_a_block_has_threads(extension, engine):
 def test_wrong_numbers_are_told_and_give_no_answer(engine, place, what, at, value, sentence, spoiled):
     """NaN for whom it concerns, the others' answers as ever, and the next batch runs."""
     made, batch = engine("token-classification", "bert"), batch_of(5, 17, 2, types=True)
-    truth = made.forward(batch)[1]
+    truth = made.logits(batch)
     arrays = {name: getattr(batch, name).astype(np.int64) for name in ("input_ids", "cu_seqlens", "token_types")}
     arrays[what][at] = value
     wrong = DeviceBatch(*(place(arrays[name], np.int64) for name in ("input_ids", "cu_seqlens", "token_types")))
@@ -250,5 +253,5 @@ def test_what_cannot_be_run_at_once(engine, place, monkeypatch):
 
 def test_a_backend_without_it(tiny_checkpoint):
     made = Engine.from_pretrained(tiny_checkpoint("distilbert", "token-classification"), backend="cpu")
-    with pytest.raises(BackendError, match=r"^backend cpu computes on the host; forward has its results\.$"):
+    with pytest.raises(BackendError, match=r"^backend cpu computes on the host; encode and logits have its results\.$"):
         made.forward_on_device(DeviceBatch(None, None))

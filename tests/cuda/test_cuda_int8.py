@@ -249,15 +249,15 @@ def test_rows_that_no_one_needs_are_skipped(engine, sequences):
     Each keeps its cosine; so far may they be from each other.
     """
     runs, batch = engine("text-classification"), batch_of(*[30, 2, 40, *[1] * 67][:sequences])
-    hidden, both = runs.forward(batch, hidden=True)
+    hidden, both = runs.encode_with_logits(batch)
     assert len(hidden) > 64
-    assert relative_error(runs.forward(batch)[1], both) <= 2 * np.sqrt(2 * (1 - budget_for("int8").cosine))
+    assert relative_error(runs.logits(batch), both) <= 2 * np.sqrt(2 * (1 - budget_for("int8").cosine))
 
 
 def test_bits_do_not_depend_on_batch_mates(engine):
     runs, texts = engine("token-classification"), [batch_of(70, seed=1), batch_of(30, seed=2), batch_of(9, seed=3)]
     together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts[::-1]])
-    assert np.array_equal(runs.forward(texts[0], hidden=True)[0], runs.forward(together, hidden=True)[0][39:])
+    assert np.array_equal(runs.encode(texts[0]), runs.encode(together)[39:])
 
 
 def test_info_says_how_it_is_computed(engine):

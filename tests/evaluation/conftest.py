@@ -15,7 +15,7 @@ from glue_files import FILES, NAMES, glue_rows, write_glue
 from safetensors.numpy import load_file, save_file
 
 from distilfast import Engine
-from distilfast.evaluation.run import Ids, head_outputs
+from distilfast.evaluation.sequences import Ids, head_outputs
 from distilfast.tokenizer import Text
 
 

@@ -16,7 +16,7 @@ import distilfast.evaluation
 from distilfast import Engine
 from distilfast.errors import BackendError, InputError
 from distilfast.evaluation import DATASETS, Result, evaluate
-from distilfast.evaluation.run import TOKENS, Ids, head_outputs, subset
+from distilfast.evaluation.sequences import TOKENS, Ids, head_outputs, subset
 
 Make = Callable[..., Path]
 
@@ -83,7 +83,7 @@ def test_the_answers_do_not_depend_on_the_groups(tiny_checkpoint: Make, monkeypa
     sequences = [Ids(ids := rng.integers(0, 256, n).tolist(), [0] * len(ids)) for n in rng.integers(1, 64, 50)]
     assert sum(len(each.ids) for each in sequences) < TOKENS
     together = head_outputs(engine, sequences)
-    monkeypatch.setattr("distilfast.evaluation.run.TOKENS", 30)
+    monkeypatch.setattr("distilfast.evaluation.sequences.TOKENS", 30)
     for rows, one, each in zip(together, head_outputs(engine, sequences), sequences, strict=True):
         assert rows.shape == (len(each.ids), 9)
         np.testing.assert_array_equal(rows, one)
@@ -131,7 +131,7 @@ def test_the_command_line_pays_for_nothing_it_does_not_use() -> None:
     program = "import sys, distilfast.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     modules = set(done.stdout.split())
-    assert "distilfast.evaluation.command" in modules
+    assert "distilfast.cli.evaluate" in modules
     assert not {"numpy", "tokenizers", "distilfast.evaluation.tasks", "datasets"} & modules
 
 

@@ -11,7 +11,7 @@ import pytest
 from distilfast import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import evaluate, metrics, ner
-from distilfast.evaluation.run import no_progress
+from distilfast.evaluation.sequences import no_progress
 
 Make = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import pytest
 from distilfast import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import evaluate, squad
-from distilfast.evaluation.run import no_progress
+from distilfast.evaluation.sequences import no_progress
 
 Make = Callable[..., Path]
 
@@ -173,13 +173,13 @@ class Planted:
         self._engine, self._word = engine, engine.tokenizer.encode(word, add_special_tokens=False).ids
         self.config, self.head, self.tokenizer = engine.config, engine.head, engine.tokenizer
 
-    def forward(self, batch: Any) -> tuple[None, np.ndarray]:
+    def logits(self, batch: Any) -> np.ndarray:
         logits = np.zeros((batch.num_tokens, 2), np.float32)
         ids = batch.input_ids.tolist()
         for i in range(len(ids) - len(self._word) + 1):
             if ids[i : i + len(self._word)] == self._word:
                 logits[i, 0] = logits[i + len(self._word) - 1, 1] = 10.0
-        return None, logits
+        return logits
 
 
 def test_an_answer_that_only_a_later_window_holds(engine: Engine) -> None:
@@ -207,7 +207,7 @@ def with_null(forward: Callable[..., Any]) -> Callable[..., Any]:
     def change(batch: Any) -> Any:
         _, logits = forward(batch)
         logits[batch.first_rows] = 1.0
-        return None, logits
+        return logits
 
     return change
 

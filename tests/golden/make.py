@@ -56,7 +56,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from distilfast.parity.sides import AUTO_CLASSES
+    from distilfast.parity.oracles import AUTO_CLASSES
 
     answers = {}
     for model_type, task in CASES:

@@ -14,7 +14,7 @@ import pytest
 
 from distilfast import reference
 from distilfast.backends import triton as backend
-from distilfast.batch import PackedBatch
+from distilfast.batch import PackedBatch, bucket_for
 from distilfast.parity.budgets import to_bf16, to_fp16
 
 if reason := backend.unavailable():
@@ -103,7 +103,7 @@ def check(got: np.ndarray, truth: np.ndarray, naively: np.ndarray) -> None:
 def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.Tile) -> None:
     rows, narrow = len(x), NARROW[precision]
     x, weight = narrow(x), narrow(weight)
-    out = poisoned(tuning.bucket(rows), len(weight), precision=precision)
+    out = poisoned(bucket_for(rows), len(weight), precision=precision)
     linear(
         on_device(x, precision, len(out)),
         on_device(weight, precision),
@@ -118,7 +118,7 @@ def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.
 
 
 def tile_for(op: str, precision: str, rows: int) -> tuning.Tile:
-    return tuning.tile(op, "sm_90", precision != "fp32", tuning.bucket(rows))
+    return tuning.tile(op, "sm_90", precision != "fp32", bucket_for(rows))
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -152,21 +152,21 @@ def test_tanh_near_zero_and_far_out(normal):
 
 GPU_FAMILIES = tuning.FAMILIES if DEVICE == "cpu" else (backend.family(torch.device(DEVICE)),)
 EVERY_TILE = {
-    (is_narrow, tuning.tile(op, gpu, is_narrow, rows))
-    for op in ("linear", "linear_gelu", "linear_parts")
+    (is_half, tuning.tile(op, gpu, is_half, rows))
+    for op in ("linear", "linear_gelu", "linear_split_k")
     for gpu in GPU_FAMILIES
-    for is_narrow in (True, False)
+    for is_half in (True, False)
     for rows in (1 << n for n in range(4, 17))
 }
 
 
-@pytest.mark.parametrize(("is_narrow", "tile"), sorted(EVERY_TILE, key=str), ids=str)
-def test_linear_every_tile_of_the_table(normal, is_narrow, tile):
+@pytest.mark.parametrize(("is_half", "tile"), sorted(EVERY_TILE, key=str), ids=str)
+def test_linear_every_tile_of_the_table(normal, is_half, tile):
     """One row and one column more than a tile holds, and a depth that no part divides."""
     rows, n, k = tile.block_m + 1, tile.block_n + 1, 2 * tile.block_k + 8
-    precision = "fp16" if is_narrow else "fp32"
+    precision = "fp16" if is_half else "fp32"
     x, weight, bias = (NARROW[precision](a) for a in (normal(rows, k), normal(n, k, scale=0.1), normal(n)))
-    out = poisoned(tile.parts, rows, n)
+    out = poisoned(tile.split_k, rows, n)
     linear(on_device(x, precision), on_device(weight, precision), on_device(bias), "none", out, counted(rows), tile)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)))
     check(out.sum(dim=0).cpu().numpy(), truth, naive.linear(x, weight, bias))
@@ -201,8 +201,8 @@ def run_attention(qkv: np.ndarray, lengths, heads: int, precision: str, tile: tu
     tokens, width = len(qkv), qkv.shape[1] // 3
     sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     rows = np.arange(tokens) if rows is None else rows
-    q, k, v = on_device(qkv, precision, tuning.bucket(tokens)).split(width, dim=1)
-    bucket = tuning.bucket(len(rows))
+    q, k, v = on_device(qkv, precision, bucket_for(tokens)).split(width, dim=1)
+    bucket = bucket_for(len(rows))
     out = poisoned(bucket, width, precision=precision)
     if len(rows) < tokens:
         q = on_device(qkv[rows, :width], precision, bucket)

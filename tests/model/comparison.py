@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distilfast import Engine
-from distilfast.parity.sides import AUTO_CLASSES
+from distilfast.parity.oracles import AUTO_CLASSES
 
 FIRST_ROW_TASKS = ("text-classification", "multiple-choice", "feature-extraction")
 """Tasks whose head, BERT's pooler among them, reads the first token."""

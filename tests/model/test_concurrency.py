@@ -40,9 +40,7 @@ def batches() -> list[PackedBatch]:
 
 
 def bits(engine: Engine, batch: PackedBatch) -> bytes:
-    states, output = engine.forward(batch, hidden=engine.task == "feature-extraction")
-    answer = states if output is None else output
-    assert answer is not None
+    answer = engine.logits(batch) if engine.head.linears else engine.encode(batch)
     return answer.tobytes()
 
 
@@ -148,7 +146,7 @@ def busy(engine: Engine, batch: PackedBatch) -> Iterator[None]:
 
     def call() -> None:
         while not stop.is_set():
-            engine.forward(batch, hidden=True)
+            engine.encode(batch)
 
     callers = [threading.Thread(target=call) for _ in range(2)]
     for caller in callers:

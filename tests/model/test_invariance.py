@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isas import isas_and_precisions
 
 from distilfast import Engine, PackedBatch
 from distilfast.backends import cpu
@@ -28,6 +29,8 @@ LENGTHS = (250, 192, 130, 129, 128, 127, 96, 65, 64, 63, 47, 33, 32, 31, 30, 17,
 THREADS = (1, 2, 3, 7)
 TASKS = ("feature-extraction", "text-classification", "fill-mask")
 VOCABULARY, MASK = 300, 299
+
+each_kernel = pytest.mark.parametrize(("isa", "precision"), isas_and_precisions(*cpu.PRECISIONS), indirect=["isa"])
 
 Answers = list[np.ndarray]
 """For each sequence what the task gives for it: hidden states, or logits."""
@@ -61,12 +64,11 @@ def answers(engine: Engine, sequences: Sequence[Sequence[int]], hidden: bool = F
     """Each sequence's own; a fill-mask answers at the masks only, as its pipeline asks."""
     batch = PackedBatch.from_sequences(sequences)
     if engine.task == "feature-extraction":
-        states, _ = engine.forward(batch, hidden=True)
-        return np.split(states, batch.cu_seqlens[1:-1])
+        return np.split(engine.encode(batch), batch.cu_seqlens[1:-1])
     if engine.task == "text-classification":
-        return list(engine.forward(batch, hidden=hidden)[1])
+        return list(engine.encode_with_logits(batch)[1] if hidden else engine.logits(batch))
     rows = np.flatnonzero(batch.input_ids == MASK).astype(np.int32)
-    logits = engine.forward(batch, rows=rows, hidden=hidden)[1]
+    logits = engine.encode_with_logits(batch, rows=rows)[1] if hidden else engine.logits(batch, rows=rows)
     return np.split(logits, np.searchsorted(rows, batch.cu_seqlens[1:-1]))
 
 
@@ -111,7 +113,7 @@ def test_any_place_in_a_batch(
     assert_same([together[0], *together[-2:]], [wanted] * 3)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@each_kernel
 @pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
 def test_rows_that_nobody_reads_change_nothing(
     checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], task: str, precision: str
@@ -128,18 +130,18 @@ def test_rows_that_nobody_reads_change_nothing(
             assert_same(list(engine(ids, mask, **asked).logits), skipped)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@each_kernel
 def test_any_rows_of_a_masked_lm(
     checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], precision: str
 ) -> None:
     """The scores of a row are the same whichever other rows are asked for; also none in some sequences."""
     engine = forced_engine(checkpoint("fill-mask"), threads=2, precision=precision)
     batch = PackedBatch.from_sequences(sequences)
-    _, every = engine.forward(batch)
+    every = engine.logits(batch)
     rng = np.random.default_rng(1)
     for count in (1, 2, 17, batch.num_tokens // 2, batch.num_tokens):
         rows = np.sort(rng.choice(batch.num_tokens, count, replace=False)).astype(np.int32)
-        _, some = engine.forward(batch, rows=rows)
+        some = engine.logits(batch, rows=rows)
         assert some.tobytes() == every[rows].tobytes()
 
 

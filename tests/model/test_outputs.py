@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 Load = Callable[..., Engine]
 
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
-LABELS = 40  # with fewer numbers the ratio of two errors is a matter of luck
+LABELS = 40  # with fewer numbers the ratio of two errors varies too much
 
 
 def question(task: str, model_type: str) -> Padded:

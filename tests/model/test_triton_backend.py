@@ -17,14 +17,14 @@ from distilfast.backends import triton as backend
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
 from distilfast.parity import NAIVE_FACTOR, relative_error
-from distilfast.parity.budgets import luck
+from distilfast.parity.budgets import sampling_slack
 
 if reason := backend.unavailable():
     pytest.skip(f"backend triton: {reason}", allow_module_level=True)
 
 import torch
 
-from distilfast.kernels import program, tuning
+from distilfast.kernels import runner, tuning
 from distilfast.weights import Weights
 
 Make = Callable[..., Path]
@@ -83,63 +83,60 @@ def test_skipped_rows_change_nothing(tiny_checkpoint: Make, task, precision):
     """Where the last layer computes only the head's rows, its answers are as near to the truth as where it does all."""
     directory = tiny_checkpoint("bert", task)
     engine, batch = load(directory, precision, task=task), batch_of()
-    hidden, output = engine.forward(batch, hidden=True)
-    assert hidden.shape == (batch.num_tokens, 32)
-    if output is None:
+    assert engine.encode(batch).shape == (batch.num_tokens, 32)
+    if not engine.head.linears:
         pytest.skip(f"{task} has no head on this checkpoint")
-    truth = exact(directory, task=task).forward(batch)[1]
-    skipped = engine.forward(batch)[1]
+    hidden, output = engine.encode_with_logits(batch)
+    assert hidden.shape == (batch.num_tokens, 32)
+    truth = exact(directory, task=task).logits(batch)
+    skipped = engine.logits(batch)
     rows = np.array([0, 3, 60, 79], np.int32)
-    asked = engine.forward(batch, rows=rows)[1]
+    asked = engine.logits(batch, rows=rows)
     assert skipped.dtype == output.dtype == np.float32
     whole = relative_error(output, truth)
     assert relative_error(skipped, truth) <= NAIVE_FACTOR * whole
-    wanted = exact(directory, task=task).forward(batch, rows=rows)[1]
-    assert relative_error(asked, wanted) <= float(luck(len(rows))) * whole
+    wanted = exact(directory, task=task).logits(batch, rows=rows)
+    assert relative_error(asked, wanted) <= float(sampling_slack(len(rows))) * whole
 
 
 def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):
     """More tokens than the largest bucket: pieces of whole sequences, their rows joined."""
     engine, batch = load(checkpoint), batch_of((9, 30, 1, 1, 14, 16, 3))
-    hidden, output = engine.forward(batch, hidden=True)
+    hidden, output = engine.encode_with_logits(batch)
     rows = np.array([2, 8, 9, 73], np.int32)
-    asked = engine.forward(batch, rows=rows)[1]
+    asked = engine.logits(batch, rows=rows)
     monkeypatch.setattr(tuning, "LARGEST_BUCKET", 32)
-    for got, wanted in (
-        (engine.forward(batch, hidden=True), (hidden, output)),
-        (engine.forward(batch, rows=rows), (None, asked)),
-    ):
-        for one, other in zip(got, wanted, strict=True):
-            assert (one is None) == (other is None)
-            assert one is None or same(one, other)
+    for got, wanted in zip(engine.encode_with_logits(batch), (hidden, output), strict=True):
+        assert same(got, wanted)
+    assert same(engine.logits(batch, rows=rows), asked)
     with pytest.raises(BackendError, match="cannot run 74 tokens at once"):
         engine.forward_on_device(batch)
 
 
 def test_out_of_memory_halves_the_batch_and_the_engine_works_on(checkpoint: Path, monkeypatch):
     engine, batch = load(checkpoint), batch_of()
-    wanted = engine.forward(batch)[1]
-    run, most = program.Program.run, 50
+    wanted = engine.logits(batch)
+    run, most = runner.ShapeRunner.run, 50
 
     def limited(self: Any, batch: PackedBatch, *rest: Any) -> Any:
         if batch.num_tokens > most:
             raise torch.OutOfMemoryError
         return run(self, batch, *rest)
 
-    monkeypatch.setattr(program.Program, "run", limited)
-    assert same(engine.forward(batch)[1], wanted)
+    monkeypatch.setattr(runner.ShapeRunner, "run", limited)
+    assert same(engine.logits(batch), wanted)
     most = 20
     with pytest.raises(BackendError, match=r"has too little memory for a sequence of 40 tokens\.$"):
-        engine.forward(batch)
+        engine.logits(batch)
     with pytest.raises(BackendError, match=r"cannot run 81 tokens at once\.$"):
         engine.forward_on_device(batch)
     most = 1000
-    assert same(engine.forward(batch)[1], wanted)
+    assert same(engine.logits(batch), wanted)
 
 
 def test_results_on_the_device(checkpoint: Path):
     engine, batch = load(checkpoint), batch_of()
-    hidden, output = engine.forward(batch, hidden=True)
+    hidden, output = engine.encode_with_logits(batch)
     device_hidden, device_output = engine.forward_on_device(batch, hidden=True)
     assert np.array_equal(device_hidden.cpu().numpy(), hidden)
     assert np.array_equal(device_output.cpu().numpy(), output)
@@ -149,9 +146,9 @@ def test_results_on_the_device(checkpoint: Path):
 
 def test_runs_again_to_the_same_bits(checkpoint: Path, precision):
     engine, batch = load(checkpoint, precision), batch_of()
-    first = engine.forward(batch, hidden=True)
-    engine.forward(batch_of((64, 64), seed=1))  # leaves other numbers in every buffer
-    for one, other in zip(first, engine.forward(batch, hidden=True), strict=True):
+    first = engine.encode_with_logits(batch)
+    engine.logits(batch_of((64, 64), seed=1))  # leaves other numbers in every buffer
+    for one, other in zip(first, engine.encode_with_logits(batch), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -171,12 +168,12 @@ def test_callers_at_once_get_their_own_answers(checkpoint: Path):
     """Two engines, each called from several threads."""
     engines = [load(checkpoint), load(checkpoint)]
     batches = [batch_of((3, 9), seed) for seed in range(4)]
-    wanted = [engines[0].forward(batch)[1] for batch in batches]
+    wanted = [engines[0].logits(batch) for batch in batches]
     wrong: list[int] = []
 
     def call(engine: Engine) -> None:
         for i, batch in enumerate(batches):
-            if not np.array_equal(engine.forward(batch)[1], wanted[i]):
+            if not np.array_equal(engine.logits(batch), wanted[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=call, args=(engine,)) for engine in engines * 2]

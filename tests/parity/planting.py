@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distilfast.backends.base import Trace
+from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.heads import Head
 from distilfast.parity.budgets import Arithmetic
@@ -37,8 +37,13 @@ class Float32Backend:
         self.tensors = narrowed(weights.tensors, self.arithmetic) if self.arithmetic else weights.tensors
 
     def forward(
-        self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace | None = None,
+        columns: np.ndarray | None = None,
+    ) -> Results:
         made: Trace = {}
         config = self.weights.config
         head = self.head if rows is not None else replace(self.head, linears=())
@@ -49,7 +54,8 @@ class Float32Backend:
         if trace is not None:
             trace.update(made)
         output = made.get(f"head.{len(head.linears) - 1}")
-        return (made[f"layer.{config.num_layers - 1}.output"] if hidden else None), output
+        last_hidden = made[f"layer.{config.num_layers - 1}.output"] if hidden else None
+        return select_columns((last_hidden, output), columns)
 
     def info(self) -> dict[str, object]:
         return {}

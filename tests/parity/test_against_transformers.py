@@ -15,7 +15,7 @@ from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.heads import TASKS
 from distilfast.parity import compare, relative_error
-from distilfast.parity.sides import TransformersModel, in_float64, load_transformers
+from distilfast.parity.oracles import TransformersModel, in_float64, load_transformers
 from distilfast.parity.steps import forward, steps
 from distilfast.weights import load_weights
 

@@ -14,7 +14,7 @@ from distilfast.errors import BackendError, InputError
 from distilfast.heads import TASKS
 from distilfast.parity import compare
 from distilfast.parity.budgets import BUDGETS, Arithmetic, to_bf16, to_fp16, to_int8, to_two_bf16
-from distilfast.parity.texts import TEXTS
+from distilfast.parity.sample_texts import TEXTS
 
 Make = Callable[..., Path]
 SHORT = {"max_position_embeddings": 24}

@@ -15,10 +15,9 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from distilfast import tables
-from distilfast.cli import app
-from distilfast.parity import compare, page
-from distilfast.parity.texts import TEXTS
+from distilfast.cli import app, html_report, rich_tables
+from distilfast.parity import compare
+from distilfast.parity.sample_texts import TEXTS
 
 Make = Callable[..., Path]
 
@@ -57,10 +56,10 @@ def test_json_has_every_row_and_every_number(checkpoint: Path) -> None:
 
 
 def test_the_table_fits_eighty_columns(checkpoint: Path) -> None:
-    console = tables.console()
+    console = rich_tables.console()
     console.width = 80
     with console.capture() as shown:
-        console.print(tables.parity(compare(checkpoint)))
+        console.print(rich_tables.parity(compare(checkpoint)))
     lines = shown.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.startswith("layer.1.attention_norm ") for line in lines), "a name is folded"
@@ -88,7 +87,7 @@ def test_labels_of_a_column_or_a_file(checkpoint: Path, labelled: Path, tmp_path
 
 def test_a_quality_that_is_lost_is_status_1(checkpoint: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where every intermediate keeps its budget."""
-    monkeypatch.setattr("distilfast.parity.quality.Quality.passed", False)
+    monkeypatch.setattr("distilfast.evaluation.quality.Quality.passed", False)
     done = invoke(checkpoint, "--text", labelled, "--labels", 2)
     assert done.exit_code == 1
     assert "PASS: layer.1.output" in done.output and "FAIL: fp32 costs" in done.output
@@ -206,7 +205,7 @@ def test_a_page_escapes_what_it_is_told(checkpoint: Path, monkeypatch: pytest.Mo
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", ["distilfast", "parity", "<img src=x>"])
     report = replace(compare(checkpoint), model="<script>alert(1)</script>&", detail="<b>$_^$ a_b")
-    parsed, text = Page(), page.page(report)
+    parsed, text = Page(), html_report.page(report)
     parsed.feed(text)
     assert "script" not in parsed.tags and "img" not in parsed.tags and "b" in parsed.tags
     assert "&lt;script&gt;" in text and "&lt;img src=x&gt;" in text

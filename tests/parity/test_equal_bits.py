@@ -50,8 +50,8 @@ def test_one_scale_for_a_batch_is_caught(register: Callable[..., str], tiny_chec
 class DependsOnThreads(cpu.CpuBackend):
     """The C++ backend, whose head rounds differently with two threads. (numpy depends on the batch already.)"""
 
-    def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None) -> Any:
-        states, output = super().forward(batch, rows, hidden, trace)
+    def forward(self, batch: Any, rows: Any, hidden: bool, *rest: Any) -> Any:
+        states, output = super().forward(batch, rows, hidden, *rest)
         if self.info()["threads"] == 2 and output is not None:
             output = np.nextafter(output, np.float32(9))
         return states, output

@@ -12,10 +12,10 @@ import pytest
 from distilfast import PackedBatch, reference
 from distilfast.config import ModelConfig
 from distilfast.heads import TASKS
-from distilfast.parity.budgets import NAIVE_FACTOR, luck, participation, to_bf16, to_int8, to_two_bf16
-from distilfast.parity.heads import rank_correlation
-from distilfast.parity.measure import ULP_BUCKETS, lowest_cosine, relative_error, shaped, ulp_histogram
+from distilfast.parity.answers import rank_correlation
+from distilfast.parity.budgets import NAIVE_FACTOR, participation, sampling_slack, to_bf16, to_int8, to_two_bf16
 from distilfast.parity.steps import forward, steps
+from distilfast.parity.tally import ULP_BUCKETS, lowest_cosine, relative_error, shaped, ulp_histogram
 from distilfast.weights import load_weights
 
 Make = Callable[..., Path]
@@ -97,13 +97,13 @@ def test_luck_covers_what_errors_of_the_same_size_do(rows: int) -> None:
     """With the factor two, at most one in a thousand of the ratios of two such errors is beyond it, of four rows on."""
     rng = np.random.default_rng(rows)
     ours, naive = (np.sqrt((rng.standard_normal((20_000, rows)) ** 2).sum(axis=1)) for _ in range(2))
-    beyond = float((ours / naive > NAIVE_FACTOR * luck(rows)).mean())
+    beyond = float((ours / naive > NAIVE_FACTOR * sampling_slack(rows)).mean())
     assert beyond <= {1: 0.03, 2: 0.01}.get(rows, 0.001)
 
 
 def test_luck_goes_to_one() -> None:
-    assert 1.0 < luck(1e6) < 1.01
-    assert luck(100, among=3072) > luck(100)
+    assert 1.0 < sampling_slack(1e6) < 1.01
+    assert sampling_slack(100, among=3072) > sampling_slack(100)
 
 
 def test_narrowing_to_bf16_is_that_of_torch() -> None:

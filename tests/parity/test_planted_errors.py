@@ -22,7 +22,7 @@ from distilfast.cli import app
 from distilfast.config import ModelConfig
 from distilfast.errors import BackendError
 from distilfast.parity import Report, compare
-from distilfast.parity.sides import in_float64
+from distilfast.parity.oracles import in_float64
 from distilfast.parity.steps import forward as run_steps
 from distilfast.parity.steps import steps
 from distilfast.weights import Weights, load_weights
@@ -206,8 +206,8 @@ def test_an_engine_that_is_less_exact(register: Callable[..., str], checkpoint: 
             super().load(weights, head, precision)
             self.exact, self.right = in_float64(weights), (weights.config, head)
 
-        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None) -> Any:
-            result = super().forward(batch, rows, hidden, trace)
+        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, columns: Any = None) -> Any:
+            result = super().forward(batch, rows, hidden, trace, columns)
             truth = run_steps(steps(batch, *self.right), self.exact)
             for name, right in truth.items():
                 trace[name] = (right + factor * (trace[name] - right)).astype(np.float32)
@@ -219,8 +219,8 @@ def test_an_engine_that_is_less_exact(register: Callable[..., str], checkpoint: 
 
 def test_a_trace_with_a_gap_is_an_error(register: Callable[..., str], checkpoint: Path) -> None:
     class Silent(Float32Backend):
-        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None) -> Any:
-            result = super().forward(batch, rows, hidden, trace)
+        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, columns: Any = None) -> Any:
+            result = super().forward(batch, rows, hidden, trace, columns)
             if trace is not None:
                 del trace["layer.1.context"]
             return result

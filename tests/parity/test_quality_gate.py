@@ -14,11 +14,11 @@ import pytest
 from distilfast import Engine, PackedBatch, pipeline, reference
 from distilfast.backends import cpu
 from distilfast.errors import InputError
-from distilfast.evaluation import evaluate
+from distilfast.evaluation import evaluate, gate
+from distilfast.evaluation.labels import read_labels, read_texts
 from distilfast.evaluation.metrics import squad_normalized
-from distilfast.parity import gate
 from distilfast.parity.budgets import QUALITY_POINTS, Arithmetic, to_int8
-from distilfast.parity.texts import TEXTS, read_labels, read_texts
+from distilfast.parity.sample_texts import TEXTS
 
 Make = Callable[..., Path]
 
@@ -101,7 +101,7 @@ def test_a_regression_is_judged_by_the_order(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "text-classification", num_labels=1)
     engine = Engine.from_pretrained(directory)
     encodings = engine.tokenizer.encode_batch(TEXTS, truncation=True, max_length=64)
-    scores = engine.forward(PackedBatch.from_sequences([encoding.ids for encoding in encodings]))[1][:, 0]
+    scores = engine.logits(PackedBatch.from_sequences([encoding.ids for encoding in encodings]))[:, 0]
     found = gate(directory, TEXTS, [str(score) for score in scores])
     assert found.metric == "rank correlation"
     assert found.engine_points == pytest.approx(100.0)
@@ -140,7 +140,7 @@ def test_words_are_judged_at_their_first_token(tiny_checkpoint: Make) -> None:
     labels = []
     for text in texts:
         encoding = engine.tokenizer.encode(text)
-        _, logits = engine.forward(PackedBatch.from_sequences([encoding.ids], [encoding.type_ids]))
+        logits = engine.logits(PackedBatch.from_sequences([encoding.ids], [encoding.type_ids]))
         starts = [0, *(i + 1 for i, character in enumerate(text) if character == " ")]
         first = [next(i for i, (a, b) in enumerate(encoding.offsets) if a == start and b > a) for start in starts]
         labels.append(" ".join(engine.config.id2label[int(logits[i].argmax())] for i in first))
@@ -232,7 +232,7 @@ def test_choices_are_judged_by_the_best_one(tiny_checkpoint: Make) -> None:
     labels: list[str] = []
     for question, choices in questions.items():
         encodings = engine.tokenizer.encode_batch([(question, choice) for choice in choices])
-        scores = engine.forward(PackedBatch.from_sequences([encoding.ids for encoding in encodings]))[1][:, 0]
+        scores = engine.logits(PackedBatch.from_sequences([encoding.ids for encoding in encodings]))[:, 0]
         labels += ["1" if i == scores.argmax() else "0" for i in range(len(choices))]
     found = gate(directory, texts, labels)
     assert (found.metric, found.count, found.engine_points, found.exact_match) == ("accuracy", 3, 100.0, None)

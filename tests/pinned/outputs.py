@@ -88,7 +88,7 @@ def cpu_operations(module: ModuleType, isa: str, precision: str) -> Outputs:
     for n, k in SIZES:
         extra = ()
         if precision == "int8":
-            extra = (numbers(4, k), np.arange(quantize.wide_channels(k), dtype=np.int32))
+            extra = (numbers(4, k), np.arange(quantize.outlier_channels(k), dtype=np.int32))
         linear = module.Linear(numbers(1, n, k), numbers(2, n), *extra, isa=isa, precision=precision)
         for activation in ("none", "gelu", "relu", "tanh"):
             x = [numbers(3, rows, k, scale=0.2) for rows in (1, 9, 33, 270)]
@@ -122,14 +122,16 @@ def models(made: dict[tuple[str, str], Path], lengths: tuple[int, ...], **engine
     for (name, task), directory in made.items():
         loaded = Engine.from_pretrained(directory, **engine)
         ragged = batch(lengths, types=name.startswith("bert"))
-        trace: dict[str, np.ndarray] = {}
-        hidden, output = loaded.forward(ragged, hidden=True, trace=trace)
+        trace = loaded.trace(ragged)
         yield f"{name} {task} trace", digest(*(trace[each] for each in sorted(trace)))
-        yield f"{name} {task}", digest(hidden, output, *loaded.forward(ragged))
-        if loaded.head.linears:
+        # "none" stands for an output that a head, or its absence, does not have.
+        has_head = bool(loaded.head.linears)
+        output = trace[f"head.{len(loaded.head.linears) - 1}"] if has_head else None
+        yield f"{name} {task}", digest(loaded.encode(ragged), output, None, loaded.logits(ragged) if has_head else None)
+        if has_head:
             rows, columns = np.array([0, 1, 17, ragged.num_tokens - 1], np.int32), np.array([0], np.int32)
-            some = loaded.forward(ragged, rows=rows), loaded.forward(ragged, rows=rows, columns=columns)
-            yield f"{name} {task} rows", digest(*(each[1] for each in some))
+            some = loaded.logits(ragged, rows=rows), loaded.logits(ragged, rows=rows, columns=columns)
+            yield f"{name} {task} rows", digest(*some)
         if engine["backend"] == "cpu":
             yield f"{name} {task} packed", digest(loaded._backend._encoder.packed)
 

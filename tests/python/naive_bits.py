@@ -72,10 +72,7 @@ def main() -> None:
         directory = write_checkpoint(Path(folder), task="text-classification", config=CONFIG, num_labels=7)
         naive, channels = models(directory)
         report = parity.compare(directory)
-        trace: dict[str, np.ndarray] = {}
-        Engine.from_pretrained(directory, precision="int8").forward(
-            PackedBatch.from_sequences([[2, 7, 3]]), trace=trace
-        )
+        trace = Engine.from_pretrained(directory, precision="int8").trace(PackedBatch.from_sequences([[2, 7, 3]]))
     found = {
         "naive": digest(operations() | naive),
         "int8 channels": digest(channels),

@@ -136,7 +136,7 @@ def test_packed_batches(unchanged: Engine, case: str) -> None:
     """What the kernels would follow out of their tables."""
     good = {"input_ids": [1, 2, 3], "positions": [0, 1, 2], "cu_seqlens": [0, 3], "token_types": [0, 0, 1]}
     batch = PackedBatch(**{name: np.array(values, np.int32) for name, values in (good | BAD_BATCHES[case]).items()})
-    raises_one_sentence(InputError, "", lambda: unchanged.forward(batch, hidden=True))
+    raises_one_sentence(InputError, "", lambda: unchanged.encode(batch))
 
 
 BAD_ROWS = {"beyond the end": [1, 3], "negative": [-1, 1], "not rising": [2, 1], "twice": [1, 1]}
@@ -146,7 +146,7 @@ BAD_ROWS = {"beyond the end": [1, 3], "negative": [-1, 1], "not rising": [2, 1],
 def test_rows(unchanged: Engine, case: str) -> None:
     batch = PackedBatch.from_sequences([[1, 2, 3]])
     rows = np.array(BAD_ROWS[case], np.int32)
-    raises_one_sentence(InputError, "rows", lambda: unchanged.forward(batch, rows=rows))
+    raises_one_sentence(InputError, "rows", lambda: unchanged.trace(batch, rows=rows))
 
 
 LOADS = {

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import distilfast
-from distilfast import demo, tables
-from distilfast.cli import app
+from distilfast.cli import app, demo, rich_tables
 from distilfast.errors import BackendError, WeightsError
 
 TRAINED = importlib.util.find_spec(demo.ENCODER) is not None
@@ -159,9 +158,9 @@ def test_parity_says_pass_or_fail_with_its_status(monkeypatch, passed, status, w
 
 
 def test_layers_only_leaves_out_what_is_inside_a_layer():
-    out = tables.console()
+    out = rich_tables.console()
     with out.capture() as shown:
-        out.print(tables.parity(report(True), layers_only=True))
+        out.print(rich_tables.parity(report(True), layers_only=True))
     assert "layer.0.output" in shown.get()
     assert "layer.0.qkv" not in shown.get()
 
@@ -169,7 +168,7 @@ def test_layers_only_leaves_out_what_is_inside_a_layer():
 def test_demo_goes_on_without_the_hub(monkeypatch):
     monkeypatch.setattr(demo, "_hub_has", lambda name: False)
     monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
-    out = tables.console()
+    out = rich_tables.console()
     with out.capture() as shown:
         told = demo.fill_mask(None, out)
     assert "cannot be reached" in told["error"]

@@ -133,6 +133,16 @@ def test_a_field_that_is_not_there(engine: Engine) -> None:
         outputs["logits"]
 
 
+def test_outputs_by_number_as_in_transformers(tiny_checkpoint: Make) -> None:
+    outputs = Engine.from_pretrained(tiny_checkpoint("bert", "question-answering"))(IDS, output_hidden_states=True)
+    names = ["start_logits", "end_logits", "hidden_states"]
+    assert [*outputs] == [*outputs.keys()] == names and len(outputs) == 3
+    assert outputs[0] is outputs["start_logits"] is outputs.start_logits
+    assert outputs[1:] == outputs.to_tuple()[1:] == (outputs.end_logits, outputs.hidden_states)
+    with pytest.raises(IndexError):
+        outputs[3]
+
+
 def test_results_travel_by_dlpack(engine: Engine) -> None:
     torch = pytest.importorskip("torch")
     states = engine(IDS).last_hidden_state
@@ -147,35 +157,34 @@ COLUMNS = np.array([0, 3, 47, 48, 95, 99], np.int32)
 def test_only_the_columns_that_are_asked_for(tiny_checkpoint: Make, backend: str, precision: str) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend=backend, precision=precision)
     batch, rows = PackedBatch.from_sequences([[1, 2, 3], [4, 5]]), np.array([1, 4], np.int32)
-    hidden, logits = engine.forward(batch, rows=rows, hidden=True)
+    hidden, logits = engine.encode_with_logits(batch, rows=rows)
     for columns in (COLUMNS, COLUMNS[2:3], np.arange(logits.shape[1])):
-        state, some = engine.forward(batch, rows=rows, hidden=True, columns=columns)
+        state, some = engine.encode_with_logits(batch, rows=rows, columns=columns)
         assert np.array_equal(some, logits[:, columns])
         assert np.array_equal(state, hidden)
-    trace: dict[str, np.ndarray] = {}
-    _, some = engine.forward(batch, rows=rows, trace=trace, columns=COLUMNS)
-    assert np.array_equal(some, trace["head.1"][:, COLUMNS])
+    some = engine.logits(batch, rows=rows, columns=COLUMNS)
+    assert np.array_equal(some, engine.trace(batch, rows=rows)["head.1"][:, COLUMNS])
 
 
 @pytest.mark.parametrize("columns", [[2, 1], [1, 1], [-1, 3], [], [[1]], [10**6]])
 def test_columns_that_the_head_does_not_have(tiny_checkpoint: Make, columns: list) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"))
     with pytest.raises(InputError, match=r"^columns ((must|has).*)\.$"):
-        engine.forward(PackedBatch.from_sequences([[1, 2]]), columns=np.array(columns))
+        engine.logits(PackedBatch.from_sequences([[1, 2]]), columns=np.array(columns))
 
 
-def test_columns_need_a_head(tiny_checkpoint: Make) -> None:
+def test_logits_need_a_head(tiny_checkpoint: Make) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
-    with pytest.raises(InputError, match="feature-extraction has none here"):
-        engine.forward(PackedBatch.from_sequences([[1, 2]]), columns=np.array([0]))
+    with pytest.raises(InputError, match=r"^This checkpoint has no head for feature-extraction; encode returns .*\.$"):
+        engine.logits(PackedBatch.from_sequences([[1, 2]]), columns=np.array([0]))
 
 
 def test_a_packed_batch_and_the_rows_that_are_read(tiny_checkpoint: Make) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", "text-classification"))
     batch = PackedBatch.from_sequences([[2, 7, 3], [2, 8]])
-    hidden, logits = engine.forward(batch)
-    assert hidden is None and logits.shape == (2, 2)
-    hidden, logits = engine.forward(batch, rows=np.array([1, 2, 4], np.int32), hidden=True)
+    assert engine.logits(batch).shape == (2, 2)
+    assert engine.encode(batch).shape == (5, 32)
+    hidden, logits = engine.encode_with_logits(batch, rows=np.array([1, 2, 4], np.int32))
     assert hidden.shape == (5, 32) and logits.shape == (3, 2)
 
 

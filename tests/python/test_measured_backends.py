@@ -11,6 +11,7 @@ from benchmarks import backends as table_maker
 from distilfast import Engine, PackedBatch, backends
 from distilfast.backends import measured
 from distilfast.backends.buckets import BucketBackend
+from distilfast.batch import bucket_for
 
 ORIGIN = {"commit": "abc", "command": "python -m benchmarks.run", "when": "2026-01-01T00:00:00+00:00"}
 
@@ -73,12 +74,12 @@ def test_the_command_writes_what_the_package_reads(tmp_path, monkeypatch, capsys
 
 def test_the_table_of_the_package_can_be_read():
     for row in measured.read():
-        assert row.tokens == measured.bucket_for(row.tokens) and row.commit and row.command and row.when
+        assert row.tokens == bucket_for(row.tokens) and row.commit and row.command and row.when
 
 
 @pytest.mark.parametrize(("tokens", "bucket"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (4096, 4096)])
 def test_buckets(tokens, bucket):
-    assert measured.bucket_for(tokens) == bucket
+    assert bucket_for(tokens) == bucket
 
 
 class FakeModule:
@@ -153,7 +154,7 @@ class FakeBackend:
     def load(self, weights, head, precision):
         self.loaded = (weights, head, precision)
 
-    def forward(self, batch, rows, hidden, trace=None):
+    def forward(self, batch, rows, hidden, trace=None, columns=None):
         return self.name, trace
 
     def forward_on_device(self, batch, rows, hidden, stream=None):

@@ -13,7 +13,7 @@ import pytest
 
 from distilfast.errors import ConfigError, InputError
 from distilfast.heads import TASKS
-from distilfast.parity.sides import AUTO_CLASSES
+from distilfast.parity.oracles import AUTO_CLASSES
 from distilfast.synthetic import main, outliers, write_checkpoint
 
 Make = Callable[..., Path]

@@ -6,13 +6,17 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distilfast.cli.evaluate import evaluate
+from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
+from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
-from distilfast.evaluation.command import evaluate
-from distilfast.terminal import errors, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(
     name="distilfast",
@@ -23,13 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Argument(help="A checkpoint: a directory or a hub id.")]
-Precision = Annotated[str, typer.Option(help="Arithmetic of the engine.")]
-Backend = Annotated[str, typer.Option(help='Which backend; "auto" chooses once and `info` says why.')]
-Threads = Annotated[int | None, typer.Option(help="Threads of the engine; the default is what the machine allows.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-
 # Which options of `run` a task takes, by the name of the pipeline's argument.
 _RUN_OPTIONS = {"fill-mask": ("top_k", "targets"), "text-classification": ("top_k", "function_to_apply")}
 
@@ -37,7 +34,7 @@ _RUN_OPTIONS = {"fill-mask": ("top_k", "targets"), "text-classification": ("top_
 @app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="A checkpoint; without it, the machine is described.")] = None,
-    task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
+    task: Task = None,
     revision: Revision = None,
     precision: Precision = "fp32",
     backend: Backend = "auto",
@@ -47,19 +44,17 @@ def info(
     """Describe this machine's backends, or one loaded checkpoint."""
     with errors(as_json):
         import distilfast
-        from distilfast import tables
+        from distilfast.cli import rich_tables
 
         if model is None:
             facts = distilfast.info()
         else:
-            engine = distilfast.Engine.from_pretrained(
-                model, task=task, precision=precision, backend=backend, threads=threads, revision=revision
-            )
-            facts = engine.info()
+            options = engine_options(precision, backend, threads, revision, task=task)
+            facts = distilfast.Engine.from_pretrained(model, **options).info()
         if as_json:
             print_json(facts)
         else:
-            tables.console().print(tables.facts(facts))
+            rich_tables.console().print(rich_tables.facts(facts))
 
 
 @app.command()
@@ -80,21 +75,17 @@ def run(
     """Answer for each TEXT."""
     with errors(as_json):
         import distilfast
-        from distilfast import tables
+        from distilfast.cli import rich_tables
 
         given = {"top_k": top_k, "targets": target or None, "function_to_apply": function_to_apply}
         options = _checked(task, {name: value for name, value in given.items() if value is not None})
-        pipe = distilfast.pipeline(task, model, precision=precision, backend=backend, threads=threads)
+        pipe = distilfast.pipeline(task, model, **engine_options(precision, backend, threads))
         if as_json:
             print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
             return
-        show = {"fill-mask": tables.fill_mask, "text-classification": tables.text_classification}
-        out = tables.console()
+        out = rich_tables.console()
         for one in text:
-            # A vector for each token is for programs; a reader is shown the text's own.
-            out.print(
-                show[task](one, pipe(one, **options)) if task in show else tables.embedding(one, pipe.embed([one])[0])
-            )
+            out.print(_answer(task, pipe, one, options))
 
 
 @app.command()
@@ -117,7 +108,7 @@ def parity(
     invariance: Annotated[bool, typer.Option(help="Only ask whether batches and threads change a bit.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the error by layer: a .png or .svg file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one page.")] = None,
-    task: Annotated[str | None, typer.Option(help="The head to load; the default is the checkpoint's own.")] = None,
+    task: Task = None,
     precision: Precision = "fp32",
     backend: Backend = "auto",
     threads: Threads = None,
@@ -126,15 +117,15 @@ def parity(
 ) -> None:
     """Judge every intermediate against float64; exit status 1 where a budget is not kept."""
     with errors(as_json):
-        from distilfast import tables
-        from distilfast.parity.command import Options, run
+        from distilfast.cli import rich_tables
+        from distilfast.cli.check_parity import Options, run
 
-        engine = {"task": task, "precision": precision, "backend": backend, "threads": threads, "revision": revision}
+        engine = engine_options(precision, backend, threads, revision, task=task)
         outcome = run(Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html))
         if as_json:
-            print_json(outcome.told)
+            print_json(outcome.payload)
         else:
-            outcome.show(tables.console())
+            outcome.show(rich_tables.console())
     raise typer.Exit(0 if outcome.passed else 1)
 
 
@@ -145,10 +136,10 @@ def demo(
 ) -> None:
     """Search, fill-mask, the proof layer by layer, and the latency."""
     with errors(as_json):
-        import distilfast.demo
-        from distilfast import tables
+        from distilfast.cli import demo as screens
+        from distilfast.cli import rich_tables
 
-        shown = distilfast.demo.run(model, tables.console(quiet=as_json))
+        shown = screens.run(model, rich_tables.console(quiet=as_json))
         if as_json:
             print_json(shown)
     raise typer.Exit(0 if shown["parity"]["passed"] else 1)
@@ -163,7 +154,7 @@ def bench(context: typer.Context) -> None:
     import subprocess
     import sys
 
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     with errors(as_json=False):
         if not (root / "benchmarks" / "run.py").exists():
             raise InputError(
@@ -172,9 +163,14 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args], cwd=root).returncode)
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="distilfast")
+def _answer(task: str, pipe: Any, text: str, options: dict[str, Any]) -> Table:
+    """What a reader is shown; of feature-extraction one vector for the text instead of one for each token."""
+    from distilfast.cli import rich_tables
+
+    show = {"fill-mask": rich_tables.fill_mask, "text-classification": rich_tables.text_classification}
+    if task in show:
+        return show[task](text, pipe(text, **options))
+    return rich_tables.embedding(text, pipe.embed([text])[0])
 
 
 def _checked(task: str, options: dict[str, Any]) -> dict[str, Any]:

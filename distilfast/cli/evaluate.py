@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilfast.terminal import errors, print_json
+from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Threads, engine_options
+from distilfast.cli.terminal import errors, print_json
 
 if TYPE_CHECKING:
     from distilfast.evaluation.result import Result
-    from distilfast.evaluation.run import Progress
+    from distilfast.evaluation.sequences import Progress
 
 
 def evaluate(
@@ -23,41 +24,30 @@ def evaluate(
             help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, ner, banking77 or clinc150.",
         ),
     ],
-    model: Annotated[str, typer.Argument(help="A checkpoint: a directory or a hub id.")],
+    model: Model,
     data: Annotated[
         str | None,
         typer.Argument(help="Its data: a file or a folder; without it, GLUE is fetched through `datasets`."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the engine.")] = "fp32",
-    backend: Annotated[str, typer.Option(help='Which backend; "auto" chooses once and `info` says why.')] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the engine; the default is what the machine allows.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    precision: Precision = "fp32",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    revision: Revision = None,
     limit: Annotated[int | None, typer.Option(help="At most so many examples, evenly spaced over the data.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a model on labelled data, with the task's official metrics in percent."""
     with errors(as_json):
-        from distilfast import tables
+        from distilfast.cli import rich_tables
         from distilfast.evaluation import tasks
 
+        engine = engine_options(precision, backend, threads, revision)
         with _bar(dataset) as progress:
-            result = tasks.evaluate(
-                model,
-                dataset,
-                data,
-                precision=precision,
-                backend=backend,
-                threads=threads,
-                revision=revision,
-                limit=limit,
-                progress=progress,
-            )
+            result = tasks.evaluate(model, dataset, data, limit=limit, progress=progress, **engine)
         if as_json:
             print_json(result.to_dict())
         else:
-            tables.console().print(tables.facts(_shown(result)))
+            rich_tables.console().print(rich_tables.facts(_shown(result)))
 
 
 @contextmanager
@@ -65,9 +55,9 @@ def _bar(title: str) -> Iterator[Progress]:
     """A bar on stderr for as long as the work takes, and what moves it."""
     from rich.progress import Progress as Bar
 
-    from distilfast import tables
+    from distilfast.cli import rich_tables
 
-    out = tables.console(stderr=True)
+    out = rich_tables.console(stderr=True)
     with Bar(console=out, transient=True, disable=not out.is_terminal) as bar:
         line = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -34,7 +34,7 @@ AUTO_CLASSES = {
 """Task -> the class of transformers that loads it."""
 
 
-class Side(Protocol):
+class Oracle(Protocol):
     """Traces under the names of ``distilfast.backends.base``; ``yardstick`` says what the naive forward is."""
 
     yardstick: str
@@ -52,7 +52,7 @@ class Side(Protocol):
         ...
 
 
-class ReferenceSide:
+class ReferenceOracle:
     """``distilfast/reference.py``, in float64 and in the naive arithmetic of the precision."""
 
     def __init__(self, weights: Weights, exact: Tensors, head: Head, precision: str, budget: Budget) -> None:
@@ -62,22 +62,22 @@ class ReferenceSide:
         self.yardstick = f"plain {'fp32' if precision == 'fp64' else precision}"
 
     def truth(self, batch: PackedBatch) -> Trace:
-        """See ``Side``."""
+        """See ``Oracle``."""
         return forward(steps(batch, self.weights.config, self.head), self._exact)
 
     def naive(self, batch: PackedBatch) -> Trace:
-        """See ``Side``."""
+        """See ``Oracle``."""
         return forward(steps(batch, self.weights.config, self.head), self._plain, self._arithmetic)
 
     def torch(self, batch: PackedBatch) -> None:
-        """See ``Side``."""
+        """See ``Oracle``."""
 
 
-class TransformersSide:
+class TransformersOracle:
     """The checkpoint in transformers' own modules, in float64, and in their own float32, bfloat16 or float16."""
 
-    def __init__(self, directory: Path, plain: ReferenceSide, budget: Budget) -> None:
-        """``plain``: the reference's side of the same model; raises BackendError where transformers is absent."""
+    def __init__(self, directory: Path, plain: ReferenceOracle, budget: Budget) -> None:
+        """``plain``: the reference's oracle of the same model; raises BackendError where transformers is absent."""
         model = load_transformers(directory, plain.head.task)
         self._exact = TransformersModel(copy.deepcopy(model).double(), plain.weights, plain.head)
         self._own: Callable[[PackedBatch], Trace | None] = plain.torch
@@ -86,11 +86,11 @@ class TransformersSide:
         self.naive, self.yardstick = plain.naive, plain.yardstick
 
     def truth(self, batch: PackedBatch) -> Trace:
-        """See ``Side``."""
+        """See ``Oracle``."""
         return self._exact(batch)
 
     def torch(self, batch: PackedBatch) -> Trace | None:
-        """See ``Side``."""
+        """See ``Oracle``."""
         return self._own(batch)
 
 

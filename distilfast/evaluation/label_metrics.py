@@ -23,31 +23,31 @@ from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import metrics, squad
-from distilfast.evaluation.run import Ids, longest
-from distilfast.parity.heads import pooled, rank_correlation
+from distilfast.evaluation.labels import Label
+from distilfast.evaluation.sequences import Ids, longest
+from distilfast.parity.answers import pooled, rank_correlation
 from distilfast.tokenizer import Encoding, Text
-
-Label = str | tuple[str, ...]
-"""The label of a text; several answers, of which each is right, are a tuple."""
 
 
 class Metric:
     """Accuracy; ``gold`` [n] holds the right answer to each of n questions.
 
     ``sequences``: what is run, where it is not the texts as they are; ``exact_match``: whether the share of right
-    answers is a metric of its own beside the points.
+    answers is a metric of its own beside the points; ``reads_hidden``: whether it is computed from the last hidden
+    state instead of the logits.
     """
 
     name = "accuracy"
     exact_match = False
+    reads_hidden = False
     sequences: Sequence[Ids] | None = None
 
     def __init__(self, gold: Sequence[object]) -> None:
         """Subclasses read the answers of a batch."""
         self.gold = np.array(gold)
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
-        """What a batch of ``texts`` says, from the last hidden state [T, D] and the head's answer [R, N]."""
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
+        """What a batch of ``texts`` says, from the logits [R, N] or, with ``reads_hidden``, the hidden state [T, D]."""
         raise NotImplementedError
 
     def finish(self, said: np.ndarray) -> np.ndarray:
@@ -66,10 +66,9 @@ class Metric:
 class BestLabel(Metric):
     """The best label of each text; gold: their numbers."""
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[B], numbers of labels."""
-        assert output is not None
-        return output.argmax(axis=1)
+        return values.argmax(axis=1)
 
 
 class Order(Metric):
@@ -77,10 +76,9 @@ class Order(Metric):
 
     name = "rank correlation"
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[B]."""
-        assert output is not None
-        return output[:, 0].astype(np.float64)
+        return values[:, 0].astype(np.float64)
 
     def right(self, answers: np.ndarray) -> np.ndarray:
         """Nothing is right or wrong here."""
@@ -95,10 +93,11 @@ class Nearest(Metric):
     """The label of the nearest other text; gold: the labels."""
 
     name = "nearest-neighbour accuracy"
+    reads_hidden = True
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[B, D], the texts' vectors."""
-        return pooled(hidden, batch)
+        return pooled(values, batch)
 
     def finish(self, said: np.ndarray) -> np.ndarray:
         """Labels."""
@@ -115,12 +114,11 @@ class AtTokens(Metric):
         super().__init__(gold)
         self._tokens = tokens
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """Numbers of classes."""
-        assert output is not None
         starts = zip(texts, batch.cu_seqlens, strict=False)
         rows = np.concatenate([self._tokens[text] + start for text, start in starts])
-        return output[rows].argmax(axis=1)
+        return values[rows].argmax(axis=1)
 
 
 class BestSpan(Metric):
@@ -135,10 +133,9 @@ class BestSpan(Metric):
         self._readings = readings
         self.sequences = [window.ids for each in readings for window in each.windows]
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[T, 2], the logits of start and end."""
-        assert output is not None
-        return output
+        return values
 
     def finish(self, said: np.ndarray) -> np.ndarray:
         """Texts."""
@@ -170,10 +167,9 @@ class BestChoice(Metric):
         super().__init__(gold)
         self._firsts = firsts
 
-    def read(self, texts: range, batch: PackedBatch, hidden: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[B], scores."""
-        assert output is not None
-        return output[:, 0]
+        return values[:, 0]
 
     def finish(self, said: np.ndarray) -> np.ndarray:
         """Numbers of choices."""

@@ -46,10 +46,8 @@ def head_outputs(engine: Engine, sequences: Sequence[Ids], progress: Progress = 
     """The head's output for each sequence: [C] where it reads the first token, [L, C] where it reads all."""
     outputs: list[np.ndarray] = []
     for group in _groups(sequences):
-        types = [each.type_ids for each in group] if engine.config.token_types else None
-        batch = PackedBatch.from_sequences([each.ids for each in group], types)
-        _, rows = engine.forward(batch)
-        assert rows is not None
+        batch = PackedBatch.from_encodings(group, token_types=engine.config.token_types > 0)
+        rows = engine.logits(batch)
         outputs += list(rows) if engine.head.rows == "first" else np.split(rows, batch.cu_seqlens[1:-1])
         progress(len(outputs), len(sequences))
     return outputs

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from distilfast.batch import PackedBatch
+from distilfast.batch import Encoded, PackedBatch
 from distilfast.config import ModelConfig
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.evaluation.run import Ids
+from distilfast.evaluation.label_metrics import Metric, metric_for
+from distilfast.evaluation.labels import Label
 from distilfast.parity.budgets import QUALITY_POINTS
 from distilfast.parity.comparison import batches, finite
-from distilfast.parity.metrics import Label, Metric, metric_for
-from distilfast.parity.sides import TransformersModel, load_transformers
-from distilfast.tokenizer import Encoding, Text
+from distilfast.parity.oracles import TransformersModel, load_transformers
+from distilfast.tokenizer import Text
+from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
 
-Forward = Callable[[PackedBatch], tuple[np.ndarray, np.ndarray | None]]
-"""The last hidden state [T, D] and the head's answer, as ``Engine.forward`` gives them."""
+Baseline = Precision | Literal["reference", "transformers"]
+
+Forward = Callable[[PackedBatch], np.ndarray]
+"""What a metric reads of a batch: ``Engine.logits``, or ``Engine.encode``."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,9 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        told: dict[str, Any] = finite(
-            asdict(self) | {"cost": self.cost, "passed": self.passed, "sentence": self.sentence}
-        )
-        return told
+        verdict = {"cost": self.cost, "passed": self.passed, "sentence": self.sentence}
+        plain: dict[str, Any] = finite(asdict(self) | verdict)
+        return plain
 
 
 def gate(
@@ -81,10 +83,10 @@ def gate(
     texts: Sequence[Text],
     labels: Sequence[Label],
     *,
-    baseline: str | None = None,
-    backend: str = "auto",
-    precision: str = "fp32",
-    task: str | None = None,
+    baseline: Baseline | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    task: Task | None = None,
     threads: int | None = None,
     revision: str | None = None,
 ) -> Quality:
@@ -103,8 +105,7 @@ def gate(
     engine = Engine(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
     encodings = engine.tokenizer.encode_batch(texts, truncation=True, max_length=config.max_positions)
     metric = metric_for(engine, texts, encodings, labels)
-    other = _baseline(baseline, weights, engine, backend, threads)
-    sides = (_hidden_and_head(engine), other)
+    sides = (_forward(engine, metric), _baseline(baseline, metric, weights, engine, backend, threads))
     ours, theirs = (metric.finish(_said(forward, metric, metric.sequences or encodings, config)) for forward in sides)
     right, was_right = metric.right(ours), metric.right(theirs)
     return Quality(
@@ -122,40 +123,33 @@ def gate(
     )
 
 
-def _baseline(name: str, weights: Weights, engine: Engine, backend: str, threads: int | None) -> Forward:
-    assert engine.directory is not None
+def _baseline(
+    name: Baseline, metric: Metric, weights: Weights, engine: Engine, backend: BackendName, threads: int | None
+) -> Forward:
     if name == "transformers":
-        return _traced(
-            TransformersModel(load_transformers(engine.directory, engine.task), weights, engine.head), engine
-        )
+        return _of_transformers(weights, engine, metric)
     if name == "reference":
-        backend, name = "reference", "fp64"
-    return _hidden_and_head(Engine(weights, engine.head, precision=name, backend=backend, threads=threads))
+        other = Engine(weights, engine.head, precision="fp64", backend="reference")
+    else:
+        other = Engine(weights, engine.head, precision=name, backend=backend, threads=threads)
+    return _forward(other, metric)
 
 
-def _hidden_and_head(engine: Engine) -> Forward:
-    def forward(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray | None]:
-        hidden, output = engine.forward(batch, hidden=True)
-        assert hidden is not None
-        return hidden, output
-
-    return forward
+def _forward(engine: Engine, metric: Metric) -> Forward:
+    return engine.encode if metric.reads_hidden else engine.logits
 
 
-def _traced(model: TransformersModel, engine: Engine) -> Forward:
-    last_hidden, linears = f"layer.{engine.config.num_layers - 1}.output", len(engine.head.linears)
-
-    def forward(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray | None]:
-        trace = model(batch)
-        return trace[last_hidden], trace[f"head.{linears - 1}"] if linears else None
-
-    return forward
+def _of_transformers(weights: Weights, engine: Engine, metric: Metric) -> Forward:
+    assert engine.directory is not None
+    model = TransformersModel(load_transformers(engine.directory, engine.task), weights, engine.head)
+    last_head, last_hidden = f"head.{len(engine.head.linears) - 1}", f"layer.{engine.config.num_layers - 1}.output"
+    return lambda batch: model(batch)[last_hidden if metric.reads_hidden else last_head]
 
 
-def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoding | Ids], config: ModelConfig) -> np.ndarray:
+def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
     return np.concatenate(
         [
-            metric.read(range(first, first + batch.num_sequences), batch, *forward(batch))
+            metric.read(range(first, first + batch.num_sequences), batch, forward(batch))
             for first, batch in batches(sequences, config)
         ]
     )

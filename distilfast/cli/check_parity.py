@@ -1,4 +1,4 @@
-"""`distilfast parity`: what to do, and what to say; ``cli.py`` has the arguments, ``tables.py`` the tables."""
+"""`distilfast parity`: runs the comparison, and puts together what is shown; its arguments are in ``commands``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from distilfast import parity, tables
+from distilfast import parity
+from distilfast.cli import chart, html_report, rich_tables
 from distilfast.errors import InputError
-from distilfast.parity import chart, page
-from distilfast.parity.metrics import Label
-from distilfast.parity.texts import holds_answers, read_labels, read_texts
+from distilfast.evaluation import Quality, gate
+from distilfast.evaluation.labels import Label, holds_answers, read_labels, read_texts
 from distilfast.tokenizer import Text
 
 TRACED = 256
@@ -38,10 +38,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``told`` is for JSON; ``show`` prints for a reader; ``passed`` decides the exit status."""
+    """``payload`` is for JSON; ``show`` prints for a reader; ``passed`` decides the exit status."""
 
     passed: bool
-    told: dict[str, Any]
+    payload: dict[str, Any]
     show: Callable[[Console], None]
 
 
@@ -55,13 +55,13 @@ def run(options: Options) -> Outcome:
     traced = None if texts is None else texts[: options.limit]
     if options.invariance:
         return _invariance(options, traced)
-    with tables.console(stderr=True).status("computing every intermediate twice over …"):
+    with rich_tables.console(stderr=True).status("computing every intermediate twice over …"):
         report = parity.compare(options.model, texts=traced, against=options.against, **options.engine)
         quality = None if texts is None or labels is None else _gate(options, texts, labels)
     if options.plot:
         chart.save(report, options.plot)
     if options.html:
-        page.save(options.html, report, quality, None if texts is None else len(texts))
+        html_report.save(options.html, report, quality, None if texts is None else len(texts))
     return _outcome(report, quality)
 
 
@@ -80,32 +80,35 @@ def _check(options: Options) -> None:
     if options.plot:
         chart.check(options.plot)
     if options.html:
-        page.check()
+        html_report.check()
 
 
 def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
-    with tables.console(stderr=True).status("comparing bits …"):
+    with rich_tables.console(stderr=True).status("comparing bits …"):
         found = parity.check_invariance(options.model, texts=texts, **options.engine)
-    return Outcome(found.passed, found.to_dict(), lambda out: out.print(tables.judgement(found.passed, found.sentence)))
+    return Outcome(
+        found.passed, found.to_dict(), lambda out: out.print(rich_tables.judgement(found.passed, found.sentence))
+    )
 
 
-def _gate(options: Options, texts: Sequence[Text], labels: Sequence[Label]) -> parity.Quality:
+def _gate(options: Options, texts: Sequence[Text], labels: Sequence[Label]) -> Quality:
     """An fp32 engine is held against what its intermediates are, unless another side is named."""
     same = options.against if options.engine.get("precision") == "fp32" else None
-    return parity.gate(options.model, texts, labels, baseline=options.baseline or same, **options.engine)
+    sides: dict[str, Any] = {"baseline": options.baseline or same, **options.engine}
+    return gate(options.model, texts, labels, **sides)
 
 
-def _outcome(report: parity.Report, quality: parity.Quality | None) -> Outcome:
-    told = report.to_dict()
+def _outcome(report: parity.Report, quality: Quality | None) -> Outcome:
+    payload = report.to_dict()
     if quality is not None:
-        told |= {"quality": quality.to_dict(), "passed": report.passed and quality.passed}
+        payload |= {"quality": quality.to_dict(), "passed": report.passed and quality.passed}
 
     def show(out: Console) -> None:
-        out.print(tables.parity(report))
-        out.print(tables.verdict(report))
-        if "agreement" in told:
-            out.print(tables.answers(told["agreement"]))
+        out.print(rich_tables.parity(report))
+        out.print(rich_tables.verdict(report))
+        if "agreement" in payload:
+            out.print(rich_tables.answers(payload["agreement"]))
         if quality is not None:
-            out.print(tables.judgement(quality.passed, quality.sentence))
+            out.print(rich_tables.judgement(quality.passed, quality.sentence))
 
-    return Outcome(told["passed"], told, show)
+    return Outcome(payload["passed"], payload, show)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from distilfast import __version__
+from distilfast.cli import chart
 from distilfast.errors import InputError
+from distilfast.evaluation.quality import Quality
 from distilfast.machine import processor
-from distilfast.parity import chart
 from distilfast.parity.comparison import Report
-from distilfast.parity.measure import Row
-from distilfast.parity.quality import Quality
+from distilfast.parity.tally import Row
 
 _STYLE = """
 :root { --ink: #1b1f24; --soft: #59636e; --line: #d5dae0; --good: #1a7f37; --bad: #c0392b; }
@@ -36,7 +36,7 @@ tr.wrong td { background: #fbe9e7; } td.verdict { white-space: normal; min-width
 _LIBRARIES = ("numpy", "tokenizers", "safetensors", "torch", "transformers", "matplotlib")
 _MEASURES = (
     "Δ is what the engine says less what is true, ‖Δ‖ / ‖truth‖ its size end to end. The naive error is that of the "
-    "same model computed plainly in the same precision; the budget is derived from it, with an allowance for luck that "
+    "same model computed plainly in the same precision; the budget is derived from it, with a sampling slack that "
     "shrinks with the number of texts. “Transformers” is the error of transformers itself in that precision, where it "
     "was compared with; nothing is judged by it. “Step” computes the one operation in float64 from the engine’s own "
     "inputs; “share” is how much of its budget the worst column of that step needs, and must not exceed 1. “ulp” is "

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 import distilfast
-from distilfast import parity, tables
+from distilfast import parity
 from distilfast.checkpoint import resolve
+from distilfast.cli import rich_tables
 from distilfast.errors import ConfigError, DistilfastError, WeightsError
 from distilfast.machine import processor
 
@@ -185,7 +186,7 @@ def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
         ranked = [int(i) for i in np.argsort(-row)[:best]]
         hits = [{"score": float(row[i]), "source": PAGE[i][0], "sentence": PAGE[i][1]} for i in ranked]
         answers.append({"query": query, "right": hits[0]["source"] == expected, "hits": hits})
-        console.print(tables.hits(query, hits))
+        console.print(rich_tables.hits(query, hits))
         console.print()
     right = sum(bool(answer["right"]) for answer in answers)
     console.print(f"{right} of {len(answers)} right; the page was embedded in {milliseconds:.1f} ms.")
@@ -202,7 +203,7 @@ def fill_mask(model: str | None, console: Console) -> dict[str, Any]:
         return {"model": name, "error": str(error)}
     results = {text: pipe(text, top_k=3) for text in MASKED_TEXTS}
     for text, result in results.items():
-        console.print(tables.fill_mask(text, result))
+        console.print(rich_tables.fill_mask(text, result))
     return {"model": name, "results": results}
 
 
@@ -247,8 +248,8 @@ def prove(model: str, console: Console) -> dict[str, Any]:
     """The engine beside the float64 reference on a ragged batch of the page."""
     with _busy("computing the float64 reference"):
         report = parity.compare(model, texts=SENTENCES[:8])
-    console.print(tables.parity(report, layers_only=True))
-    console.print(tables.verdict(report))
+    console.print(rich_tables.parity(report, layers_only=True))
+    console.print(rich_tables.verdict(report))
     return report.to_dict()
 
 
@@ -261,7 +262,7 @@ def latency(model: str, console: Console) -> dict[str, Any]:
     for tokens in (n for n in LATENCY_TOKENS if n <= min(len(ids), engine.config.max_positions)):
         # No spinner: its thread would want a core of the ones that are being timed.
         rows.append({"tokens": tokens, **_timed(partial(engine, [ids[:tokens]]))})
-    console.print(tables.latency(rows))
+    console.print(rich_tables.latency(rows))
     console.print(f"{processor()}; {info['detail']}")
     return {"processor": processor(), "engine": info, "rows": rows}
 
@@ -285,4 +286,4 @@ def _sample(call: Callable[[], Any], seconds: float = 1.0, at_least: int = 20) -
 
 def _busy(what: str) -> Any:
     """A spinner on stderr, so that a pipe sees only the results."""
-    return tables.console(stderr=True).status(f"{what} …")
+    return rich_tables.console(stderr=True).status(f"{what} …")

@@ -1,0 +1,28 @@
+"""What the two compiled extensions, ``distilfast._cpu`` and ``distilfast._cuda``, are told of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distilfast.heads import Head
+from distilfast.weights import Weights
+
+
+def encoder_arguments(weights: Weights, head: Head) -> dict[str, Any]:
+    """The keyword arguments that the constructors of both ``Encoder`` classes have in common, but for the tensors."""
+    config = weights.config
+    linears = zip(head_columns(weights, head), head.linears, strict=True)
+    return {
+        "width": config.hidden_size,
+        "heads": config.num_heads,
+        "layers": config.num_layers,
+        "ffn": config.ffn_size,
+        "eps": config.layer_norm_eps,
+        "activation": config.activation,
+        "head": [(columns, linear.activation, linear.norm) for columns, linear in linears],
+    }
+
+
+def head_columns(weights: Weights, head: Head) -> list[int]:
+    """How many columns the output of each linear of the head has."""
+    return [len(weights.tensors[f"head.{i}.bias"]) for i in range(len(head.linears))]

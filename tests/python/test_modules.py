@@ -1,0 +1,124 @@
+"""The arrows between modules: none upwards, no circle, and no basename for two different jobs."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = (
+    "types errors",
+    "config",
+    "arithmetic batch heads outputs base_models",
+    "checkpoint tokenizer operations",
+    "weights reference quantize cache",
+    "synthetic kernels",
+    "backends",
+    "engine machine",
+    "pipelines",
+    "parity",
+    "evaluation",
+    "cli",
+)
+"""From the bottom to the top: the modules and packages of distilfast; each imports from lower layers only."""
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms.split()}
+EXTENSIONS = {"distilfast._cpu": {"arithmetic", "backends"}, "distilfast._cuda": {"backends"}}
+"""The compiled modules, below all layers, and who may import them."""
+SAME_NOUN = {"base", "glue", "reference"}
+"""What a package's classes have in common; the data sets of GLUE, and their figures; the model, and its backend."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package and of the benchmarks; kernels/ is installed as distilfast.kernels."""
+    found = {}
+    for folder, package in (
+        ("distilfast", "distilfast"),
+        ("kernels", "distilfast.kernels"),
+        ("benchmarks", "benchmarks"),
+    ):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The names that a module imports, at its top or inside a function; not those for type checkers alone."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def resolved(name: str, known: dict[str, Path]) -> str | None:
+    """The module that ``name`` is, or is a part of; the root package, which imports on first use, is none."""
+    while name and name not in known and name not in EXTENSIONS:
+        name = name.rpartition(".")[0]
+    return None if name in ("", "distilfast", "benchmarks") else name
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    arrows: dict[str, set[str]] = {}
+    for module, path in known.items():
+        if module not in ("distilfast", "benchmarks"):
+            targets = {resolved(name, known) for name in imports(path)} - {None, module}
+            arrows[module] = {target for target in targets if target is not None}
+    return arrows
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_a_layer() -> None:
+    rooms = {room(module) for module in modules() if module.startswith("distilfast.")}
+    assert rooms == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", [each for each in graph() if each.startswith("distilfast.")])
+def test_imports_point_downwards(module: str) -> None:
+    for target in graph()[module]:
+        if target in EXTENSIONS:
+            assert room(module) in EXTENSIONS[target], f"{module} imports {target}"
+        else:
+            assert target.startswith("distilfast."), f"{module} imports {target}"
+            inside = room(module) == room(target)
+            assert inside or LEVEL[room(target)] < LEVEL[room(module)], f"{module} imports {target}"
+
+
+def test_only_its_backend_and_parity_import_the_reference() -> None:
+    """The product computes nothing with its own oracle."""
+    users = {module for module, targets in graph().items() if "distilfast.reference" in targets}
+    assert users == {"distilfast.backends.reference", "distilfast.parity.steps"}
+
+
+def test_there_is_no_circle() -> None:
+    """A package's __init__ counts as itself: a module may import a neighbour through it."""
+    TopologicalSorter(graph()).prepare()
+
+
+def test_a_basename_has_one_job() -> None:
+    places = defaultdict(set)
+    for module, path in modules().items():
+        if path.name != "__init__.py":
+            places[path.stem].add(module)
+    twice = {name: sorted(where) for name, where in places.items() if len(where) > 1}
+    assert set(twice) == SAME_NOUN, twice
