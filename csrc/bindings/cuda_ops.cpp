@@ -28,36 +28,36 @@ const std::int32_t* ints(const DeviceBuffer& buffer) { return reinterpret_cast<c
 // stride are never written, so each row comes back without them.
 class Results {
  public:
-  Results(Precision precision, Index fp32_rows, Index low_rows, Index columns)
+  Results(Precision precision, Index fp32_rows, Index cast_rows, Index columns)
       : columns_(columns),
         size_(static_cast<Index>(element_size(precision))),
         stride_(row_stride(static_cast<int>(columns)) * size_),
         fp32_rows_(fp32_rows),
-        low_rows_(low_rows),
+        cast_rows_(cast_rows),
         fp32_(static_cast<std::size_t>(fp32_rows * columns) * sizeof(float)),
-        low_(static_cast<std::size_t>(low_rows * stride_)) {}
+        cast_(static_cast<std::size_t>(cast_rows * stride_)) {}
 
   float* fp32() { return reinterpret_cast<float*>(fp32_.data()); }
-  char* low() { return low_.data(); }
+  char* cast() { return cast_.data(); }
 
   // `rows` of each of the `split_k` outputs in fp32, and of T where there is one.
   py::tuple fetch(Index rows, Index split_k, Stream& stream) const {
-    const Index low_rows = low_rows_ ? rows : 0, split_rows = split_k ? fp32_rows_ / split_k : 0;
+    const Index cast_rows = cast_rows_ ? rows : 0, split_rows = split_k ? fp32_rows_ / split_k : 0;
     Floats fp32({split_k * rows, columns_});
-    Bytes low({low_rows, columns_ * size_});
+    Bytes cast({cast_rows, columns_ * size_});
     for (Index i = 0; i < split_k; ++i)
       download(fp32.mutable_data() + i * rows * columns_, floats(fp32_) + i * split_rows * columns_,
                static_cast<std::size_t>(rows * columns_) * sizeof(float), stream);
-    for (Index row = 0; row < low_rows; ++row)
-      download(low.mutable_data() + row * columns_ * size_, low_.data() + row * stride_,
+    for (Index row = 0; row < cast_rows; ++row)
+      download(cast.mutable_data() + row * columns_ * size_, cast_.data() + row * stride_,
                static_cast<std::size_t>(columns_ * size_), stream);
     stream.wait();
-    return py::make_tuple(fp32, low);
+    return py::make_tuple(fp32, cast);
   }
 
  private:
-  Index columns_, size_, stride_, fp32_rows_, low_rows_;
-  DeviceBuffer fp32_, low_;
+  Index columns_, size_, stride_, fp32_rows_, cast_rows_;
+  DeviceBuffer fp32_, cast_;
 };
 
 py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -81,7 +81,7 @@ py::tuple embed_alone(const Ints& ids, const Ints& positions, const std::optiona
          floats(kinds),
          {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
          results.fp32(),
-         results.low()},
+         results.cast()},
         static_cast<int>(tokens), stream);
   return results.fetch(tokens, 1, stream);
 }
@@ -126,7 +126,7 @@ class BoundLinear {
     Results results(precision_, split_k * most, split_k == 1 ? rows : 0, n_);
     linear(
         {precision_, ints(count), reads_packed_a_ ? nullptr : ints(index), (reads_packed_a_ ? packed_a : input).data(),
-         packed(), activation_named(activation), split_k, most * n_, results.fp32(), results.low()},
+         packed(), activation_named(activation), split_k, most * n_, results.fp32(), results.cast()},
         static_cast<int>(most), stream);
     return results.fetch(rows, split_k, stream);
   }
@@ -139,14 +139,14 @@ class BoundLinear {
     const DeviceBuffer input = to_device(x, stream), count = number_on_device(rows, stream);
     const DeviceBuffer made = quantized(input, DeviceBuffer(), count, rows, stream);
     const Index groups = (static_cast<Index>(made.bytes()) - rows * row_bytes) / stride;
-    Bytes k_tiles({rows, row_bytes});
+    Bytes bytes({rows, row_bytes});
     py::array_t<std::uint16_t, py::array::c_style> scales({groups, rows});
-    download(k_tiles.mutable_data(), made.data(), static_cast<std::size_t>(k_tiles.nbytes()), stream);
+    download(bytes.mutable_data(), made.data(), static_cast<std::size_t>(bytes.nbytes()), stream);
     for (Index group = 0; group < groups; ++group)
       download(scales.mutable_data() + group * rows, made.data() + rows * row_bytes + group * stride,
                static_cast<std::size_t>(rows) * 2, stream);
     stream.wait();
-    return py::make_tuple(k_tiles, scales);
+    return py::make_tuple(bytes, scales);
   }
 
   int split_k(int bucket_rows) const { return linear_split_k(precision_, n_, k_, bucket_rows); }
@@ -189,7 +189,7 @@ class BoundLinear {
                             {floats(scale), floats(shift), n_, eps},
                             nullptr,
                             results.fp32(),
-                            results.low()}},
+                            results.cast()}},
                           static_cast<int>(most), stream);
     return results.fetch(rows, 1, stream);
   }
@@ -242,7 +242,7 @@ py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, i
                      starts = to_device(begins, stream), sequences = number_on_device(count, stream);
   const DeviceBuffer weights(static_cast<std::size_t>(all) * sizeof(float));
   Results results(type, 0, tokens, width);
-  attention({type, ints(sequences), ints(ends), input.data(), heads, head_size, results.low(),
+  attention({type, ints(sequences), ints(ends), input.data(), heads, head_size, results.cast(),
              reinterpret_cast<const std::int64_t*>(starts.data()), reinterpret_cast<float*>(weights.data())},
             bucket_rows.value_or(static_cast<int>(tokens)), stream);
   Floats probabilities(all);
@@ -274,7 +274,7 @@ py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_b
                   {floats(scale), floats(shift), static_cast<int>(weight.size()), eps},
                   nullptr,
                   results.fp32(),
-                  results.low()},
+                  results.cast()},
                  static_cast<int>(rows), stream);
   return results.fetch(rows, 1, stream);
 }

@@ -50,8 +50,8 @@ enum class RowsAre { first, all, given };  // of each sequence; of the batch; in
 constexpr std::uint32_t fault_ids = 1, fault_cu_seqlens = 2, fault_token_types = 4, fault_rows = 8,
                         fault_positions = 16;
 
-// unpack_device_batch  a batch in a caller's memory -> BatchInputs; see unpack_device_batch.cuh for what becomes of
-// a wrong one.
+// unpack_device_batch  a batch in a caller's memory -> BatchInputs; see unpack_device_batch.cuh for how errors are
+// reported.
 struct UnpackDeviceBatch {
   Integers ids;          // [T]
   Integers cu_seqlens;   // [B + 1]
@@ -127,7 +127,7 @@ struct Linear {
   Activation activation;
   int split_k;
   Index split_stride;  // floats between the splits' outputs
-  float* out;          // [splits, *, N], or null
+  float* out;          // [split_k, *, N], or null
   void* out_cast;      // T [*, row_stride(N)], or null; only without split-K
 };
 void linear(const Linear& op, int bucket_rows, Stream& stream);
@@ -159,7 +159,7 @@ struct AddLayerNorm {
   Precision precision;
   const std::int32_t* rows;    // how many rows out has
   const std::int32_t* gather;  // [rows]: which row of residual each belongs to; or null: its own
-  const float* x;              // [splits, *, D]
+  const float* x;              // [split_k, *, D]
   int split_k;
   Index split_stride;     // floats between the splits of x
   const float* bias;      // [D], the bias of a linear with split-K; or null

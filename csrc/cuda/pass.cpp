@@ -24,10 +24,10 @@ T* take(char*& at, std::size_t bytes) {
   return reinterpret_cast<T*>(piece);
 }
 
-// Floats of a linear's splits, at most, over all buckets up to `most` rows.
-std::size_t split_sum_floats(const Dense& dense, int most) {
+// Floats of a linear's splits, at most, over all buckets up to `bucket_rows`.
+std::size_t split_sum_floats(const Dense& dense, int bucket_rows) {
   std::size_t floats = 0;
-  for (int rows = smallest_bucket; rows <= most; rows *= 2)
+  for (int rows = smallest_bucket; rows <= bucket_rows; rows *= 2)
     floats = std::max(floats, static_cast<std::size_t>(linear_split_k(dense.precision, dense.n, dense.k, rows)) *
                                   static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
   return floats;
@@ -58,8 +58,8 @@ Pass::Pass(const Model& model, int bucket_tokens, const Options& options)
 
 bool Pass::can_persist() const {
   const EncoderShape& shape = model_.shape;
-  const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
-  return bucket_tokens_ <= max_persistent_rows && shape.width / shape.heads <= max_persistent_head && stages <= max_ops;
+  const std::size_t ops = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
+  return bucket_tokens_ <= max_persistent_rows && shape.width / shape.heads <= max_persistent_head && ops <= max_ops;
 }
 
 std::size_t Pass::row_bytes(int columns) const {
@@ -76,43 +76,43 @@ std::size_t Pass::max_packed_a_bytes() const {
 
 // Returns the end of what it placed.
 char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
-  const std::size_t most = static_cast<std::size_t>(bucket_tokens_) * sizeof(std::int32_t);
+  const std::size_t bytes = static_cast<std::size_t>(bucket_tokens_) * sizeof(std::int32_t);
   inputs.tokens = take<std::int32_t>(at, 4 * sizeof(std::int32_t));
   inputs.sequences = inputs.tokens + 1;
   inputs.rows = inputs.tokens + 2;
   inputs.faults = inputs.tokens + 3;
-  inputs.ids = take<std::int32_t>(at, most);
-  inputs.positions = take<std::int32_t>(at, most);
-  inputs.token_types = take<std::int32_t>(at, most);
-  inputs.cu_seqlens = take<std::int32_t>(at, most + sizeof(std::int32_t));
-  inputs.gather = take<std::int32_t>(at, most);
+  inputs.ids = take<std::int32_t>(at, bytes);
+  inputs.positions = take<std::int32_t>(at, bytes);
+  inputs.token_types = take<std::int32_t>(at, bytes);
+  inputs.cu_seqlens = take<std::int32_t>(at, bytes + sizeof(std::int32_t));
+  inputs.gather = take<std::int32_t>(at, bytes);
   return at;
 }
 
 char* Pass::place_buffers(char* at) {
   const EncoderShape& shape = model_.shape;
-  const std::size_t most = static_cast<std::size_t>(bucket_tokens_);
-  std::size_t parts = 0, head_out = 0, head_cast = 0;
+  const std::size_t rows = static_cast<std::size_t>(bucket_tokens_);
+  std::size_t split_sums = 0, head_out = 0, head_cast = 0;
   for (const Layer& layer : model_.layers)
     for (const Dense* dense : {&layer.attention_out, &layer.ffn_out})
-      parts = std::max(parts, split_sum_floats(*dense, bucket_tokens_));
+      split_sums = std::max(split_sums, split_sum_floats(*dense, bucket_tokens_));
   for (const HeadLayer& layer : model_.head) {
-    if (layer.norm) parts = std::max(parts, split_sum_floats(layer.dense, bucket_tokens_));
-    if (&layer != &model_.head.back()) head_cast = std::max(head_cast, most * row_bytes(layer.dense.n));
-    head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
+    if (layer.norm) split_sums = std::max(split_sums, split_sum_floats(layer.dense, bucket_tokens_));
+    if (&layer != &model_.head.back()) head_cast = std::max(head_cast, rows * row_bytes(layer.dense.n));
+    head_out = std::max(head_out, rows * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
   }
   at = place_inputs(at, device_);
-  const std::size_t x = most * static_cast<std::size_t>(shape.width) * sizeof(float),
-                    x_cast = most * row_bytes(shape.width);
+  const std::size_t x = rows * static_cast<std::size_t>(shape.width) * sizeof(float),
+                    x_cast = rows * row_bytes(shape.width);
   tokens_ = {device_.tokens, bucket_tokens_, take<float>(at, x), take<char>(at, x_cast)};
   rows_ = {device_.rows, 0, take<float>(at, x), take<char>(at, x_cast)};
-  qkv_ = take<char>(at, most * row_bytes(3 * shape.width));
+  qkv_ = take<char>(at, rows * row_bytes(3 * shape.width));
   context_ = take<char>(at, x_cast);
-  ffn_ = take<char>(at, most * row_bytes(shape.ffn));
+  ffn_ = take<char>(at, rows * row_bytes(shape.ffn));
   packed_a_ = take<char>(at, max_packed_a_bytes());
-  split_sums_ = take<float>(at, parts * sizeof(float));
+  split_sums_ = take<float>(at, split_sums * sizeof(float));
   head_out_ = take<float>(at, head_out);
-  for (char*& low : head_cast_) low = take<char>(at, head_cast);
+  for (char*& cast : head_cast_) cast = take<char>(at, head_cast);
   return at;
 }
 
@@ -290,15 +290,15 @@ void Pass::run_head(const Rows& rows, Source source, OpRecorder& recorder, Trace
     const HeadLayer& layer = model_.head[i];
     const bool last = i + 1 == model_.head.size();
     const std::string name = head_name(i);
-    char* low = last ? nullptr : head_cast_[i % 2];
+    char* cast = last ? nullptr : head_cast_[i % 2];
     if (layer.norm)
       linear_add_layer_norm(layer.dense, *layer.norm, source, layer.activation, nullptr, nullptr,
-                            {rows.count, rows.bucket, head_out_, low}, "", recorder, nullptr);
+                            {rows.count, rows.bucket, head_out_, cast}, "", recorder, nullptr);
     else
-      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, low, recorder);
+      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, cast, recorder);
     if (tracer && (last || layer.norm)) tracer->record(name, head_out_, tracer->num_rows, layer.dense.n);
-    if (tracer && !last && !layer.norm) tracer->record(name, low, tracer->num_rows, layer.dense.n);
-    source = {low, nullptr};
+    if (tracer && !last && !layer.norm) tracer->record(name, cast, tracer->num_rows, layer.dense.n);
+    source = {cast, nullptr};
   }
 }
 
