@@ -26,8 +26,8 @@ def architecture() -> int:
 def used_memory() -> int:
     """Bytes of the current device's memory that are in use, by anyone."""
 
-def wide_channels(k: int) -> int:
-    """How many channels of a linear of depth K int8 does not round, in batches of more than 64 tokens."""
+def outlier_channels(k: int) -> int:
+    """How many outlier channels of a linear of depth K stay bf16 in W8A8 (batches of more than 64 tokens)."""
 
 class DeviceArray:
     """float32 [rows, columns] on the device; nobody writes over it while someone holds it."""
@@ -61,12 +61,12 @@ class Encoder:
         persistent: bool,
         clusters: bool,
     ) -> None:
-        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
+        """``head``: columns, activation and "does a LayerNorm follow?" of each linear; ``tensors``: canonical names.
 
         int8 needs for each linear of the encoder ``.channel_shift`` and ``.outlier_channels`` of
         ``distilfast.quantize.channels``, and its bias as ``.shifted_bias``.
 
-        ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
+        ``chunk_tokens``: at most so many tokens are run at a time, except a single longer sequence.
         ``persistent``: up to 64 tokens in fp16, bf16 or int8 are run by one launch instead of a graph of many.
         ``clusters``: in buckets of more than 256 tokens a layer's linears end with residual and LayerNorm, by clusters
         of blocks, where the device has them; not int8, and only rows that a cluster can hold.
@@ -81,8 +81,12 @@ class Encoder:
         rows: Ints | None,
         hidden: bool,
         trace: dict[str, Floats] | None,
+        columns: Ints | None = None,
     ) -> tuple[Floats | None, Floats | None]:
-        """See ``distilfast.backends.base.Backend.forward``. Indices outside their tables are not caught here."""
+        """See ``distilfast.backends.base.Backend.forward``; ``columns``: those wanted of the head's last linear.
+
+        Indices outside their tables are not caught here.
+        """
 
     def forward_on_device(
         self,
@@ -105,7 +109,7 @@ class Encoder:
         """The same for int32 or int64 arrays on the device, by DLPack or ``__cuda_array_interface__``.
 
         ``rows``: an array of them, or "first" of each sequence, or "all"; None: no head is run. ValueError for arrays
-        of another device, type or shape; what they hold the device looks at, and ``DeviceArray.wait`` tells.
+        of another device, type or shape; their values are checked on the device, and ``DeviceArray.wait`` raises.
         """
 
     @property
@@ -140,18 +144,18 @@ class Linear:
         bias: Floats,
         *,
         precision: str,
-        centre: Floats | None = None,
-        wide: Ints | None = None,
+        channel_shift: Floats | None = None,
+        outlier_channels: Ints | None = None,
     ) -> None:
-        """``centre`` [K] and ``wide`` [wide_channels(K)]: for int8 of more than 64 rows, and not for less.
+        """``channel_shift`` [K] and ``outlier_channels`` [outlier_channels(K)]: for int8 of more than 64 rows only.
 
-        With them ``bias`` is b + centre Wᵀ.
+        With them ``bias`` is b + channel_shift Wᵀ.
         """
 
-    def operands(self, x: Bytes) -> tuple[Bytes, NDArray[np.uint16]]:
-        """What ``make_operands`` leaves of raw [T, K]: units [T, *] and the groups' scales [groups, T], bf16 bits.
+    def quantize_activations(self, x: Bytes) -> tuple[Bytes, NDArray[np.uint16]]:
+        """W8A8's packed A of raw [T, K]: rows [T, *], and the groups' scales [groups, T] as bf16 bits.
 
-        See csrc/cuda/int8_groups.cuh.
+        See csrc/cuda/linear/int8_groups.cuh.
         """
 
     def __call__(
@@ -160,12 +164,12 @@ class Linear:
         activation: str = "none",
         *,
         gather: Ints | None = None,
-        most_rows: int | None = None,
-        splits: int = 1,
+        bucket_rows: int | None = None,
+        split_k: int = 1,
     ) -> tuple[Floats, Bytes]:
-        """Raw [*, K] → [T, N] in float32, and raw; ``gather``: which rows of x. ``most_rows`` chooses the tile.
+        """Raw [*, K] → [T, N] in float32, and raw; ``gather``: which rows of x. ``bucket_rows`` chooses the CTA tile.
 
-        With several splits, [splits · T, N]: each split's part of x Wᵀ, and nothing raw.
+        With split-K, [split_k · T, N]: each split's partial x Wᵀ, and nothing raw.
         """
 
     def add_layer_norm(
@@ -177,19 +181,19 @@ class Linear:
         *,
         eps: float,
         gather: Ints | None = None,
-        most_rows: int | None = None,
+        bucket_rows: int | None = None,
     ) -> tuple[Floats, Bytes]:
         """LN(x Wᵀ + b + residual) in one kernel: raw [*, K] and [*, N] → [T, N] in float32, and raw.
 
-        ``gather``: which rows of x and residual. ``most_rows`` chooses the tile. ValueError where a cluster of blocks
-        cannot hold such rows.
+        ``gather``: which rows of x and residual. ``bucket_rows`` chooses the CTA tile. ValueError where a
+        cluster of blocks cannot hold such rows.
         """
 
-    def splits(self, most_rows: int) -> int:
-        """How many splits fill the device."""
+    def split_k(self, bucket_rows: int) -> int:
+        """The split-K that fills the device."""
 
 def attention(
-    qkv: Bytes, cu_seqlens: Ints, heads: int, head_size: int, *, precision: str, most_rows: int | None = None
+    qkv: Bytes, cu_seqlens: Ints, heads: int, head_size: int, *, precision: str, bucket_rows: int | None = None
 ) -> tuple[Bytes, Floats]:
     """softmax(q kᵀ / √d) v inside each sequence: raw [T, 3D] → raw [T, D], and the probabilities, flat."""
 
@@ -204,4 +208,4 @@ def add_layer_norm(
     eps: float,
     precision: str,
 ) -> tuple[Floats, Bytes]:
-    """LN(sum of x + x_bias + residual[gather]): x [splits, T, D] → [T, D] in float32, and raw."""
+    """LN(sum of x + x_bias + residual[gather]): x [split_k, T, D] → [T, D] in float32, and raw."""

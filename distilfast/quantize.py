@@ -1,10 +1,11 @@
 """int8: the channel shift and the outlier channels of each linear's input.
 
 The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
-csrc/cuda/int8_groups.cuh). Two things keep the groups of a trained model easy to quantise. Its channels have means far
-from zero: with the channel shift c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few
-channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339;
-Bondarenko et al., arXiv 2109.12948): these outlier channels are multiplied in fp32 (on a GPU bf16), in x and in W.
+csrc/cuda/linear/int8_groups.cuh). Two things keep the groups of a trained model easy to quantise. Its channels have
+means far from zero: with the channel shift c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly.
+And a few channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv
+2208.07339; Bondarenko et al., arXiv 2109.12948): these outlier channels are multiplied in fp32 (on a GPU bf16), in x
+and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
 no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids, so a

@@ -14,25 +14,12 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace distilfast {
+#include "common/types.h"
 
-using Index = std::int64_t;
+namespace distilfast {
 
 struct Range {
   Index begin, end;
-};
-
-enum class Activation { none, gelu, relu, tanh };
-
-// The type of the operands of `linear` and `attention`; bf16x3 splits each into two bf16 terms. Accumulators, results
-// and everything else are fp32.
-enum class Precision { fp32, bf16x3, bf16, int8 };
-
-struct LayerNormWeights {
-  const float* weight;  // [D]
-  const float* bias;    // [D]
-  Index width;          // D
-  float eps;
 };
 
 // A typed view of a packed buffer, from element `offset` on. Where a buffer holds several types, all have 4 bytes.
@@ -156,6 +143,7 @@ struct Kernels {
         return linear_bf16;
       case Precision::int8:
         return linear_int8;
+      case Precision::fp16:  // the GPU's; see common/types.h
       case Precision::fp32:
         break;
     }

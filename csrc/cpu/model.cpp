@@ -15,34 +15,14 @@ std::size_t cache_lines(Index bytes) { return (static_cast<std::size_t>(bytes) +
 
 Index panels_of(const LinearKernels& kernels, Index n) { return (n + kernels.panel - 1) / kernels.panel; }
 
-const float* tensor(const FindTensor& find, const std::string& name) {
-  if (const float* data = find(name)) return data;
-  throw std::invalid_argument("The weights lack " + name + ".");
-}
-
-std::string layer_prefix(Index layer) { return "layer." + std::to_string(layer) + "."; }
-
-std::string head_name(std::size_t linear) { return "head." + std::to_string(linear); }
-
-// The head's linears run on few rows, where rounding them to int8 would gain nothing.
-Precision head_precision(Precision precision) { return precision == Precision::int8 ? Precision::bf16 : precision; }
+const float* tensor(const FindTensor& find, const std::string& name) { return require_tensor(find, name).data; }
 
 std::vector<PackedWeights::Item> linears_of(const EncoderShape& shape, const std::vector<HeadLinear>& head,
                                             Precision precision) {
-  const Index d = shape.width, f = shape.ffn;
   std::vector<PackedWeights::Item> items;
-  for (Index i = 0; i < shape.layers; ++i) {
-    const std::string at = layer_prefix(i);
-    items.push_back({at + "qkv", 3 * d, d, precision});
-    items.push_back({at + "attention_out", d, d, precision});
-    items.push_back({at + "ffn_in", f, d, precision});
-    items.push_back({at + "ffn_out", d, f, precision});
-  }
-  Index width = d;
-  for (std::size_t i = 0; i < head.size(); ++i) {
-    items.push_back({head_name(i), head[i].columns, width, head_precision(precision)});
-    width = head[i].columns;
-  }
+  for (Index i = 0; i < shape.layers; ++i)
+    for (LinearShape& linear : layer_linears(shape, i, precision)) items.push_back(std::move(linear));
+  for (LinearShape& linear : head_linears(shape, head, precision)) items.push_back(std::move(linear));
   return items;
 }
 
@@ -133,25 +113,25 @@ std::string packed_weights_layout(const Kernels& kernels, Precision precision) {
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
-Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
+Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, const FindTensor& find,
              const Kernels& kernels, Precision precision, std::span<const std::byte> packed, Team& team)
     : shape(shape),
-      packed_weights(packed_weights_of(kernels, linears_of(shape, head_linears, precision), find, packed, team)),
-      word(find("embed.word")),
-      position(find("embed.position")),
-      token_type(find("embed.token_type")),
-      embed_norm(norm_of(find, "embed.norm", shape.width, shape.eps)) {
+      packed_weights(packed_weights_of(kernels, linears_of(shape, linears, precision), find, packed, team)),
+      word(tensor(find, names::embed_word)),
+      position(tensor(find, names::embed_position)),
+      token_type(find(names::embed_token_type).data),
+      embed_norm(norm_of(find, names::embed_norm, shape.width, shape.eps)) {
   for (Index i = 0; i < shape.layers; ++i) {
-    const std::string at = layer_prefix(i);
-    layers.push_back({packed_weights.linear(at + "qkv"), packed_weights.linear(at + "attention_out"),
-                      norm_of(find, at + "attention_norm", shape.width, shape.eps),
-                      packed_weights.linear(at + "ffn_in"), packed_weights.linear(at + "ffn_out"),
-                      norm_of(find, at + "output_norm", shape.width, shape.eps)});
+    const auto linear = [&](const char* name) { return packed_weights.linear(layer_name(i, name)); };
+    const auto norm = [&](const char* name) { return norm_of(find, layer_name(i, name), shape.width, shape.eps); };
+    layers.push_back({linear(names::qkv), linear(names::attention_out), norm(names::attention_norm),
+                      linear(names::ffn_in), linear(names::ffn_out), norm(names::output_norm)});
   }
-  for (const HeadLinear& linear : head_linears) {
+  for (const HeadLinear& linear : linears) {
     const std::string name = head_name(head.size());
     head.push_back({packed_weights.linear(name), linear.activation, {}});
-    if (linear.norm) head.back().norm.push_back(norm_of(find, name + ".norm", linear.columns, shape.eps));
+    if (linear.norm)
+      head.back().norm.push_back(norm_of(find, head_norm_name(head.size() - 1), linear.columns, shape.eps));
   }
 }
 

@@ -1,32 +1,17 @@
 // The weights of one encoder and its head, packed for the kernels of one ISA.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "common/layer_names.h"
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 
 namespace distilfast {
-
-struct EncoderShape {
-  Index width, heads, layers, ffn;  // D, H, layers, F
-  float eps;
-  Activation activation;
-};
-
-struct HeadLinear {
-  Index columns;  // N
-  Activation activation;
-  bool norm;
-};
-
-// Called with a tensor's canonical name; returns its fp32 values, row-major, or null where the model has none.
-using FindTensor = std::function<const float*(const std::string& name)>;
 
 // One linear over its packed weight and bias, which it does not own and which must outlive it.
 class Dense {
@@ -55,11 +40,7 @@ class Dense {
 // Its bytes are a function of the checkpoint, the linears' sizes and `packed_weights_layout` alone.
 class PackedWeights {
  public:
-  struct Item {  // a linear [N, K]
-    std::string name;
-    Index n, k;
-    Precision precision;
-  };
+  using Item = LinearShape;
 
   // Packs the tensors that `find` returns; for int8 these include "<name>.channel_shift" and "<name>.outlier_channels"
   // (channel numbers, as floats).
@@ -84,19 +65,14 @@ class Norm {
  public:
   Norm(const float* weight, const float* bias, Index width, float eps);
 
-  LayerNormWeights view() const { return {weight_.data(), bias_.data(), static_cast<Index>(weight_.size()), eps_}; }
+  LayerNormWeights view() const { return {weight_.data(), bias_.data(), static_cast<int>(weight_.size()), eps_}; }
 
  private:
   std::vector<float> weight_, bias_;
   float eps_;
 };
 
-struct Layer {
-  Dense qkv, attention_out;
-  Norm attention_norm;
-  Dense ffn_in, ffn_out;
-  Norm output_norm;
-};
+using Layer = LayerOf<Dense, Norm>;
 
 struct HeadLayer {
   Dense dense;

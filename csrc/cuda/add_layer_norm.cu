@@ -1,4 +1,4 @@
-// The launch of add_layer_norm.cuh.
+// The launcher of add_layer_norm.cuh.
 #include "cuda/add_layer_norm.cuh"
 
 namespace distilfast::cuda {
@@ -11,14 +11,14 @@ __global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNor
 
 }  // namespace
 
-const char* layer_norm_misfit(int width) {
-  return layer_norm_shared_bytes(width) > most_shared_bytes() ? "A row is wider than the shared memory of a block."
-                                                              : nullptr;
+const char* layer_norm_unsupported_reason(int width) {
+  return layer_norm_shared_bytes(width) > max_shared_bytes() ? "A row is wider than the shared memory of a block."
+                                                             : nullptr;
 }
 
-void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream) {
+void add_layer_norm(const AddLayerNorm& op, int bucket_rows, Stream& stream) {
   with_element(op.precision, [&]<class T>() {
-    launch("add_layer_norm", add_layer_norm_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
+    launch("add_layer_norm", add_layer_norm_kernel<T>, {static_cast<unsigned>(bucket_rows)}, row_threads,
            layer_norm_shared_bytes(op.norm.width), stream, op);
   });
 }

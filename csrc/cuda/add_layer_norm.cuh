@@ -1,9 +1,8 @@
 // add_layer_norm: out = (y - mean(y)) / sqrt(var(y) + eps) * weight + bias with y = x + residual, [T, D] -> [T, D].
 //
-// x may come in the parts that a split linear left: they are added in their order, then the linear's bias, and so the
-// sum over K needs neither atomics nor a kernel of its own. Precision: fp32 throughout; `out` carries the residual
-// stream on and `out_low` is what the next linear reads. Reference: distilfast/reference.py, add_layer_norm. One block
-// makes one row.
+// x may be the splits of a linear with split-K: they are added in order, then the linear's bias, so that split-K needs
+// neither atomics nor a reduction kernel. Precision: fp32 throughout; `out` is the residual stream and `out_cast` what
+// the next linear reads. Reference: distilfast/reference.py, add_layer_norm. One block makes one row.
 #pragma once
 
 #include "cuda/layer_norm.cuh"
@@ -20,13 +19,13 @@ __device__ inline void add_layer_norm_row(const AddLayerNorm& op, Index row) {
   const auto sum = [&](int c) {
     const float* x = op.x + row * width + c;
     float y = load(x);
-    for (int part = 1; part < op.splits; ++part) y += load(x + part * op.plane);
+    for (int split = 1; split < op.split_k; ++split) y += load(x + split * op.split_stride);
     if (op.bias) y += load(op.bias + c);
     if (op.sum) store(op.sum + row * width + c, y);
     return op.residual ? y + load(op.residual + from * width + c) : y;
   };
-  T* out_low = op.out_low ? static_cast<T*>(op.out_low) + row * row_stride(op.norm.width) : nullptr;
-  layer_norm_row(op.norm, sum, op.out + row * width, out_low);
+  T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + row * row_stride(op.norm.width) : nullptr;
+  layer_norm_row(op.norm, sum, op.out + row * width, out_cast);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The launches of attention.cuh.
+// The launcher of attention.cuh.
 #include "cuda/attention.cuh"
 
 namespace distilfast::cuda {
@@ -10,10 +10,10 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(Attention 
 }
 
 template <class T, int Columns>
-void launch_attention(const Attention& op, int most_rows, Stream& stream) {
+void launch_attention(const Attention& op, int bucket_rows, Stream& stream) {
   using Sizes = Head<T, Columns>;
-  // Enough for sequences of 16 tokens; blocks that more and shorter ones need are walked over.
-  const Grid grid{static_cast<unsigned>((most_rows + 15) / 16), static_cast<unsigned>(op.heads)};
+  // Enough for sequences of 16 tokens; with shorter ones a block loops over several tiles.
+  const Grid grid{static_cast<unsigned>((bucket_rows + 15) / 16), static_cast<unsigned>(op.heads)};
   launch("attention", attention_kernel<T, Sizes>, grid, attention_threads, Sizes::shared_bytes, stream, op);
 }
 
@@ -29,15 +29,15 @@ void with_head(Precision precision, int head_size, Run run) {
 
 }  // namespace
 
-const char* attention_misfit(int head_size) {
+const char* attention_unsupported_reason(int head_size) {
   if (head_size % 8) return "The head size is not a multiple of 8.";
   if (head_size > 128) return "The head size is larger than 128.";
   return nullptr;
 }
 
-void attention(const Attention& op, int most_rows, Stream& stream) {
+void attention(const Attention& op, int bucket_rows, Stream& stream) {
   with_head(op.precision, op.head_size,
-            [&]<class T, int Columns>() { launch_attention<T, Columns>(op, most_rows, stream); });
+            [&]<class T, int Columns>() { launch_attention<T, Columns>(op, bucket_rows, stream); });
 }
 
 void load_attention(Precision precision, int head_size) {

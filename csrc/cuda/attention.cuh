@@ -1,11 +1,11 @@
 // attention: out = softmax(q kt / sqrt(d)) v inside each sequence, qkv [T, 3, H, d] -> [T, H, d].
 //
 // Precision: products of T (fp32 as three tf32 products, see tile.cuh), scores, softmax and sums in fp32; the
-// probabilities are rounded to T before they meet v. Reference: distilfast/reference.py, attention.
+// probabilities are rounded to T before the product with v. Reference: distilfast/reference.py, attention.
 //
-// A block takes up to 64 queries of one head of one sequence, a warp 16 of them, and walks over the keys 64 at a time
+// A block takes up to 64 queries of one head of one sequence, a warp 16 of them, and loops over the keys 64 at a time
 // with an online softmax, so that no score leaves the registers. Tiles begin where their sequence begins: a row's
-// arithmetic is fixed by its own sequence alone. Which tile a block has it finds in cu_seqlens, on the device.
+// arithmetic is fixed by its own sequence alone. A block finds its tile in cu_seqlens, on the device.
 // A head is padded with zeros to 32, 64 or 128 columns; padding that a matrix instruction would have read anyway.
 //
 // Rows in shared memory are 16 bytes longer than what they hold: eight rows then start in eight different banks.
@@ -40,7 +40,7 @@ struct QueryTile {
   int sequence, begin, end, query;
 };
 
-// The tile of this number, counted along the sequences; false behind the last one. The whole warp looks together.
+// The tile of this number, counted along the sequences; false past the last one. A warp searches together.
 __device__ inline bool find_tile(const Attention& op, int number, QueryTile& tile) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, sequences = load(op.sequences);
   for (int first = 0; first < sequences; first += warp_size) {
@@ -63,12 +63,12 @@ __device__ inline bool find_tile(const Attention& op, int number, QueryTile& til
   return false;
 }
 
-// 64 rows from `row0` of one head's q, k or v; zeros behind `end` and behind the head's columns.
+// 64 rows from `row0` of one head's q, k or v; zero-padded past `end` and past the head's columns.
 template <class T, class Head>
-__device__ inline void copy_rows(const Attention& op, int part, int head, int row0, int end, char* shared) {
+__device__ inline void copy_rows(const Attention& op, int qkv, int head, int row0, int end, char* shared) {
   constexpr int row_chunks = Head::row_bytes / chunk_bytes;
   const int width = op.heads * op.head_size, head_bytes = op.head_size * static_cast<int>(sizeof(T));
-  const T* from = static_cast<const T*>(op.qkv) + part * width + head * op.head_size;
+  const T* from = static_cast<const T*>(op.qkv) + qkv * width + head * op.head_size;
   for (int i = static_cast<int>(threadIdx.x); i < 64 * row_chunks; i += attention_threads) {
     const int row = i / row_chunks, offset = i % row_chunks * chunk_bytes;
     const bool there = row0 + row < end && offset < head_bytes;
@@ -85,7 +85,7 @@ using Scores = float[tile_keys / 8][4];
 template <class Head>
 using Context = float[Head::columns / 8][4];
 
-// scores = q kt * scale, in units of log2; minus infinity behind the last key.
+// scores = q kt * scale, in units of log2; minus infinity past the last key.
 template <class T, class Head>
 __device__ inline void score(const char* queries, const char* keys, int left, float scale, Scores& scores) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, row0 = static_cast<int>(threadIdx.x) / warp_size * 16;
@@ -95,7 +95,7 @@ __device__ inline void score(const char* queries, const char* keys, int left, fl
     for (int i = 0; i < 4; ++i) scores[j][i] = 0.0f;
 #pragma unroll
   for (int s = 0; s < Head::steps; ++s) {
-    // Read again for each tile of keys: one matrix load of five, and many registers less.
+    // Loaded again for each tile of keys: one matrix load of five, and far fewer registers.
     const Operand<T, 4> q = load_operand_a<T>([&](int row, int chunk) {
       return queries + (row0 + row) * Head::stride + s * step_bytes + chunk * chunk_bytes;
     });
@@ -129,8 +129,8 @@ __device__ inline std::uint32_t pair(float low, float high) {
   return word;
 }
 
-// context += p v over the tile's 64 keys. What a lane holds of two neighbouring blocks of 8 scores is just what it has
-// to hold of A for 16 keys.
+// context += p v over the tile's 64 keys. A lane's accumulators of two neighbouring blocks of 8 scores are exactly its
+// operand A for 16 keys.
 template <class T, class Head>
 struct Weigh {
   static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
@@ -158,8 +158,8 @@ struct Weigh {
   }
 };
 
-// fp32: a step is 8 keys, and a lane that should hold keys l and l + 4 of A holds scores 2l and 2l + 1. A sum does not
-// mind which key is called which, so v is read in the order that p has.
+// fp32: a step is 8 keys, and a lane that should hold keys l and l + 4 of A holds scores 2l and 2l + 1. The
+// order of the keys does not matter to the product, so v is read in the order that p has.
 template <class Head>
 struct Weigh<float, Head> {
   static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
@@ -245,7 +245,7 @@ __device__ inline void store_context(const Attention& op, const QueryTile& tile,
   }
 }
 
-// The tile's scores once more, now that their sum is known: only for a trace.
+// The tile's probabilities, once the row sums are known: only for a trace.
 __device__ inline void store_probabilities(const Attention& op, const QueryTile& tile, int head, int key0,
                                            const Scores& scores, const Softmax& softmax) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
@@ -289,13 +289,13 @@ __device__ inline void attend(const Attention& op, const QueryTile& tile, int he
   Softmax softmax;
   for (int key0 = 0; key0 < length; key0 += tile_keys) {
     wait_copies<1>();
-    sync_threads();  // the keys are there
+    sync_threads();  // the keys have arrived
     if (has_rows) score<T, Head>(queries, keys, length - key0, scale, scores);
-    sync_threads();  // and no longer needed
+    sync_threads();  // no warp reads the keys any more
     copy_keys(key0 + tile_keys);
     if (has_rows) softmax.step(scores, context);
     wait_copies<1>();
-    sync_threads();  // the values are there
+    sync_threads();  // the values have arrived
     if (has_rows) Weigh<T, Head>::add(scores, values, context);
     sync_threads();
     copy_values(key0 + tile_keys);
@@ -318,7 +318,7 @@ template <class T, class Head>
 __device__ inline void attention_tiles(const Attention& op, int head, int first, int step) {
   QueryTile tile;
   for (int number = first; find_tile(op, number, tile); number += step) {
-    sync_threads();  // the tile before is done with its shared memory
+    sync_threads();  // the previous tile no longer uses the shared memory
     attend<T, Head>(op, tile, head);
   }
 }

@@ -1,4 +1,4 @@
-// The device's own words: loads, asynchronous copies, matrix instructions, shuffles, barriers.
+// The device's primitives: loads, asynchronous copies, matrix instructions, shuffles, barriers.
 //
 // The only file with inline PTX or warp primitives. Kernels touch memory through `load`, `store` and the copies below
 // and nothing else, because tests/cuda_host has a second implementation of this header that runs the same kernels on a
@@ -88,7 +88,7 @@ __device__ inline void store(T* to, T value) {
   *to = value;
 }
 
-// Asks for the line with this address in the L2 cache, and does not wait.
+// Prefetches the line with this address into the L2 cache; does not wait.
 __device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 // The block's shared memory, as large as the launch asked for.
@@ -102,14 +102,14 @@ __device__ inline std::uint32_t shared_address(const void* shared) {
 }
 
 // Copies `bytes` (0 to 16) and zeros what is left of 16. The destination must not be read before its group has been
-// waited for, and by other threads not before a barrier behind that.
+// waited for, and by other threads not before a barrier after that.
 __device__ inline void copy_async(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
 // Closes the group of this thread's copies since the last commit.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `Pending` of this thread's groups are still on their way.
+// Waits until at most `Pending` of this thread's groups are still pending.
 template <int Pending>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -193,13 +193,13 @@ __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<
 
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }
-// All blocks of a cooperative launch; what they wrote before is seen by all behind it.
+// All blocks of a cooperative launch; what they wrote before is visible to all after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
-// ---- clusters: blocks that run at once and reach each other's shared memory
+// ---- clusters and distributed shared memory
 
-// From compute capability 9.0 on; below it every block is a cluster of its own. That the others have begun is sure only
-// behind a first barrier, and a block must not end while another may still write to its shared memory.
+// From compute capability 9.0 on; below it every block is a cluster of its own. The others are known to run only
+// after a first barrier, and a block must not end while another may still write to its shared memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 __device__ inline int cluster_rank() { return 0; }
 __device__ inline int cluster_size() { return 1; }
@@ -217,10 +217,10 @@ __device__ inline int cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return static_cast<int>(size);
 }
-// A barrier in two halves: what all threads of the cluster did before they arrived is seen by each behind its wait.
+// A barrier in two halves: what all threads of the cluster did before they arrived is visible to each after its wait.
 __device__ inline void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ inline void wait_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// Stores where `shared` lies in the shared memory of block `rank` of the cluster.
+// Stores at the same address in the shared memory of block `rank` of the cluster.
 __device__ inline void store_to_block(int rank, float* shared, float value) {
   std::uint32_t there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(shared)), "r"(rank));

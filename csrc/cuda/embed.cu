@@ -1,4 +1,4 @@
-// The launch of embed.cuh.
+// The launcher of embed.cuh.
 #include "cuda/embed.cuh"
 
 namespace distilfast::cuda {
@@ -11,9 +11,9 @@ __global__ void __launch_bounds__(row_threads) embed_kernel(Embed op) {
 
 }  // namespace
 
-void embed(const Embed& op, int most_rows, Stream& stream) {
+void embed(const Embed& op, int bucket_rows, Stream& stream) {
   with_element(op.precision, [&]<class T>() {
-    launch("embed", embed_kernel<T>, {static_cast<unsigned>(most_rows)}, row_threads,
+    launch("embed", embed_kernel<T>, {static_cast<unsigned>(bucket_rows)}, row_threads,
            layer_norm_shared_bytes(op.norm.width), stream, op);
   });
 }

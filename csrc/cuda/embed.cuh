@@ -1,8 +1,8 @@
 // embed: out[t] = LN(word[id[t]] + position[p[t]] (+ token_type[s[t]])), [T] -> [T, D].
 //
-// The row of a negative id is NaN, which is how a batch that take_inputs refused tells so.
+// The row of a negative id is NaN: this is how unpack_device_batch marks tokens that it refused.
 //
-// Precision: tables, sums and LayerNorm in fp32, whatever T is: only the rows of a batch are read, so a narrower table
+// Precision: tables, sums and LayerNorm in fp32, whatever T is: only the rows of a batch are read, so a smaller type
 // would save memory and no time. Reference: distilfast/reference.py, embed. One block makes one row.
 #pragma once
 
@@ -27,8 +27,8 @@ __device__ inline void embed_row(const Embed& op, Index token) {
     const float y = load(word + c) + load(position + c);
     return token_type ? y + load(token_type + c) : y;
   };
-  T* out_low = op.out_low ? static_cast<T*>(op.out_low) + token * row_stride(op.norm.width) : nullptr;
-  layer_norm_row(op.norm, sum, op.out + token * width, out_low);
+  T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + token * row_stride(op.norm.width) : nullptr;
+  layer_norm_row(op.norm, sum, op.out + token * width, out_cast);
 }
 
 }  // namespace

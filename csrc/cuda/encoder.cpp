@@ -5,13 +5,14 @@
 #include <stdexcept>
 #include <utility>
 
+#include "common/chunks.h"
 #include "cuda/pass.h"
 
 namespace distilfast::cuda {
 
 namespace {
 
-// No more than so many numbers for what the head leaves, which may be as wide as the vocabulary: 256 MB.
+// Floats of the head's output, at most: 256 MB. Its columns may be the vocabulary.
 constexpr Index chunk_head_numbers = Index{1} << 26;
 
 struct TooManyTokens : std::runtime_error {
@@ -19,29 +20,15 @@ struct TooManyTokens : std::runtime_error {
       : std::runtime_error("At most " + std::to_string(most) + " tokens are run at once.") {}
 };
 
-Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find) {
+Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
+           Precision precision) {
   Stream stream;
-  return Model(shape, head, find, stream);
-}
-
-// Takes sequences behind `last` until they have `limit` tokens, at least one.
-Chunk next_chunk(const ForwardInput& input, const Chunk& last, Index limit) {
-  Chunk chunk{last.first_sequence + last.sequences, 0, last.first_token + last.tokens, 0,
-              last.first_row + last.rows,           0};
-  while (chunk.first_sequence + chunk.sequences < input.sequences) {
-    const Index end = input.cu_seqlens[chunk.first_sequence + chunk.sequences + 1];
-    if (chunk.sequences > 0 && end - chunk.first_token > limit) break;
-    chunk.tokens = end - chunk.first_token;
-    ++chunk.sequences;
-  }
-  const std::int32_t* rows = input.rows + chunk.first_row;
-  chunk.rows = std::lower_bound(rows, input.rows + input.num_rows, chunk.first_token + chunk.tokens) - rows;
-  return chunk;
+  return Model(shape, head, find, precision, stream);
 }
 
 }  // namespace
 
-// What one forward needs and the next one uses again: a stream, and a pass for each bucket there ever was.
+// What one forward needs and a later one uses again: a stream, and a pass for each bucket that has been run.
 class Workspace {
  public:
   Stream stream;
@@ -52,17 +39,24 @@ class Workspace {
     const int bucket = bucket_for(tokens);
     return passes.try_emplace(bucket, model, bucket, options).first->second;
   }
+
+  std::size_t bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& [bucket, pass] : passes) bytes += pass.bytes();
+    return bytes;
+  }
 };
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 Index chunk_tokens, const Options& options)
+                 Precision precision, Index chunk_tokens, const Options& options)
     : device_(current_device()),
-      model_(load(shape, head, find)),
+      model_(load(shape, head, find, precision)),
       chunk_tokens_(chunk_tokens),
-      options_{options.persistent && can_persist(shape.precision),
-               options.clusters && !linear_add_layer_norm_misfit(shape.precision, shape.width)} {
-  if (options_.persistent) load_persistent(shape.precision);
-  if (options_.clusters) load_linear_add_layer_norm(shape.precision);
+      options_{options.persistent && can_persist(precision),
+               options.clusters && !linear_add_layer_norm_unsupported_reason(precision, shape.width)},
+      workspaces_(mutex_) {
+  if (options_.persistent) load_persistent(precision);
+  if (options_.clusters) load_linear_add_layer_norm(precision);
 }
 
 Encoder::~Encoder() = default;
@@ -71,7 +65,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
   const CurrentDevice current(device_);
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
   const Index all = input.cu_seqlens[input.sequences];
-  const Index limit = trace ? all : chunk_limit();  // a trace is one piece
+  const Index limit = trace ? all : chunk_limit();  // a trace is of one chunk
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
     Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
     if (trace)
@@ -80,13 +74,14 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
       pass.run(input, chunk, output, workspace->stream);
   }
   // A trace's buffers are as large as its batch: they are not kept.
-  if (!trace) return_workspace(std::move(workspace));
+  if (!trace) workspaces_.give_back(std::move(workspace));
 }
 
 std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                          StreamHandle caller) const {
   const CurrentDevice current(device_);
   check_stream(caller);
+  if (input.columns) throw std::invalid_argument("Columns are selected on the host.");
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
   if (chunk.sequences < input.sequences) throw TooManyTokens(chunk_limit());
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
@@ -120,29 +115,12 @@ Index Encoder::chunk_limit() const {
 }
 
 std::unique_ptr<Workspace> Encoder::borrow_workspace(bool to_write) const {
-  std::unique_ptr<Workspace> workspace;
-  {
-    const std::lock_guard guard(mutex_);
-    if (idle_.empty()) return std::make_unique<Workspace>();
-    workspace = std::move(idle_.back());
-    idle_.pop_back();
-  }
+  std::unique_ptr<Workspace> workspace = workspaces_.borrow();
   if (to_write && std::exchange(workspace->in_flight, false)) workspace->stream.wait();
   return workspace;
 }
 
-void Encoder::return_workspace(std::unique_ptr<Workspace> workspace) const {
-  const std::lock_guard guard(mutex_);
-  idle_.push_back(std::move(workspace));
-}
-
-std::size_t Encoder::scratch_bytes() const {
-  const std::lock_guard guard(mutex_);
-  std::size_t bytes = 0;
-  for (const auto& workspace : idle_)
-    for (const auto& [bucket, pass] : workspace->passes) bytes += pass.bytes();
-  return bytes;
-}
+std::size_t Encoder::scratch_bytes() const { return workspaces_.bytes(); }
 
 DeviceOutput::DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace,
                            const Pass& pass, const float* hidden, const float* head, StreamHandle caller)
@@ -154,9 +132,9 @@ DeviceOutput::~DeviceOutput() {
   try {
     const CurrentDevice current(encoder_->device());
     for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
-    encoder_->return_workspace(std::move(workspace_));
+    encoder_->workspaces_.give_back(std::move(workspace_));
   } catch (const std::exception&) {
-    // A device that is lost: the workspace goes with it, and the next call says so.
+    // The device is lost: drop the workspace; the next call reports it.
   }
 }
 

@@ -1,36 +1,22 @@
-// The whole forward: embeddings, the layers, the head; one graph, one wait.
+// The whole forward: embeddings, the layers, the head; one graph, one synchronisation.
 //
-// A batch is run in chunks of whole sequences, so that device memory is bounded by the chunk. A chunk is run in the
-// bucket that its tokens fit, and the rows that the head reads in a bucket of theirs: sizes are read on the device, and
-// one graph for each pair of buckets serves every batch that fits. The arithmetic of an answer is fixed by its own
-// sequence and the buckets.
+// A batch is run in chunks of whole sequences, see common/chunks.h. A chunk runs in the bucket that its
+// tokens fit, and the rows that the head reads in a bucket of theirs: sizes are read on the device, so one graph for
+// each pair of buckets serves every batch that fits. The arithmetic of an answer is fixed by its own sequence and the
+// buckets.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
+#include "common/workspace_pool.h"
 #include "cuda/model.h"
 
 namespace distilfast::cuda {
 
-// Called with every intermediate in the order of computation, [rows, columns].
-using Trace = std::function<void(const std::string& name, const float* data, Index rows, Index columns)>;
-
-struct ForwardInput {
-  const std::int32_t* ids;          // [T]
-  const std::int32_t* positions;    // [T]
-  const std::int32_t* token_types;  // [T] or null
-  const std::int32_t* cu_seqlens;   // [B + 1]
-  Index sequences;                  // B
-  const std::int32_t* rows;         // [R], strictly increasing: the rows that the head reads
-  Index num_rows;                   // R
-};
-
-// A batch in device memory, which the host knows only the sizes of. What lies there must not change until the work that
-// the caller's stream has then is done.
+// A batch in device memory, of which the host knows only the sizes. It must not change before the work that the
+// caller's stream has at the call is done.
 struct DeviceInput {
   Integers ids;                           // [T]
   Integers cu_seqlens;                    // [B + 1]
@@ -41,22 +27,17 @@ struct DeviceInput {
   std::vector<StreamHandle> producers{};  // other streams on which it is made
 };
 
-struct ForwardOutput {
-  float* hidden;  // [T, D], or null: not wanted, and the last layer skips rows that the head does not read
-  float* head;    // [R, N of the head's last linear], or null: no head is run
-};
-
-// Ways of running that are not known to be faster; each is taken where device, precision, sizes and bucket allow it.
+// Variants that are not known to be faster; each is used where device, precision, sizes and bucket allow it.
 struct Options {
-  bool persistent;  // small buckets are run by one launch instead of a graph of many
-  bool clusters;    // in large buckets a layer's linears end with LayerNorm, by clusters of blocks
+  bool persistent;  // small buckets run in one persistent kernel instead of a graph of many
+  bool clusters;    // in large buckets linear_add_layer_norm replaces two kernels
 };
 
 class Workspace;
 class Pass;
 class Encoder;
 
-// What a forward left on the device. It holds the workspace that the numbers lie in, so nobody writes over them.
+// The results of a forward, on the device. It holds the workspace that they lie in, so nothing overwrites them.
 class DeviceOutput {
  public:
   DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, const Pass& pass,
@@ -83,18 +64,19 @@ class DeviceOutput {
 
 class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
-  // See Model for `find`. A chunk is closed before it has more than `chunk_tokens`, but for a single longer sequence.
+  // See Model for `find` and common/chunks.h for `chunk_tokens`.
   // All of it lies on the device that is current here, and every call runs there, whatever the calling thread's device
   // is.
-  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Index chunk_tokens,
-          const Options& options);
+  Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Precision precision,
+          Index chunk_tokens, const Options& options);
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
 
-  // Neither waits nor copies: begins behind the work of the caller's stream and precedes what comes there next. Throws
-  // std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device.
+  // Neither waits nor copies: it begins after the work of the caller's stream and before what is enqueued there next.
+  // Throws std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device
+  // and for `columns`, which are selected on the host.
   std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                   StreamHandle caller) const;
 
@@ -103,7 +85,7 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
 
   const Model& model() const { return model_; }
   int device() const { return device_; }  // on which all of it lies
-  std::size_t scratch_bytes() const;      // of device memory, in all workspaces that are not lent out
+  std::size_t scratch_bytes() const;      // of device memory, in all workspaces that no forward is using
 
  private:
   friend class DeviceOutput;
@@ -111,14 +93,13 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   Index chunk_limit() const;  // tokens
   // `to_write`: whether its host memory is about to be written, so that copies from there must be over.
   std::unique_ptr<Workspace> borrow_workspace(bool to_write) const;
-  void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
   int device_;
   Model model_;
   Index chunk_tokens_;
   Options options_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Workspace>> idle_;  // one for each caller there ever was at once
+  mutable WorkspacePool<Workspace> workspaces_;
 };
 
 }  // namespace distilfast::cuda

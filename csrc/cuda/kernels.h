@@ -7,52 +7,41 @@
 //
 // and of two of them one kernel, linear_add_layer_norm.
 //
-// All pointers point to device memory. How many rows there are is read on the device, so that a graph which was made
-// for `most_rows` serves every batch with no more of them. `T` is the element of the precision: what matrix
-// instructions read and what travels between linears. Sums, LayerNorm and the residual stream are fp32 in all of them.
-// Each operation only enqueues: nothing here allocates or waits. `load_<op>` brings to the device every kernel that the
-// operation launches in a precision, so that its first launch may be a graph's.
+// All pointers point to device memory. The number of rows is read on the device, so that a graph captured for
+// `bucket_rows` serves every batch with no more of them. `T` is the element type of the precision: what matrix
+// instructions read and what linears pass on. Accumulators, LayerNorm and the residual stream are fp32 in all of them.
+// Each operation only enqueues: none allocates or waits. `load_<op>` loads every kernel that the operation launches in
+// a precision, since a kernel must not be loaded for the first time while a graph is captured.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/types.h"
 #include "cuda/runtime.h"
 
 namespace distilfast::cuda {
 
-using Index = std::int64_t;
-
-// int8: the encoder's linears are of 8 bits, see Linear, and all else is bf16.
-enum class Precision { fp32, fp16, bf16, int8 };
-enum class Activation { none, gelu, relu, tanh };
-
+// Of an element of x and of the outputs; int8's are bf16, see Linear.
 constexpr std::size_t element_size(Precision precision) { return precision == Precision::fp32 ? 4 : 2; }
 
 // Rows of T begin at multiples of 16 bytes, in every precision.
 constexpr int row_stride(int columns) { return (columns + 7) / 8 * 8; }
 
-struct LayerNormWeights {
-  const float* weight;  // [D]
-  const float* bias;    // [D]
-  int width;            // D
-  float eps;
-};
-
-// Null, or why a width cannot be had.
-const char* layer_norm_misfit(int width);
+// Null, or why a width is not supported.
+const char* layer_norm_unsupported_reason(int width);
 
 // What the kernels read of a batch.
 struct BatchInputs {
   std::int32_t *tokens, *sequences, *rows;  // how many
-  std::int32_t* faults;                     // what take_inputs found: 0 in a batch that the host has checked
+  std::int32_t* faults;                     // set by unpack_device_batch; 0 in a batch that the host has checked
   std::int32_t *ids, *positions, *token_types, *cu_seqlens, *gather;
 };
 
-// Integers of a caller's.
+// A caller's array of integers.
 struct Integers {
-  const void* data;  // null: there are none
-  bool wide;         // 64 bits and not 32
+  const void* data;  // null: no array
+  bool is_int64;     // or int32
 };
 
 enum class RowsAre { first, all, given };  // of each sequence; of the batch; in an array
@@ -61,19 +50,20 @@ enum class RowsAre { first, all, given };  // of each sequence; of the batch; in
 constexpr std::uint32_t fault_ids = 1, fault_cu_seqlens = 2, fault_token_types = 4, fault_rows = 8,
                         fault_positions = 16;
 
-// take_inputs     a batch in a caller's memory -> BatchInputs; see take_inputs.cuh for what becomes of a wrong one.
-struct TakeInputs {
+// unpack_device_batch  a batch in a caller's memory -> BatchInputs; see unpack_device_batch.cuh for how errors are
+// reported.
+struct UnpackDeviceBatch {
   Integers ids;          // [T]
   Integers cu_seqlens;   // [B + 1]
   Integers token_types;  // [T], or null
   Integers rows;         // [R], where they are given
   RowsAre rows_are;
-  int tokens, sequences, num_rows;   // T, B, R
-  int words, most_positions, types;  // of the model's tables
+  int tokens, sequences, num_rows;       // T, B, R
+  int vocabulary, num_positions, types;  // of the model's tables
   BatchInputs to;
 };
-void take_inputs(const TakeInputs& op, Stream& stream);
-void load_take_inputs();
+void unpack_device_batch(const UnpackDeviceBatch& op, Stream& stream);
+void load_unpack_device_batch();
 
 struct Embed {
   Precision precision;
@@ -85,13 +75,13 @@ struct Embed {
   const float* position;            // [P, D]
   const float* token_type;          // [types, D], or null: the model has none
   LayerNormWeights norm;
-  float* out;     // [T, D]
-  void* out_low;  // T [T, row_stride(D)], or null
+  float* out;      // [T, D]
+  void* out_cast;  // T [T, row_stride(D)], or null
 };
-void embed(const Embed& op, int most_rows, Stream& stream);
+void embed(const Embed& op, int bucket_rows, Stream& stream);
 void load_embed(Precision precision);
 
-// W in the order in which `linear` reads it, made by `pack_linear`.
+// W as `linear` reads it, made by `pack_linear`.
 struct PackedLinear {
   const void* weight;  // packed_linear_bytes
   const float* bias;   // [N]
@@ -99,54 +89,55 @@ struct PackedLinear {
 };
 std::size_t packed_linear_bytes(Precision precision, int n, int k);
 void pack_linear(Precision precision, const float* weight, int n, int k, void* packed, Stream& stream);  // [N, K]
+void load_pack_linear(Precision precision);
 
-// int8 is two linears. Up to so many rows a linear is a stream of W, and only W is of 8 bits: x is bf16. Of more rows
-// the products are what takes time: x is rounded too, by make_operands, and its `packed` is pack_int8's.
-constexpr int most_weight_only_rows = 64;
+// int8 is two linears. Up to so many rows a linear is a stream of W: W8A16, W int8 and x bf16. With more rows the
+// products take the time: W8A8, x quantised too by quantize_activations, W packed by pack_w8a8.
+constexpr int max_w8a16_rows = 64;
 
-// W for operands, with what make_operands has to know of it. `centre` [K]: is taken off x, so that the bias is the
-// linear's own plus centre Wt. `wide` [wide_channels(k)]: channels that are not rounded, ascending. See
+// W for W8A8, with what quantize_activations needs. `channel_shift` [K] is subtracted from x, so the bias must be the
+// linear's own plus channel_shift Wt. `outliers` [outlier_channels(k)]: the channels that stay bf16, ascending. See
 // distilfast/quantize.py.
-std::size_t packed_int8_bytes(int n, int k);
-void pack_int8(const float* weight, const float* centre, const std::int32_t* wide, int n, int k, void* packed,
-               Stream& stream);
-int wide_channels(int k);
+std::size_t packed_w8a8_bytes(int n, int k);
+void pack_w8a8(const float* weight, const float* channel_shift, const std::int32_t* outliers, int n, int k,
+               void* packed, Stream& stream);
+int outlier_channels(int k);
 
-// make_operands   rows of x -> what an int8 linear with the same most_rows reads; see int8_groups.cuh.
-struct MakeOperands {
-  const std::int32_t* rows;    // how many there are to be
+// quantize_activations  rows of x -> packed A of a W8A8 linear of the same bucket_rows; see int8_groups.cuh.
+struct QuantizeActivations {
+  const std::int32_t* rows;    // how many to make
   const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own
   const void* x;               // bf16 [*, row_stride(K)]
   PackedLinear packed;         // the linear's
-  void* operands;              // operand_bytes
+  void* packed_a;              // packed_a_bytes
 };
-int operand_row_bytes(int k);                     // without the scales, which are behind all rows
-std::size_t operand_bytes(int k, int most_rows);  // of all
-void make_operands(const MakeOperands& op, int most_rows, Stream& stream);
-void load_make_operands();
+int packed_a_row_bytes(int k);                       // without the scales, which follow all rows
+std::size_t packed_a_bytes(int k, int bucket_rows);  // of all
+void quantize_activations(const QuantizeActivations& op, int bucket_rows, Stream& stream);
+void load_quantize_activations();
 
-// With splits > 1 the depth K is cut into as many parts, each of which leaves its own sum, without bias and activation,
-// in a plane of `out`; `add_layer_norm` adds them up in order.
+// With split_k > 1 the depth K is cut into as many splits. Each stores its accumulators, without bias and activation,
+// in its own [*, N] of `out`; `add_layer_norm` adds them up in order.
 struct Linear {
   Precision precision;
   const std::int32_t* rows;    // how many rows out has
-  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own, as with operands
-  const void* x;               // T [*, row_stride(K)], or operands
+  const std::int32_t* gather;  // [rows]: which row of x each comes from; or null: its own, as with packed A
+  const void* x;               // T [*, row_stride(K)], or packed A
   PackedLinear packed;
   Activation activation;
-  int splits;
-  Index plane;    // floats between the splits' planes of out
-  float* out;     // [splits, *, N], or null
-  void* out_low;  // T [*, row_stride(N)], or null; only with one split
+  int split_k;
+  Index split_stride;  // floats between the splits' outputs
+  float* out;          // [split_k, *, N], or null
+  void* out_cast;      // T [*, row_stride(N)], or null; only without split-K
 };
-void linear(const Linear& op, int most_rows, Stream& stream);
+void linear(const Linear& op, int bucket_rows, Stream& stream);
 void load_linear(Precision precision);
-// What `linear` does for int8 and more than most_weight_only_rows.
-void linear_int8(const Linear& op, int most_rows, Stream& stream);
-void load_linear_int8();
-int linear_int8_splits(int n, int k, int most_rows);
-// The splits with which a linear fills the device, for the encoder to choose where add_layer_norm follows.
-int linear_splits(Precision precision, int n, int k, int most_rows);
+// W8A8: what `linear` calls for int8 and more than max_w8a16_rows.
+void linear_w8a8(const Linear& op, int bucket_rows, Stream& stream);
+void load_linear_w8a8();
+int linear_w8a8_split_k(int n, int k, int bucket_rows);
+// The split-K with which a linear fills the device, for the encoder to use where add_layer_norm follows.
+int linear_split_k(Precision precision, int n, int k, int bucket_rows);
 
 struct Attention {
   Precision precision;
@@ -159,36 +150,36 @@ struct Attention {
   const std::int64_t* probability_begins;
   float* probabilities;
 };
-// Null, or why a head size cannot be had.
-const char* attention_misfit(int head_size);
-void attention(const Attention& op, int most_rows, Stream& stream);
+// Null, or why a head size is not supported.
+const char* attention_unsupported_reason(int head_size);
+void attention(const Attention& op, int bucket_rows, Stream& stream);
 void load_attention(Precision precision, int head_size);
 
 struct AddLayerNorm {
   Precision precision;
   const std::int32_t* rows;    // how many rows out has
   const std::int32_t* gather;  // [rows]: which row of residual each belongs to; or null: its own
-  const float* x;              // [splits, *, D]
-  int splits;
-  Index plane;            // floats between the planes of x
-  const float* bias;      // [D], what a split linear left to add; or null
+  const float* x;              // [split_k, *, D]
+  int split_k;
+  Index split_stride;     // floats between the splits of x
+  const float* bias;      // [D], the bias of a linear with split-K; or null
   const float* residual;  // [*, D], or null: LN(x)
   LayerNormWeights norm;
-  float* sum;     // [*, D], x with its splits and bias added up, for a trace; or null
-  float* out;     // [*, D]; may be x or, where nothing is gathered, residual
-  void* out_low;  // T [*, row_stride(D)], or null
+  float* sum;      // [*, D], the sum of the splits and the bias, for a trace; or null
+  float* out;      // [*, D]; may be x or, where nothing is gathered, residual
+  void* out_cast;  // T [*, row_stride(D)], or null
 };
-void add_layer_norm(const AddLayerNorm& op, int most_rows, Stream& stream);
+void add_layer_norm(const AddLayerNorm& op, int bucket_rows, Stream& stream);
 void load_add_layer_norm(Precision precision);
 
-// out = LN(x Wt + b + residual) without the sum's way through memory; see linear_add_layer_norm.cuh.
+// out = LN(x Wt + b + residual) in one kernel; see linear_add_layer_norm.cuh.
 struct LinearAddLayerNorm {
-  Linear linear;                // one split, no activation; its out and out_low are not used
-  AddLayerNorm add_layer_norm;  // with a residual and out_low; its x, splits, plane and bias are not used
+  Linear linear;                // no split-K, no activation; its out and out_cast are not used
+  AddLayerNorm add_layer_norm;  // with a residual and out_cast; its x, split_k, split_stride and bias are not used
 };
-// Null, or why rows so wide cannot be had: then it takes the two kernels.
-const char* linear_add_layer_norm_misfit(Precision precision, int width);
-void linear_add_layer_norm(const LinearAddLayerNorm& op, int most_rows, Stream& stream);
+// Null, or why rows of this width are not supported: then the two kernels run.
+const char* linear_add_layer_norm_unsupported_reason(Precision precision, int width);
+void linear_add_layer_norm(const LinearAddLayerNorm& op, int bucket_rows, Stream& stream);
 void load_linear_add_layer_norm(Precision precision);
 
 }  // namespace distilfast::cuda

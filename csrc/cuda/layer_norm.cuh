@@ -1,7 +1,8 @@
 // LayerNorm of one row by one block: what embed and add_layer_norm end with.
 //
 // The row lies in shared memory, so that its width is bounded by nothing but that, and the variance is a second pass
-// over centred values: E[y^2] - mean^2 would cancel where the mean is large. fp32; the order of a sum is fixed by D.
+// over deviations from the mean: E[y^2] - mean^2 would cancel where the mean is large. fp32; the order of a sum is
+// fixed by D.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -11,27 +12,27 @@ namespace distilfast::cuda {
 
 constexpr int row_threads = 128, row_warps = row_threads / warp_size;
 
-// The row, and the warps' parts of two sums.
+// The row, and each warp's partial sum, for two sums.
 inline std::size_t layer_norm_shared_bytes(int width) {
   return (static_cast<std::size_t>(width) + 2 * row_warps) * sizeof(float);
 }
 
-// The sum of all threads' values, in every thread. `parts` are row_warps floats of shared memory, for this sum alone.
-__device__ inline float block_sum(float value, float* parts) {
+// The sum of all threads' values, in every thread. `warp_sums`: row_warps floats of shared memory, for this sum alone.
+__device__ inline float block_sum(float value, float* warp_sums) {
   for (int distance = warp_size / 2; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
-  if (threadIdx.x % warp_size == 0) store(parts + threadIdx.x / warp_size, value);
+  if (threadIdx.x % warp_size == 0) store(warp_sums + threadIdx.x / warp_size, value);
   sync_threads();
   float sum = 0.0f;
 #pragma unroll
-  for (int warp = 0; warp < row_warps; ++warp) sum += load(parts + warp);
+  for (int warp = 0; warp < row_warps; ++warp) sum += load(warp_sums + warp);
   return sum;
 }
 
-// out = out_low = LN(value(0), value(1), ... value(D - 1)) for the block's row.
+// out = out_cast = LN(value(0), value(1), ... value(D - 1)) for the block's row.
 template <class T, class Value>
-__device__ inline void layer_norm_row(const LayerNormWeights& norm, Value value, float* out, T* out_low) {
+__device__ inline void layer_norm_row(const LayerNormWeights& norm, Value value, float* out, T* out_cast) {
   auto* row = reinterpret_cast<float*>(shared_memory());
-  float* parts = row + norm.width;
+  float* warp_sums = row + norm.width;
   const int first = static_cast<int>(threadIdx.x);
   float total = 0.0f, squares = 0.0f;
   for (int c = first; c < norm.width; c += row_threads) {
@@ -39,17 +40,17 @@ __device__ inline void layer_norm_row(const LayerNormWeights& norm, Value value,
     store(row + c, y);
     total += y;
   }
-  const float mean = block_sum(total, parts) / static_cast<float>(norm.width);
+  const float mean = block_sum(total, warp_sums) / static_cast<float>(norm.width);
   for (int c = first; c < norm.width; c += row_threads) {
-    const float centred = load(row + c) - mean;
-    squares += centred * centred;
+    const float deviation = load(row + c) - mean;
+    squares += deviation * deviation;
   }
-  const float variance = block_sum(squares, parts + row_warps) / static_cast<float>(norm.width);
+  const float variance = block_sum(squares, warp_sums + row_warps) / static_cast<float>(norm.width);
   const float scale = 1.0f / sqrtf(variance + norm.eps);
   for (int c = first; c < norm.width; c += row_threads) {
     const float y = (load(row + c) - mean) * scale * load(norm.weight + c) + load(norm.bias + c);
     store(out + c, y);
-    if (out_low) store(out_low + c, from_float<T>(y));
+    if (out_cast) store(out_cast + c, from_float<T>(y));
   }
 }
 

@@ -1,4 +1,4 @@
-// The launch of linear_add_layer_norm.cuh.
+// The launcher of linear_add_layer_norm.cuh.
 #include "cuda/linear_add_layer_norm.cuh"
 
 namespace distilfast::cuda {
@@ -17,49 +17,51 @@ constexpr int cluster_for(int width) {
 template <class T, class Tile>
 bool fits(int width) {
   const int cluster = cluster_for<Tile>(width);
-  if (std::is_same_v<Tile, Wide> && !has_wide<T>) return false;
-  return cluster <= most_cluster_blocks() &&
-         static_cast<std::size_t>(cluster_shared_bytes<T, Tile>(cluster)) <= most_shared_bytes();
+  if (std::is_same_v<Tile, CtaTile128x192> && !has_large_tile<T>) return false;
+  return cluster <= max_cluster_blocks() &&
+         static_cast<std::size_t>(cluster_shared_bytes<T, Tile>(cluster)) <= max_shared_bytes();
 }
 
-// Narrow while two of its blocks for each multiprocessor are all there are: they are more, and each is done sooner.
-// Wide behind that: it reads x half as often and W half as often.
+// CtaTile64x96 as long as the whole grid is at most two blocks for each multiprocessor: there are more of them, and
+// each ends sooner. Beyond that CtaTile128x192, which reads x half as often and W half as often.
 template <class T>
-bool is_wide(int width, int most_rows) {
-  if (!fits<T, Narrow>(width) || !fits<T, Wide>(width)) return fits<T, Wide>(width);
-  return divide_up(most_rows, Narrow::rows) * cluster_for<Narrow>(width) > 2 * multiprocessors();
+bool takes_large_tile(int width, int bucket_rows) {
+  if (!fits<T, CtaTile64x96>(width) || !fits<T, CtaTile128x192>(width)) return fits<T, CtaTile128x192>(width);
+  return divide_up(bucket_rows, CtaTile64x96::rows) * cluster_for<CtaTile64x96>(width) > 2 * multiprocessors();
 }
 
 template <class T, class Tile>
-void launch_tile(const LinearAddLayerNorm& op, int most_rows, Stream& stream) {
+void launch_tile(const LinearAddLayerNorm& op, int bucket_rows, Stream& stream) {
   const int cluster = cluster_for<Tile>(op.linear.packed.n);
-  const Grid grid{static_cast<unsigned>(cluster), static_cast<unsigned>(divide_up(most_rows, Tile::rows))};
+  const Grid grid{static_cast<unsigned>(cluster), static_cast<unsigned>(divide_up(bucket_rows, Tile::rows))};
   launch_clusters("linear_add_layer_norm", linear_add_layer_norm_kernel<T, Tile>, grid.x, grid, Tile::threads,
                   static_cast<std::size_t>(cluster_shared_bytes<T, Tile>(cluster)), stream, op);
 }
 
 }  // namespace
 
-const char* linear_add_layer_norm_misfit(Precision precision, int width) {
+const char* linear_add_layer_norm_unsupported_reason(Precision precision, int width) {
   if (precision == Precision::int8) return "linear_add_layer_norm has no weights of 8 bits.";
-  if (width % unit_columns) return "linear_add_layer_norm has only widths that are a multiple of 8.";
+  if (width % mma_columns) return "linear_add_layer_norm has only widths that are a multiple of 8.";
   bool fit = false;
-  with_element(precision, [&]<class T>() { fit = fits<T, Narrow>(width) || fits<T, Wide>(width); });
+  with_element(precision, [&]<class T>() { fit = fits<T, CtaTile64x96>(width) || fits<T, CtaTile128x192>(width); });
   return fit ? nullptr : "A row is wider than a cluster of blocks.";
 }
 
-void linear_add_layer_norm(const LinearAddLayerNorm& op, int most_rows, Stream& stream) {
+void linear_add_layer_norm(const LinearAddLayerNorm& op, int bucket_rows, Stream& stream) {
   with_element(op.linear.precision, [&]<class T>() {
-    if constexpr (has_wide<T>)
-      if (is_wide<T>(op.linear.packed.n, most_rows)) return launch_tile<T, Wide>(op, most_rows, stream);
-    launch_tile<T, Narrow>(op, most_rows, stream);
+    if constexpr (has_large_tile<T>)
+      if (takes_large_tile<T>(op.linear.packed.n, bucket_rows))
+        return launch_tile<T, CtaTile128x192>(op, bucket_rows, stream);
+    launch_tile<T, CtaTile64x96>(op, bucket_rows, stream);
   });
 }
 
 void load_linear_add_layer_norm(Precision precision) {
   with_element(precision, [&]<class T>() {
-    load_kernel("linear_add_layer_norm", linear_add_layer_norm_kernel<T, Narrow>);
-    if constexpr (has_wide<T>) load_kernel("linear_add_layer_norm", linear_add_layer_norm_kernel<T, Wide>);
+    load_kernel("linear_add_layer_norm", linear_add_layer_norm_kernel<T, CtaTile64x96>);
+    if constexpr (has_large_tile<T>)
+      load_kernel("linear_add_layer_norm", linear_add_layer_norm_kernel<T, CtaTile128x192>);
   });
 }
 

@@ -1,33 +1,34 @@
 // linear_add_layer_norm: out = LN(x Wt + b + residual), [T, K] . [D, K] -> [T, D].
 //
-// A cluster of blocks has a tile of rows whole: each block multiplies its own columns as linear.cuh does, adds bias and
-// residual, and keeps what it has in registers; only sums over rows travel, through the shared memory of the cluster.
-// So [T, D] in fp32 is not written and read again between the linear and LayerNorm. Where one block is wide enough, it
-// is a cluster of its own, which every device has.
+// A cluster of blocks holds whole rows: each block runs the main loop for its own columns, adds bias and residual, and
+// keeps its accumulators in registers; only row sums travel, through distributed shared memory. So [T, D] in fp32 is
+// not written and read again between the linear and LayerNorm. Where one block is wide enough it is a cluster by
+// itself, which every device has.
 //
-// Precision: as linear and add_layer_norm; the variance is a second pass around the mean. A row's sum is added up in a
-// fixed order: of a lane's columns, the lanes that share the row, the warps, and the blocks by their rank, in every
-// block alike. Its reference is the composition of the two.
+// Precision: as linear and add_layer_norm; two-pass variance. A row's sum is added up in a fixed order: the lane's
+// columns, the lanes that share the row, the warps, the blocks by rank, the same in every block. Reference: the
+// composition of the two.
 //
-// A block writes its parts to all blocks, and does not read theirs, so that nobody waits for a far read and no barrier
-// is needed before a block ends. `out` may be the residual where nothing is gathered: what a lane reads of it are its
-// own elements, or its cluster's on this side of a barrier.
+// A block writes its partial sums to all blocks and reads none of theirs remotely: stores do not wait for a round trip,
+// and no barrier is needed before a block ends. `out` may be the residual where nothing is gathered: a lane reads its
+// own elements of it before it writes them, and no other block's.
 #pragma once
 
-#include "cuda/linear.cuh"
+#include "cuda/element.cuh"
+#include "cuda/linear/mainloop.cuh"
 
 namespace distilfast::cuda {
 namespace {
 
-// Sizes are chosen so that 768 columns are whole blocks; see linear_add_layer_norm.cu for which runs.
-using Narrow = Tile<64, 96, 2, 2, 1, 2, 4>;
-using Wide = Tile<128, 192, 2, 4, 1, 2, 3>;
+// 96 and 192 columns: 768 are then whole CTA tiles. Which one runs: see linear_add_layer_norm.cu.
+using CtaTile64x96 = Tile<64, 96, 2, 2, 1, 2, 4>;
+using CtaTile128x192 = Tile<128, 192, 2, 4, 1, 2, 3>;
 
-// The halves of fp32 operands and so many sums are more than the registers of a thread.
+// fp32's split operands beside so many accumulators need more registers than a thread has.
 template <class T>
-constexpr bool has_wide = sizeof(T) == 2;
+constexpr bool has_large_tile = sizeof(T) == 2;
 
-// Behind the stages lie two sets of row sums, which other blocks write to: [2][blocks of the cluster][rows].
+// The stages are followed by two sets of row sums, which other blocks write to: [2][blocks of the cluster][rows].
 template <class T, class Tile>
 constexpr int cluster_shared_bytes(int cluster) {
   static_assert(StageSizes<T, Tile>::all_bytes >=
@@ -35,23 +36,24 @@ constexpr int cluster_shared_bytes(int cluster) {
   return StageSizes<T, Tile>::all_bytes + 2 * cluster * Tile::rows * static_cast<int>(sizeof(float));
 }
 
-// The rows and columns of out whose sums a lane holds: in its row tile i and half the row, in its column tile j two.
+// The rows and columns of out whose accumulators a lane holds: of row tile i two rows (halves), of column tile j two
+// columns.
 template <class Tile>
-struct LanePlace {
+struct LaneCoord {
   int tile_row, first_row, first_column, rows, width;
 
-  __device__ LanePlace(int row0, int column0, int rows, int width) : rows(rows), width(width) {
-    const Place<Tile> at;
+  __device__ LaneCoord(int row0, int column0, int rows, int width) : rows(rows), width(width) {
+    const WarpCoord<Tile> at;
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
     tile_row = at.row + lane / 4;
     first_row = row0 + tile_row;
     first_column = column0 + at.column + lane % 4 * 2;
   }
   __device__ int row(int i, int half) const { return first_row + 16 * i + 8 * half; }
-  __device__ int column(int j) const { return first_column + unit_columns * j; }
+  __device__ int column(int j) const { return first_column + mma_columns * j; }
   __device__ bool has_row(int i, int half) const { return row(i, half) < rows; }
   __device__ bool has_column(int j) const { return column(j) < width; }
-  // Of what is read and then not used where the lane has none: loads that no branch parts are on their way together.
+  // Clamped, for values that are then not used: without a branch between them all loads are issued together.
   __device__ int read_row(int i, int half) const { return has_row(i, half) ? row(i, half) : rows - 1; }
   __device__ int read_column(int j) const { return has_column(j) ? column(j) : 0; }
 };
@@ -60,7 +62,7 @@ struct LanePlace {
 template <class Tile>
 using RowValues = float[Tile::row_tiles][2];
 
-// Calls run(i, half), the loops unrolled: what it indexes must stay in registers.
+// Calls run(i, half), unrolled: the arrays that it indexes must stay in registers.
 template <class Tile, class Run>
 __device__ inline void for_each_row(Run run) {
 #pragma unroll
@@ -69,10 +71,10 @@ __device__ inline void for_each_row(Run run) {
     for (int half = 0; half < 2; ++half) run(i, half);
 }
 
-// results = finish(the sum of value(i, half, j) over all columns of the cluster), by one thread for each row. `parts`
-// [blocks][rows].
+// results = finish(the sum of value(i, half, j) over all columns of the cluster), by one thread for each row.
+// `block_sums` [blocks][rows].
 template <class Tile, class Value, class Finish>
-__device__ inline void sum_rows(const LanePlace<Tile>& place, float* parts, Value value, Finish finish,
+__device__ inline void sum_rows(const LaneCoord<Tile>& place, float* block_sums, Value value, Finish finish,
                                 RowValues<Tile>& results) {
   auto* warps = reinterpret_cast<float*>(shared_memory());  // [column_warps][rows], over the stages
   float* finished = warps + Tile::column_warps * Tile::rows;
@@ -94,13 +96,14 @@ __device__ inline void sum_rows(const LanePlace<Tile>& place, float* parts, Valu
 #pragma unroll
     for (int warp = 1; warp < Tile::column_warps; ++warp) sum += load(warps + warp * Tile::rows + thread);
 #pragma unroll 1
-    for (int rank = 0; rank < size; ++rank) store_to_block(rank, parts + cluster_rank() * Tile::rows + thread, sum);
+    for (int rank = 0; rank < size; ++rank)
+      store_to_block(rank, block_sums + cluster_rank() * Tile::rows + thread, sum);
   }
   arrive_cluster();
   wait_cluster();
   if (thread < Tile::rows) {
-    float sum = load(parts + thread);
-    for (int rank = 1; rank < size; ++rank) sum += load(parts + rank * Tile::rows + thread);
+    float sum = load(block_sums + thread);
+    for (int rank = 1; rank < size; ++rank) sum += load(block_sums + rank * Tile::rows + thread);
     store(finished + thread, finish(sum));
   }
   sync_threads();
@@ -112,33 +115,33 @@ template <class Tile>
 using ColumnPairs = Float2[Tile::column_tiles];
 
 template <class Tile>
-__device__ inline void load_columns(const LanePlace<Tile>& place, const float* row, ColumnPairs<Tile>& pairs) {
+__device__ inline void load_columns(const LaneCoord<Tile>& place, const float* row, ColumnPairs<Tile>& pairs) {
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j)
     pairs[j] = load(reinterpret_cast<const Float2*>(row + place.read_column(j)));
 }
 
 template <class Tile>
-__device__ inline Float2 pair_of(const Sums<Tile>& y, int i, int half, int j) {
+__device__ inline Float2 pair_of(const Accumulators<Tile>& y, int i, int half, int j) {
   return {y[i][j][2 * half], y[i][j][2 * half + 1]};
 }
 
 // y += pairs, in one row.
 template <class Tile>
-__device__ inline void add_pairs(const ColumnPairs<Tile>& pairs, int i, int half, Sums<Tile>& y) {
+__device__ inline void add_pairs(const ColumnPairs<Tile>& pairs, int i, int half, Accumulators<Tile>& y) {
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) y[i][j][2 * half] += pairs[j].x, y[i][j][2 * half + 1] += pairs[j].y;
 }
 
 template <class Tile>
-__device__ inline void add_bias(const LanePlace<Tile>& place, const float* bias, Sums<Tile>& y) {
+__device__ inline void add_bias(const LaneCoord<Tile>& place, const float* bias, Accumulators<Tile>& y) {
   ColumnPairs<Tile> pairs;
   load_columns<Tile>(place, bias, pairs);
   for_each_row<Tile>([&](int i, int half) { add_pairs<Tile>(pairs, i, half, y); });
 }
 
 template <class Tile>
-__device__ inline void add_residual(const LanePlace<Tile>& place, const AddLayerNorm& op, Sums<Tile>& y) {
+__device__ inline void add_residual(const LaneCoord<Tile>& place, const AddLayerNorm& op, Accumulators<Tile>& y) {
   for_each_row<Tile>([&](int i, int half) {
     const int row = place.read_row(i, half);
     const Index from = op.gather ? load(op.gather + row) : row;
@@ -148,9 +151,9 @@ __device__ inline void add_residual(const LanePlace<Tile>& place, const AddLayer
   });
 }
 
-// Calls put(row, column, i, half, j) for the lane's pairs that are there.
+// Calls put(row, column, i, half, j) for the lane's pairs that lie inside [T, D].
 template <class Tile, class Put>
-__device__ inline void for_each_pair(const LanePlace<Tile>& place, Put put) {
+__device__ inline void for_each_pair(const LaneCoord<Tile>& place, Put put) {
   for_each_row<Tile>([&](int i, int half) {
     if (!place.has_row(i, half)) return;
 #pragma unroll
@@ -160,21 +163,21 @@ __device__ inline void for_each_pair(const LanePlace<Tile>& place, Put put) {
 }
 
 template <class Tile>
-__device__ inline void store_sums(const LanePlace<Tile>& place, const Sums<Tile>& y, float* sum) {
+__device__ inline void store_accumulators(const LaneCoord<Tile>& place, const Accumulators<Tile>& y, float* sum) {
   for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
     store(reinterpret_cast<Float2*>(sum + row * place.width + column), pair_of<Tile>(y, i, half, j));
   });
 }
 
-// y - mean(y) in place of y; `parts` is for this alone.
+// y -= mean(y); `block_sums` is for this alone.
 template <class Tile>
-__device__ inline void centre(const LanePlace<Tile>& place, float* parts, Sums<Tile>& y) {
+__device__ inline void subtract_mean(const LaneCoord<Tile>& place, float* block_sums, Accumulators<Tile>& y) {
   const auto sum = [&](int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
     return pair.x + pair.y;
   };
   RowValues<Tile> means;
-  sum_rows<Tile>(place, parts, sum, [&](float all) { return all / static_cast<float>(place.width); }, means);
+  sum_rows<Tile>(place, block_sums, sum, [&](float all) { return all / static_cast<float>(place.width); }, means);
   for_each_row<Tile>([&](int i, int half) {
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
@@ -187,10 +190,12 @@ struct alignas(2 * sizeof(T)) Pair {
   T x, y;
 };
 
-// out = out_low = y / sqrt(mean(y^2) + eps) * weight + bias, of a centred y; `parts` is for this alone.
+// out = out_cast = y / sqrt(mean(y^2) + eps) * weight + bias, of a y with the mean subtracted; `block_sums` is for this
+// alone.
 template <class T, class Tile>
-__device__ inline void scale(const LanePlace<Tile>& place, float* parts, const AddLayerNorm& op, const Sums<Tile>& y) {
-  ColumnPairs<Tile> weight, bias;  // on their way while the squares are summed
+__device__ inline void scale(const LaneCoord<Tile>& place, float* block_sums, const AddLayerNorm& op,
+                             const Accumulators<Tile>& y) {
+  ColumnPairs<Tile> weight, bias;  // loaded while the squares are summed
   load_columns<Tile>(place, op.norm.weight, weight);
   load_columns<Tile>(place, op.norm.bias, bias);
   const auto squares = [&](int i, int half, int j) {
@@ -199,34 +204,34 @@ __device__ inline void scale(const LanePlace<Tile>& place, float* parts, const A
   };
   const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(place.width) + op.norm.eps); };
   RowValues<Tile> scales;
-  sum_rows<Tile>(place, parts, squares, inverse, scales);
+  sum_rows<Tile>(place, block_sums, squares, inverse, scales);
   for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
     const Float2 out{pair.x * scales[i][half] * weight[j].x + bias[j].x,
                      pair.y * scales[i][half] * weight[j].y + bias[j].y};
     store(reinterpret_cast<Float2*>(op.out + row * place.width + column), out);
-    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_low) + row * row_stride(place.width) + column),
+    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(place.width) + column),
           Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
   });
 }
 
-// One tile of rows by the whole cluster, a tile of columns by each block.
+// One tile of rows by the whole cluster, a CTA tile by each block.
 template <class T, class Tile>
 __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, int row_tile) {
-  static_assert(Tile::depth_warps == 1);
+  static_assert(Tile::k_warps == 1);
   const int rows = load(op.linear.rows), row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
   if (row0 >= rows) return;  // and so does the whole cluster
   arrive_cluster();          // waited for before the first block writes to another
-  Sums<Tile> y = {};
-  multiply<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
-  const LanePlace<Tile> place(row0, column0, rows, op.linear.packed.n);
+  Accumulators<Tile> y = {};
+  main_loop<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
+  const LaneCoord<Tile> place(row0, column0, rows, op.linear.packed.n);
   add_bias<Tile>(place, op.linear.packed.bias, y);
-  if (op.add_layer_norm.sum) store_sums<Tile>(place, y, op.add_layer_norm.sum);
+  if (op.add_layer_norm.sum) store_accumulators<Tile>(place, y, op.add_layer_norm.sum);
   add_residual<Tile>(place, op.add_layer_norm, y);
-  auto* parts = reinterpret_cast<float*>(shared_memory() + StageSizes<T, Tile>::all_bytes);
+  auto* block_sums = reinterpret_cast<float*>(shared_memory() + StageSizes<T, Tile>::all_bytes);
   wait_cluster();
-  centre<Tile>(place, parts, y);
-  scale<T, Tile>(place, parts + cluster_size() * Tile::rows, op.add_layer_norm, y);
+  subtract_mean<Tile>(place, block_sums, y);
+  scale<T, Tile>(place, block_sums + cluster_size() * Tile::rows, op.add_layer_norm, y);
 }
 
 }  // namespace

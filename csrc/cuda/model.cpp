@@ -6,44 +6,43 @@ namespace distilfast::cuda {
 
 namespace {
 
-// Brings tensors to the device by canonical name; knows what every kind of layer consists of.
+// Uploads and packs tensors by canonical name.
 class Loader {
  public:
   Loader(const EncoderShape& shape, const FindTensor& find, Stream& stream)
       : shape_(shape), find_(find), stream_(stream) {}
 
-  DeviceBuffer table(const std::string& name, bool needed) {
-    const std::optional<HostTensor> tensor = find_(name);
-    if (!tensor && needed) throw std::invalid_argument("The weights lack " + name + ".");
-    return tensor ? on_device(*tensor) : DeviceBuffer();
+  DeviceBuffer table(const std::string& name) { return on_device(require_tensor(find_, name)); }
+  DeviceBuffer table_or_none(const std::string& name) {
+    const HostTensor tensor = find_(name);
+    return tensor.data ? on_device(tensor) : DeviceBuffer();
   }
-  Dense dense(const std::string& name, int n, int k, Precision precision) {
+  Dense dense(const LinearShape& linear) {
+    const auto& [name, n, k, precision] = linear;
     const HostTensor weight = tensor(name + ".weight", static_cast<std::size_t>(n) * static_cast<std::size_t>(k));
     Dense dense{precision, DeviceBuffer(packed_linear_bytes(precision, n, k)), vector(name + ".bias", n), n, k};
     const DeviceBuffer plain = on_device(weight);
     pack_linear(precision, reinterpret_cast<const float*>(plain.data()), n, k, dense.weight.data(), stream_);
-    if (precision == Precision::int8) pack_for_operands(name, plain, dense);
-    stream_.wait();  // before `plain` goes
+    if (precision == Precision::int8) pack_w8a8_of(name, plain, dense);
+    stream_.wait();  // before `plain` is freed
     return dense;
   }
   Norm norm(const std::string& name, int width) {
     return {vector(name + ".weight", width), vector(name + ".bias", width), width, shape_.eps};
   }
-  Layer layer(const std::string& at) {
-    const int d = shape_.width, f = shape_.ffn;
-    const auto dense_of = [&](const char* name, int n, int k) { return dense(at + name, n, k, shape_.precision); };
-    return {dense_of("qkv", 3 * d, d), dense_of("attention_out", d, d), norm(at + "attention_norm", d),
-            dense_of("ffn_in", f, d),  dense_of("ffn_out", d, f),       norm(at + "output_norm", d)};
+  Layer layer(int i, Precision precision) {
+    const auto [qkv, attention_out, ffn_in, ffn_out] = layer_linears(shape_, i, precision);
+    return {dense(qkv),    dense(attention_out), norm(layer_name(i, names::attention_norm), shape_.width),
+            dense(ffn_in), dense(ffn_out),       norm(layer_name(i, names::output_norm), shape_.width)};
   }
 
  private:
   HostTensor tensor(const std::string& name, std::size_t size) const {
-    const std::optional<HostTensor> tensor = find_(name);
-    if (!tensor) throw std::invalid_argument("The weights lack " + name + ".");
-    if (tensor->size != size)
-      throw std::invalid_argument(name + " holds " + std::to_string(tensor->size) + " numbers and must hold " +
+    const HostTensor tensor = require_tensor(find_, name);
+    if (tensor.size != size)
+      throw std::invalid_argument(name + " holds " + std::to_string(tensor.size) + " numbers and must hold " +
                                   std::to_string(size) + ".");
-    return *tensor;
+    return tensor;
   }
   DeviceBuffer on_device(const HostTensor& tensor) {
     DeviceBuffer buffer(tensor.size * sizeof(float));
@@ -53,17 +52,18 @@ class Loader {
   DeviceBuffer vector(const std::string& name, int size) {
     return on_device(tensor(name, static_cast<std::size_t>(size)));
   }
-  void pack_for_operands(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
-    const HostTensor channels = tensor(name + ".outlier_channels", static_cast<std::size_t>(wide_channels(dense.k)));
+  void pack_w8a8_of(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
+    const HostTensor channels = tensor(name + ".outlier_channels", static_cast<std::size_t>(outlier_channels(dense.k)));
     const std::vector<std::int32_t> numbers(channels.data, channels.data + channels.size);
-    const DeviceBuffer centre = vector(name + ".channel_shift", dense.k);
-    DeviceBuffer wide(numbers.size() * sizeof(std::int32_t));
-    upload(wide.data(), numbers.data(), wide.bytes(), stream_);
-    dense.int8_bias = vector(name + ".shifted_bias", dense.n);
-    dense.int8_weight = DeviceBuffer(packed_int8_bytes(dense.n, dense.k));
-    pack_int8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(centre.data()),
-              reinterpret_cast<const std::int32_t*>(wide.data()), dense.n, dense.k, dense.int8_weight.data(), stream_);
-    stream_.wait();  // before `centre` and `wide` go
+    const DeviceBuffer channel_shift = vector(name + ".channel_shift", dense.k);
+    DeviceBuffer outliers(numbers.size() * sizeof(std::int32_t));
+    upload(outliers.data(), numbers.data(), outliers.bytes(), stream_);
+    dense.w8a8_bias = vector(name + ".shifted_bias", dense.n);
+    dense.w8a8_weight = DeviceBuffer(packed_w8a8_bytes(dense.n, dense.k));
+    pack_w8a8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(channel_shift.data()),
+              reinterpret_cast<const std::int32_t*>(outliers.data()), dense.n, dense.k, dense.w8a8_weight.data(),
+              stream_);
+    stream_.wait();  // before the buffers are freed
   }
 
   const EncoderShape& shape_;
@@ -71,47 +71,41 @@ class Loader {
   Stream& stream_;
 };
 
-Precision head_precision(const EncoderShape& shape) {
-  return shape.precision == Precision::int8 ? Precision::bf16 : shape.precision;
-}
-
 std::size_t bytes_of(const Dense& dense) {
-  return dense.weight.bytes() + dense.bias.bytes() + dense.int8_weight.bytes() + dense.int8_bias.bytes();
+  return dense.weight.bytes() + dense.bias.bytes() + dense.w8a8_weight.bytes() + dense.w8a8_bias.bytes();
 }
 std::size_t bytes_of(const Norm& norm) { return norm.weight.bytes() + norm.bias.bytes(); }
 
 }  // namespace
 
-Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
-             Stream& stream)
-    : shape(shape) {
-  if (const char* misfit = attention_misfit(shape.width / shape.heads)) throw std::invalid_argument(misfit);
-  if (const char* misfit = layer_norm_misfit(shape.width)) throw std::invalid_argument(misfit);
+Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, const FindTensor& find,
+             Precision precision, Stream& stream)
+    : shape(shape), precision(precision) {
+  if (const char* reason = attention_unsupported_reason(shape.width / shape.heads)) throw std::invalid_argument(reason);
+  if (const char* reason = layer_norm_unsupported_reason(shape.width)) throw std::invalid_argument(reason);
   load_kernels();
   Loader loader(shape, find, stream);
-  word = loader.table("embed.word", true);
-  position = loader.table("embed.position", true);
-  token_type = loader.table("embed.token_type", false);
-  embed_norm = loader.norm("embed.norm", shape.width);
-  for (int i = 0; i < shape.layers; ++i) layers.push_back(loader.layer("layer." + std::to_string(i) + "."));
-  int width = shape.width;
-  for (const HeadLinear& linear : head_linears) {
-    const std::string name = "head." + std::to_string(head.size());
-    head.push_back({loader.dense(name, linear.columns, width, head_precision(shape)), linear.activation, std::nullopt});
-    if (linear.norm) head.back().norm = loader.norm(name + ".norm", linear.columns);
-    width = linear.columns;
+  word = loader.table(names::embed_word);
+  position = loader.table(names::embed_position);
+  token_type = loader.table_or_none(names::embed_token_type);
+  embed_norm = loader.norm(names::embed_norm, shape.width);
+  for (int i = 0; i < shape.layers; ++i) layers.push_back(loader.layer(i, precision));
+  for (const LinearShape& linear : head_linears(shape, linears, precision)) {
+    const HeadLinear& facts = linears[head.size()];
+    head.push_back({loader.dense(linear), facts.activation, std::nullopt});
+    if (facts.norm) head.back().norm = loader.norm(head_norm_name(head.size() - 1), linear.n);
   }
   stream.wait();
 }
 
 void Model::load_kernels() const {
-  load_take_inputs();
-  load_embed(shape.precision);
-  load_linear(shape.precision);
-  load_linear(head_precision(shape));
-  if (shape.precision == Precision::int8) load_make_operands();
-  load_attention(shape.precision, shape.width / shape.heads);
-  load_add_layer_norm(shape.precision);
+  load_unpack_device_batch();
+  load_embed(precision);
+  load_linear(precision);
+  load_linear(head_precision(precision));
+  if (precision == Precision::int8) load_quantize_activations();
+  load_attention(precision, shape.width / shape.heads);
+  load_add_layer_norm(precision);
 }
 
 std::size_t Model::bytes() const {

@@ -1,51 +1,30 @@
 // The weights of one encoder and its head in device memory, packed for the kernels.
 #pragma once
 
-#include <functional>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "common/layer_names.h"
 #include "cuda/kernels.h"
 
 namespace distilfast::cuda {
 
-struct EncoderShape {
-  Precision precision;            // with int8 the head's linears, which run on few rows, are bf16
-  int width, heads, layers, ffn;  // D, H, layers, F
-  float eps;
-  Activation activation;
-};
+// With int8, FindTensor is asked for what distilfast/backends/cuda.py adds to each linear of the encoder:
+// `.channel_shift`,
+// `.outlier_channels` (as floats) and `.shifted_bias`.
 
-struct HeadLinear {
-  int columns;  // N
-  Activation activation;
-  bool norm;
-};
-
-// fp32 values in host memory, row-major.
-struct HostTensor {
-  const float* data;
-  std::size_t size;
-};
-
-// Called with a tensor's canonical name; nothing where the model has none. int8 asks for what
-// distilfast/backends/cuda.py adds to each linear of the encoder: `.channel_shift`, `.outlier_channels` (as floats) and
-// `.shifted_bias`.
-using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
-
-// A linear; int8 has W packed twice, for few rows and for operands.
+// A linear; int8 has W packed twice, for W8A16 and for W8A8.
 struct Dense {
   Precision precision;
   DeviceBuffer weight, bias;
   int n, k;
-  DeviceBuffer int8_weight{}, int8_bias{};  // for operands
+  DeviceBuffer w8a8_weight{}, w8a8_bias{};  // W8A8
 
-  bool reads_operands(int most_rows) const { return precision == Precision::int8 && most_rows > most_weight_only_rows; }
-  PackedLinear packed(int most_rows) const {
-    const bool is_int8 = reads_operands(most_rows);
-    return {(is_int8 ? int8_weight : weight).data(),
-            reinterpret_cast<const float*>((is_int8 ? int8_bias : bias).data()), n, k};
+  bool reads_packed_a(int bucket_rows) const { return precision == Precision::int8 && bucket_rows > max_w8a16_rows; }
+  PackedLinear packed(int bucket_rows) const {
+    const bool is_int8 = reads_packed_a(bucket_rows);
+    return {(is_int8 ? w8a8_weight : weight).data(),
+            reinterpret_cast<const float*>((is_int8 ? w8a8_bias : bias).data()), n, k};
   }
 };
 
@@ -59,12 +38,7 @@ struct Norm {
   }
 };
 
-struct Layer {
-  Dense qkv, attention_out;
-  Norm attention_norm;
-  Dense ffn_in, ffn_out;
-  Norm output_norm;
-};
+using Layer = LayerOf<Dense, Norm>;
 
 struct HeadLayer {
   Dense dense;
@@ -74,7 +48,8 @@ struct HeadLayer {
 
 struct Model {
   // `find` is used only here. Throws where a tensor is missing or of another size, or the shape cannot be run.
-  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Stream& stream);
+  Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Precision precision,
+        Stream& stream);
 
   std::size_t bytes() const;
   int rows_of(const DeviceBuffer& table) const {
@@ -83,6 +58,7 @@ struct Model {
   int head_columns() const { return head.empty() ? 0 : head.back().dense.n; }
 
   EncoderShape shape;
+  Precision precision;                      // of the encoder; the head's is head_precision(precision)
   DeviceBuffer word, position, token_type;  // the last is empty where the model has none
   std::optional<Norm> embed_norm;           // always there
   std::vector<Layer> layers;

@@ -10,10 +10,10 @@ namespace distilfast::cuda {
 namespace {
 
 constexpr int smallest_bucket = 16;
-// Up to here the split linears and their sums are shorter than the wait of the few blocks that could have whole rows.
-constexpr int most_rows_without_clusters = 256;
-// Of results that come home through pinned memory: the last hidden state of 42 tokens, 768 wide. A copy to memory that
-// is not pinned waits for the device itself, each one anew; larger ones are longer than that wait.
+// Up to here split-K fills the device, and the few clusters that hold whole rows would not.
+constexpr int max_rows_without_clusters = 256;
+// Results up to this size are copied through pinned memory: the last hidden state of 42 tokens of 768 columns. A copy
+// to pageable memory synchronises with the device each time; for larger results that wait is negligible.
 constexpr std::size_t staged_bytes = 128 * 1024;
 constexpr std::size_t alignment = 256;  // of every piece of the arena, as of device memory itself
 
@@ -24,17 +24,13 @@ T* take(char*& at, std::size_t bytes) {
   return reinterpret_cast<T*>(piece);
 }
 
-// Most floats that the parts of a linear can take, in any bucket up to `most`.
-std::size_t part_floats(const Dense& dense, int most) {
+// Floats of a linear's splits, at most, over all buckets up to `bucket_rows`.
+std::size_t split_sum_floats(const Dense& dense, int bucket_rows) {
   std::size_t floats = 0;
-  for (int rows = smallest_bucket; rows <= most; rows *= 2)
-    floats = std::max(floats, static_cast<std::size_t>(linear_splits(dense.precision, dense.n, dense.k, rows)) *
+  for (int rows = smallest_bucket; rows <= bucket_rows; rows *= 2)
+    floats = std::max(floats, static_cast<std::size_t>(linear_split_k(dense.precision, dense.n, dense.k, rows)) *
                                   static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
   return floats;
-}
-
-std::int32_t* copy_shifted(const std::int32_t* from, Index count, Index minus, std::int32_t* to) {
-  return std::transform(from, from + count, to, [&](std::int32_t x) { return static_cast<std::int32_t>(x - minus); });
 }
 
 }  // namespace
@@ -47,9 +43,9 @@ int bucket_for(Index count) {
 
 // ---- buffers
 
-Pass::Pass(const Model& model, int most_tokens, const Options& options)
+Pass::Pass(const Model& model, int bucket_tokens, const Options& options)
     : model_(model),
-      most_tokens_(most_tokens),
+      bucket_tokens_(bucket_tokens),
       persistent_(options.persistent && can_persist()),
       clusters_(options.clusters),
       input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
@@ -62,62 +58,61 @@ Pass::Pass(const Model& model, int most_tokens, const Options& options)
 
 bool Pass::can_persist() const {
   const EncoderShape& shape = model_.shape;
-  const std::size_t stages = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
-  return most_tokens_ <= most_persistent_rows && shape.width / shape.heads <= most_persistent_head &&
-         stages <= most_stages;
+  const std::size_t ops = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
+  return bucket_tokens_ <= max_persistent_rows && shape.width / shape.heads <= max_persistent_head && ops <= max_ops;
 }
 
 std::size_t Pass::row_bytes(int columns) const {
-  return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.shape.precision);
+  return static_cast<std::size_t>(row_stride(columns)) * element_size(model_.precision);
 }
 
-std::size_t Pass::most_operand_bytes() const {
+std::size_t Pass::max_packed_a_bytes() const {
   std::size_t bytes = 0;
   for (const Layer& layer : model_.layers)
     for (const Dense* dense : {&layer.qkv, &layer.attention_out, &layer.ffn_in, &layer.ffn_out})
-      if (dense->reads_operands(most_tokens_)) bytes = std::max(bytes, operand_bytes(dense->k, most_tokens_));
+      if (dense->reads_packed_a(bucket_tokens_)) bytes = std::max(bytes, packed_a_bytes(dense->k, bucket_tokens_));
   return bytes;
 }
 
 // Returns the end of what it placed.
 char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
-  const std::size_t most = static_cast<std::size_t>(most_tokens_) * sizeof(std::int32_t);
+  const std::size_t bytes = static_cast<std::size_t>(bucket_tokens_) * sizeof(std::int32_t);
   inputs.tokens = take<std::int32_t>(at, 4 * sizeof(std::int32_t));
   inputs.sequences = inputs.tokens + 1;
   inputs.rows = inputs.tokens + 2;
   inputs.faults = inputs.tokens + 3;
-  inputs.ids = take<std::int32_t>(at, most);
-  inputs.positions = take<std::int32_t>(at, most);
-  inputs.token_types = take<std::int32_t>(at, most);
-  inputs.cu_seqlens = take<std::int32_t>(at, most + sizeof(std::int32_t));
-  inputs.gather = take<std::int32_t>(at, most);
+  inputs.ids = take<std::int32_t>(at, bytes);
+  inputs.positions = take<std::int32_t>(at, bytes);
+  inputs.token_types = take<std::int32_t>(at, bytes);
+  inputs.cu_seqlens = take<std::int32_t>(at, bytes + sizeof(std::int32_t));
+  inputs.gather = take<std::int32_t>(at, bytes);
   return at;
 }
 
 char* Pass::place_buffers(char* at) {
   const EncoderShape& shape = model_.shape;
-  const std::size_t most = static_cast<std::size_t>(most_tokens_);
-  std::size_t parts = 0, head_out = 0, head_low = 0;
+  const std::size_t rows = static_cast<std::size_t>(bucket_tokens_);
+  std::size_t split_sums = 0, head_out = 0, head_cast = 0;
   for (const Layer& layer : model_.layers)
     for (const Dense* dense : {&layer.attention_out, &layer.ffn_out})
-      parts = std::max(parts, part_floats(*dense, most_tokens_));
+      split_sums = std::max(split_sums, split_sum_floats(*dense, bucket_tokens_));
   for (const HeadLayer& layer : model_.head) {
-    if (layer.norm) parts = std::max(parts, part_floats(layer.dense, most_tokens_));
-    if (&layer != &model_.head.back()) head_low = std::max(head_low, most * row_bytes(layer.dense.n));
-    head_out = std::max(head_out, most * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
+    if (layer.norm) split_sums = std::max(split_sums, split_sum_floats(layer.dense, bucket_tokens_));
+    if (&layer != &model_.head.back()) head_cast = std::max(head_cast, rows * row_bytes(layer.dense.n));
+    head_out = std::max(head_out, rows * static_cast<std::size_t>(layer.dense.n) * sizeof(float));
   }
   at = place_inputs(at, device_);
-  const std::size_t x = most * static_cast<std::size_t>(shape.width) * sizeof(float),
-                    x_low = most * row_bytes(shape.width);
-  tokens_ = {device_.tokens, most_tokens_, take<float>(at, x), take<char>(at, x_low)};
-  rows_ = {device_.rows, 0, take<float>(at, x), take<char>(at, x_low)};
-  qkv_ = take<char>(at, most * row_bytes(3 * shape.width));
-  context_ = take<char>(at, x_low);
-  wide_ = take<char>(at, most * row_bytes(shape.ffn));
-  operands_ = take<char>(at, most_operand_bytes());
-  parts_ = take<float>(at, parts * sizeof(float));
+  const std::size_t x = rows * static_cast<std::size_t>(shape.width) * sizeof(float),
+                    x_cast = rows * row_bytes(shape.width);
+  tokens_ = {device_.tokens, bucket_tokens_, take<float>(at, x), take<char>(at, x_cast)};
+  rows_ = {device_.rows, 0, take<float>(at, x), take<char>(at, x_cast)};
+  qkv_ = take<char>(at, rows * row_bytes(3 * shape.width));
+  context_ = take<char>(at, x_cast);
+  ffn_ = take<char>(at, rows * row_bytes(shape.ffn));
+  packed_a_ = take<char>(at, max_packed_a_bytes());
+  split_sums_ = take<float>(at, split_sums * sizeof(float));
   head_out_ = take<float>(at, head_out);
-  for (char*& low : head_low_) low = take<char>(at, head_low);
+  for (char*& cast : head_cast_) cast = take<char>(at, head_cast);
   return at;
 }
 
@@ -131,8 +126,8 @@ void Pass::fill_inputs(const ForwardInput& input, const Chunk& chunk) {
     std::copy_n(input.token_types + chunk.first_token, chunk.tokens, host_.token_types);
   else
     std::fill_n(host_.token_types, chunk.tokens, 0);
-  copy_shifted(input.cu_seqlens + chunk.first_sequence, chunk.sequences + 1, chunk.first_token, host_.cu_seqlens);
-  copy_shifted(input.rows + chunk.first_row, chunk.rows, chunk.first_token, host_.gather);
+  copy_cu_seqlens(input, chunk, host_.cu_seqlens);
+  copy_rows(input, chunk, host_.gather);
 }
 
 // ---- running
@@ -143,7 +138,7 @@ Pass::Results Pass::start(const ForwardInput& input, const Chunk& chunk, bool hi
 }
 
 Pass::Results Pass::start(const DeviceInput& input, bool hidden, bool head, Stream& stream) {
-  take_inputs(
+  unpack_device_batch(
       {input.ids, input.cu_seqlens, input.token_types, input.rows, input.rows_are, static_cast<int>(input.tokens),
        static_cast<int>(input.sequences), static_cast<int>(input.num_rows), model_.rows_of(model_.word),
        model_.rows_of(model_.position), model_.rows_of(model_.token_type), device_},
@@ -151,11 +146,11 @@ Pass::Results Pass::start(const DeviceInput& input, bool hidden, bool head, Stre
   return run_graph({bucket_for(input.num_rows), hidden, head && input.num_rows > 0, false}, stream);
 }
 
-Pass::Results Pass::run_graph(const Wish& wish, Stream& stream) {
-  std::unique_ptr<Graph>& graph = graphs_[wish];
-  if (!graph) graph = std::make_unique<Graph>(stream, [&] { enqueue(wish, stream, nullptr); });
+Pass::Results Pass::run_graph(const GraphKey& key, Stream& stream) {
+  std::unique_ptr<Graph>& graph = graphs_[key];
+  if (!graph) graph = std::make_unique<Graph>(stream, [&] { enqueue(key, stream, nullptr); });
   graph->run(stream);
-  return {wish.hidden ? tokens_.x : nullptr, wish.head ? head_out_ : nullptr};
+  return {key.hidden ? tokens_.x : nullptr, key.head ? head_out_ : nullptr};
 }
 
 std::uint32_t Pass::faults(Stream& stream) const {
@@ -167,13 +162,13 @@ std::uint32_t Pass::faults(Stream& stream) const {
 
 void Pass::run(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) {
   start(input, chunk, output.hidden != nullptr, output.head != nullptr, stream);
-  fetch(chunk, output, stream);
+  fetch(input, chunk, output, stream);
 }
 
 void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, const Trace& trace,
                       Stream& stream) {
   fill_inputs(input, chunk);
-  Tracer tracer(trace, model_.shape.precision, stream);
+  Tracer tracer(trace, model_.precision, stream);
   tracer.num_tokens = chunk.tokens, tracer.num_rows = chunk.rows;
   std::vector<std::int64_t> begins;
   for (Index b = 0; b < chunk.sequences; ++b) {
@@ -183,61 +178,66 @@ void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const Forwa
   }
   int widest = model_.shape.width;
   for (const HeadLayer& layer : model_.head) widest = std::max(widest, layer.dense.n);
-  tracer.sum = DeviceBuffer(static_cast<std::size_t>(most_tokens_) * static_cast<std::size_t>(widest) * sizeof(float));
+  tracer.sum =
+      DeviceBuffer(static_cast<std::size_t>(bucket_tokens_) * static_cast<std::size_t>(widest) * sizeof(float));
   tracer.probabilities = DeviceBuffer(static_cast<std::size_t>(tracer.num_probabilities) * sizeof(float));
   tracer.probability_begins = DeviceBuffer(begins.size() * sizeof(std::int64_t));
   upload(tracer.probability_begins.data(), begins.data(), tracer.probability_begins.bytes(), stream);
   enqueue({bucket_for(chunk.rows), true, output.head != nullptr && chunk.rows > 0, true}, stream, &tracer);
-  fetch(chunk, output, stream);
+  fetch(input, chunk, output, stream);
 }
 
-void Pass::fetch(const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
+// Copies the results to the host; where only some columns of the logits are wanted, by way of all of them.
+void Pass::fetch(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
   const Index width = model_.shape.width, columns = model_.head_columns();
   const std::size_t hidden_bytes = output.hidden ? static_cast<std::size_t>(chunk.tokens * width) * sizeof(float) : 0,
                     head_bytes = output.head ? static_cast<std::size_t>(chunk.rows * columns) * sizeof(float) : 0;
   float *hidden = output.hidden ? output.hidden + chunk.first_token * width : nullptr,
-        *head = output.head ? output.head + chunk.first_row * columns : nullptr;
+        *head = output.head ? output.head + chunk.first_row * (input.columns ? input.num_columns : columns) : nullptr;
   const bool is_staged = hidden_bytes + head_bytes <= staged_bytes;
   char* staged = host_memory_.data() + input_bytes_;
+  std::vector<float> logits(input.columns ? head_bytes / sizeof(float) : 0);  // [R, N], of which head gets [R, C]
+  float* const all_columns = input.columns ? logits.data() : head;
   download(is_staged ? staged : reinterpret_cast<char*>(hidden), tokens_.x, hidden_bytes, stream);
-  download(is_staged ? staged + hidden_bytes : reinterpret_cast<char*>(head), head_out_, head_bytes, stream);
+  download(is_staged ? staged + hidden_bytes : reinterpret_cast<char*>(all_columns), head_out_, head_bytes, stream);
   stream.wait();
   if (is_staged && hidden_bytes > 0) std::memcpy(hidden, staged, hidden_bytes);
-  if (is_staged && head_bytes > 0) std::memcpy(head, staged + hidden_bytes, head_bytes);
+  if (is_staged && head_bytes > 0) std::memcpy(all_columns, staged + hidden_bytes, head_bytes);
+  if (input.columns && head_bytes > 0) select_columns(input, all_columns, chunk.rows, columns, head);
 }
 
 // ---- layers
 
-void Pass::enqueue(const Wish& wish, Stream& stream, Tracer* tracer) {
-  if (wish.from_host) upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
-  Program program;
-  program.count = 0;
-  Queue queue(stream, persistent_ && !tracer ? &program : nullptr);
-  add_operations(wish, queue, tracer);
-  if (program.count > 0) run_persistent(model_.shape.precision, program, stream);
+void Pass::enqueue(const GraphKey& key, Stream& stream, Tracer* tracer) {
+  if (key.from_host) upload(arena_.data(), host_memory_.data(), input_bytes_, stream);
+  OpList op_list;
+  op_list.count = 0;
+  OpRecorder recorder(stream, persistent_ && !tracer ? &op_list : nullptr);
+  add_operations(key, recorder, tracer);
+  if (op_list.count > 0) run_persistent(model_.precision, op_list, stream);
 }
 
-void Pass::add_operations(const Wish& wish, Queue& queue, Tracer* tracer) {
-  rows_.most = wish.most_rows;
-  embed_tokens(queue, tracer);
-  const bool skip = !wish.hidden;  // the last layer computes only rows that the head reads
+void Pass::add_operations(const GraphKey& key, OpRecorder& recorder, Tracer* tracer) {
+  rows_.bucket = key.bucket_rows;
+  embed_tokens(recorder, tracer);
+  const bool skip = !key.hidden;  // the last layer computes only the rows that the head reads
   for (std::size_t i = 0; i < model_.layers.size(); ++i) {
     const Layer& layer = model_.layers[i];
-    const std::string at = "layer." + std::to_string(i) + ".";
-    attend(layer, at, queue, tracer);
+    const auto at_layer = static_cast<Index>(i);
+    attend(layer, at_layer, recorder, tracer);
     if (skip && i + 1 == model_.layers.size())
-      behind_attention(layer, at, tokens_.x, device_.gather, rows_, queue, tracer);
+      finish_layer(layer, at_layer, tokens_.x, device_.gather, rows_, recorder, tracer);
     else
-      behind_attention(layer, at, tokens_.x, nullptr, tokens_, queue, tracer);
+      finish_layer(layer, at_layer, tokens_.x, nullptr, tokens_, recorder, tracer);
   }
-  if (!wish.head) return;
+  if (!key.head) return;
   const bool gathered = skip && !model_.layers.empty();
-  run_head(rows_, gathered ? Source{rows_.x_low, nullptr} : Source{tokens_.x_low, device_.gather}, queue, tracer);
+  run_head(rows_, gathered ? Source{rows_.x_cast, nullptr} : Source{tokens_.x_cast, device_.gather}, recorder, tracer);
 }
 
-void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
+void Pass::embed_tokens(OpRecorder& recorder, Tracer* tracer) {
   const auto table = [](const DeviceBuffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); };
-  const Embed op{model_.shape.precision,
+  const Embed op{model_.precision,
                  device_.tokens,
                  device_.ids,
                  device_.positions,
@@ -247,99 +247,101 @@ void Pass::embed_tokens(Queue& queue, Tracer* tracer) {
                  table(model_.token_type),
                  model_.embed_norm->view(),
                  tokens_.x,
-                 tokens_.x_low};
-  queue.add(op, most_tokens_);
-  if (tracer) tracer->record("embed", tokens_.x, tracer->num_tokens, model_.shape.width);
+                 tokens_.x_cast};
+  recorder.add(op, bucket_tokens_);
+  if (tracer) tracer->record(names::embed, tokens_.x, tracer->num_tokens, model_.shape.width);
 }
 
 // tokens_ -> context_.
-void Pass::attend(const Layer& layer, const std::string& at, Queue& queue, Tracer* tracer) {
+void Pass::attend(const Layer& layer, Index i, OpRecorder& recorder, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
-  run_linear(layer.qkv, {tokens_.x_low, nullptr}, tokens_, Activation::none, nullptr, qkv_, queue);
-  if (tracer) tracer->record(at + "qkv", qkv_, tracer->num_tokens, 3 * shape.width);
-  Attention op{shape.precision, device_.sequences,         device_.cu_seqlens, qkv_,
-               shape.heads,     shape.width / shape.heads, context_,           nullptr,
+  run_linear(layer.qkv, {tokens_.x_cast, nullptr}, tokens_, Activation::none, nullptr, qkv_, recorder);
+  if (tracer) tracer->record(layer_name(i, names::qkv), qkv_, tracer->num_tokens, 3 * shape.width);
+  Attention op{model_.precision, device_.sequences,         device_.cu_seqlens, qkv_,
+               shape.heads,      shape.width / shape.heads, context_,           nullptr,
                nullptr};
   if (tracer) {
     op.probability_begins = reinterpret_cast<const std::int64_t*>(tracer->probability_begins.data());
     op.probabilities = reinterpret_cast<float*>(tracer->probabilities.data());
   }
-  queue.add(op, most_tokens_);
+  recorder.add(op, bucket_tokens_);
   if (!tracer) return;
-  tracer->record(at + "probabilities", op.probabilities, 1, tracer->num_probabilities);
-  tracer->record(at + "context", context_, tracer->num_tokens, shape.width);
+  tracer->record(layer_name(i, names::probabilities), op.probabilities, 1, tracer->num_probabilities);
+  tracer->record(layer_name(i, names::context), context_, tracer->num_tokens, shape.width);
 }
 
 // context_ and the layer's input -> rows, the layer's output.
-void Pass::behind_attention(const Layer& layer, const std::string& at, const float* residual,
-                            const std::int32_t* gather, const Rows& rows, Queue& queue, Tracer* tracer) {
+void Pass::finish_layer(const Layer& layer, Index i, const float* residual, const std::int32_t* gather,
+                        const Rows& rows, OpRecorder& recorder, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
   linear_add_layer_norm(layer.attention_out, layer.attention_norm, {context_, gather}, Activation::none, residual,
-                        gather, rows, at + "attention_out", queue, tracer);
-  if (tracer) tracer->record(at + "attention_norm", rows.x, tracer->num_tokens, shape.width);
-  run_linear(layer.ffn_in, {rows.x_low, nullptr}, rows, shape.activation, nullptr, wide_, queue);
-  if (tracer) tracer->record(at + "ffn_in", wide_, tracer->num_tokens, shape.ffn);
-  linear_add_layer_norm(layer.ffn_out, layer.output_norm, {wide_, nullptr}, Activation::none, rows.x, nullptr, rows,
-                        at + "ffn_out", queue, tracer);
-  if (tracer) tracer->record(at + "output", rows.x, tracer->num_tokens, shape.width);
+                        gather, rows, layer_name(i, names::attention_out), recorder, tracer);
+  if (tracer) tracer->record(layer_name(i, names::attention_norm), rows.x, tracer->num_tokens, shape.width);
+  run_linear(layer.ffn_in, {rows.x_cast, nullptr}, rows, shape.activation, nullptr, ffn_, recorder);
+  if (tracer) tracer->record(layer_name(i, names::ffn_in), ffn_, tracer->num_tokens, shape.ffn);
+  linear_add_layer_norm(layer.ffn_out, layer.output_norm, {ffn_, nullptr}, Activation::none, rows.x, nullptr, rows,
+                        layer_name(i, names::ffn_out), recorder, tracer);
+  if (tracer) tracer->record(layer_name(i, names::output), rows.x, tracer->num_tokens, shape.width);
 }
 
 // source -> head_out_.
-void Pass::run_head(const Rows& rows, Source source, Queue& queue, Tracer* tracer) {
+void Pass::run_head(const Rows& rows, Source source, OpRecorder& recorder, Tracer* tracer) {
   for (std::size_t i = 0; i < model_.head.size(); ++i) {
     const HeadLayer& layer = model_.head[i];
     const bool last = i + 1 == model_.head.size();
-    const std::string name = "head." + std::to_string(i);
-    char* low = last ? nullptr : head_low_[i % 2];
+    const std::string name = head_name(i);
+    char* cast = last ? nullptr : head_cast_[i % 2];
     if (layer.norm)
       linear_add_layer_norm(layer.dense, *layer.norm, source, layer.activation, nullptr, nullptr,
-                            {rows.count, rows.most, head_out_, low}, "", queue, nullptr);
+                            {rows.count, rows.bucket, head_out_, cast}, "", recorder, nullptr);
     else
-      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, low, queue);
+      run_linear(layer.dense, source, rows, layer.activation, last ? head_out_ : nullptr, cast, recorder);
     if (tracer && (last || layer.norm)) tracer->record(name, head_out_, tracer->num_rows, layer.dense.n);
-    if (tracer && !last && !layer.norm) tracer->record(name, low, tracer->num_rows, layer.dense.n);
-    source = {low, nullptr};
+    if (tracer && !last && !layer.norm) tracer->record(name, cast, tracer->num_rows, layer.dense.n);
+    source = {cast, nullptr};
   }
 }
 
-Pass::Source Pass::operands_for(const Dense& dense, Source source, const Rows& rows, Queue& queue) const {
-  if (!dense.reads_operands(rows.most)) return source;
-  queue.add(MakeOperands{rows.count, source.gather, source.x, dense.packed(rows.most), operands_}, rows.most);
-  return {operands_, nullptr};
+Pass::Source Pass::packed_a_for(const Dense& dense, Source source, const Rows& rows, OpRecorder& recorder) const {
+  if (!dense.reads_packed_a(rows.bucket)) return source;
+  recorder.add(QuantizeActivations{rows.count, source.gather, source.x, dense.packed(rows.bucket), packed_a_},
+               rows.bucket);
+  return {packed_a_, nullptr};
 }
 
 void Pass::run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
-                      char* out_low, Queue& queue) const {
-  source = operands_for(dense, source, rows, queue);
-  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most), activation, 1, 0, out,
-                   out_low},
-            rows.most);
+                      char* out_cast, OpRecorder& recorder) const {
+  source = packed_a_for(dense, source, rows, recorder);
+  recorder.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.bucket), activation, 1, 0,
+                      out, out_cast},
+               rows.bucket);
 }
 
 void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source source, Activation activation,
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
-                                 const std::string& name, Queue& queue, Tracer* tracer) const {
+                                 const std::string& name, OpRecorder& recorder, Tracer* tracer) const {
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
-  if (clusters_ && residual && rows.most > most_rows_without_clusters) {  // a layer's; a head has no residual
-    queue.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most),
-                                  activation, 1, 0, nullptr, nullptr},
-                                 {dense.precision, rows.count, gather, nullptr, 1, 0, nullptr, residual, norm.view(),
-                                  sum, rows.x, rows.x_low}},
-              rows.most);
+  if (clusters_ && residual && rows.bucket > max_rows_without_clusters) {  // a layer's; a head has no residual
+    recorder.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.bucket),
+                                     activation, 1, 0, nullptr, nullptr},
+                                    {dense.precision, rows.count, gather, nullptr, 1, 0, nullptr, residual, norm.view(),
+                                     sum, rows.x, rows.x_cast}},
+                 rows.bucket);
     if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
     return;
   }
-  // Only a linear without an activation may leave its parts to be added later.
-  const int splits = activation == Activation::none ? linear_splits(dense.precision, dense.n, dense.k, rows.most) : 1;
-  const Index plane = static_cast<Index>(rows.most) * dense.n;
-  source = operands_for(dense, source, rows, queue);
-  queue.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.most), activation, splits,
-                   plane, parts_, nullptr},
-            rows.most);
-  queue.add(
-      AddLayerNorm{model_.shape.precision, rows.count, gather, parts_, splits, plane,
-                   splits > 1 ? dense.packed(rows.most).bias : nullptr, residual, norm.view(), sum, rows.x, rows.x_low},
-      rows.most);
+  // add_layer_norm adds the splits up, so there must be no activation between.
+  const int split_k =
+      activation == Activation::none ? linear_split_k(dense.precision, dense.n, dense.k, rows.bucket) : 1;
+  const Index split_stride = static_cast<Index>(rows.bucket) * dense.n;
+  source = packed_a_for(dense, source, rows, recorder);
+  recorder.add(Linear{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.bucket), activation,
+                      split_k, split_stride, split_sums_, nullptr},
+               rows.bucket);
+  recorder.add(AddLayerNorm{model_.precision, rows.count, gather, split_sums_, split_k, split_stride,
+                            split_k > 1 ? dense.packed(rows.bucket).bias : nullptr, residual, norm.view(), sum, rows.x,
+                            rows.x_cast},
+               rows.bucket);
   if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
 }
 

@@ -16,7 +16,7 @@
 
 namespace distilfast::cuda {
 
-// Errors behind which no call of this process reaches the device any more.
+// Errors after which this process cannot use the device any more.
 inline bool is_lost(cudaError_t status) {
   switch (status) {
     case cudaErrorIllegalAddress:
@@ -37,7 +37,7 @@ inline bool is_lost(cudaError_t status) {
 // Throws what `status` says, if it is an error.
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // it must not be found again by the next call
+  cudaGetLastError();  // clears it, or the next call would report it again
   const std::string why = std::string(what) + " failed: " + cudaGetErrorString(status);
   throw std::runtime_error(
       why + (is_lost(status) ? "; this process has lost the device, and only a new one can use it." : "."));
@@ -86,7 +86,7 @@ inline int architecture() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
 // Of shared memory, for one block.
-inline std::size_t most_shared_bytes() {
+inline std::size_t max_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 // Of device memory, in use by anyone.
@@ -160,14 +160,14 @@ class Stream {
   }
 
   cudaStream_t get() const { return stream_; }
-  // Behind the caller's work; and the caller's behind this.
+  // After the caller's work; and the caller's after this.
   void follow(StreamHandle caller) { order(reinterpret_cast<cudaStream_t>(caller), stream_); }
   void precede(StreamHandle caller) { order(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
 
  private:
-  // What is enqueued on `second` from now on begins behind what `first` has now. The event can be recorded again at
-  // once: who waits for it waits for what it stood for then.
+  // What is enqueued on `second` from now on begins after what `first` has now. The event can be recorded again at
+  // once: a wait refers to what was recorded when it was enqueued.
   void order(cudaStream_t first, cudaStream_t second) {
     check(cudaEventRecord(event_, first), "waiting for another stream");
     check(cudaStreamWaitEvent(second, event_, 0), "waiting for another stream");
@@ -200,7 +200,7 @@ class DeviceBuffer {
   std::size_t bytes_ = 0;
 };
 
-// Host memory that copies reach without a detour.
+// Page-locked host memory, for asynchronous copies.
 class PinnedBuffer {
  public:
   explicit PinnedBuffer(std::size_t bytes) { check(cudaMallocHost(&data_, bytes), "allocating pinned host memory"); }
@@ -228,14 +228,13 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Brings a kernel to the device and allows it all the shared memory that a block can have, of which more than 48 KB is
-// had only by asking. CUDA loads a kernel when it is first used, which may wait for the whole device and may not be
-// done while a graph is captured. The amount is the same for every launch: a smaller one would be a graph's undoing
-// that was made with a larger.
+// Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested).
+// CUDA loads a kernel when it is first used, which may wait for the whole device and is not allowed during a capture.
+// Always request the maximum: lowering it invalidates captured graphs.
 inline void load_kernel(const char* name, const void* kernel) {
   cudaFuncAttributes facts;
   check(cudaFuncGetAttributes(&facts, kernel), name);
-  const std::size_t dynamic = most_shared_bytes() - facts.sharedSizeBytes;
+  const std::size_t dynamic = max_shared_bytes() - facts.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
 }
 template <class Op>
@@ -255,7 +254,7 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
 }
 
 // Most blocks of a cluster: eight on every device that has them.
-inline int most_cluster_blocks() { return device_attribute(cudaDevAttrClusterLaunch) ? 8 : 1; }
+inline int max_cluster_blocks() { return device_attribute(cudaDevAttrClusterLaunch) ? 8 : 1; }
 
 // Like `launch`, with every `cluster` consecutive blocks along x a cluster; grid.x is a multiple of it.
 template <class Op>
@@ -276,10 +275,10 @@ void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Gri
   check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), name);
 }
 
-// Blocks of a cooperative launch, all of which must be there at once: one for each multiprocessor.
+// Blocks of a cooperative launch, which must all be resident at once: one for each multiprocessor.
 inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
 
-// The same for a kernel whose blocks wait for each other.
+// A cooperative launch, for a kernel with grid barriers.
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
                         Stream& stream, Op op) {
@@ -290,8 +289,8 @@ void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, 
         name);
 }
 
-// What `enqueue` puts on the stream, recorded once and then started with one call. `enqueue` neither allocates nor
-// frees nor waits, and the kernels that it launches were loaded before.
+// A CUDA graph: what `enqueue` puts on the stream, captured once and then launched with one call. `enqueue` neither
+// allocates nor frees nor waits, and the kernels that it launches were loaded before.
 class Graph {
  public:
   Graph(Stream& stream, const std::function<void()>& enqueue) {

@@ -1,9 +1,9 @@
 // Products of register tiles, in the arithmetic of a precision.
 //
 // For fp16 and bf16 an operand is what the matrix instruction takes. An fp32 operand is split into two tf32 numbers,
-// x = big + small, 22 of its 24 bits, and a product is three: big big + big small + small big. Matrix instructions cut
-// the bits that a sum cannot hold instead of rounding, an error that has one sign and so grows with K; each step's
-// three products are therefore summed apart and added to the tile by an ordinary, rounding addition. Source: Ootomo
+// x = big + small, 22 of its 24 bits, and a product is three: big big + big small + small big. Tensor cores truncate
+// when they accumulate, an error of one sign that grows with K; each step's three products are therefore accumulated
+// separately and added to the tile's accumulators by an ordinary, rounding addition. Source: Ootomo
 // and Yokota, Recovering single precision accuracy from Tensor Cores, arXiv 2203.03341.
 #pragma once
 

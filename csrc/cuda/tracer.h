@@ -1,4 +1,4 @@
-// Brings every intermediate of a pass to the host, as floats, and hands it over.
+// Copies every intermediate of a pass to the host, as floats, and calls the trace with it.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,7 @@ class Tracer {
     trace_(name, values.data(), rows, columns);
   }
 
-  // Room for what only a trace wants: each of the layers uses it again.
+  // Buffers that only a trace needs; every layer reuses them.
   DeviceBuffer sum, probabilities, probability_begins;
   Index num_tokens = 0, num_rows = 0, num_probabilities = 0;
 
@@ -52,9 +52,9 @@ class Tracer {
     return precision_ == Precision::fp16 ? from_fp16(bits) : from_bf16(bits);
   }
   static float from_bf16(std::uint16_t bits) {
-    const std::uint32_t wide = std::uint32_t{bits} << 16;
+    const std::uint32_t word = std::uint32_t{bits} << 16;
     float value;
-    std::memcpy(&value, &wide, sizeof(value));
+    std::memcpy(&value, &word, sizeof(value));
     return value;
   }
   static float from_fp16(std::uint16_t bits) {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distilfast import quantize
-from distilfast.backends.base import Results, Trace, select_columns
+from distilfast.backends.base import Results, Trace
 from distilfast.backends.extension import encoder_arguments
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.errors import BackendError, InputError
@@ -27,7 +27,7 @@ stays two kernels.
 """
 PERSISTENT = False
 """Are up to 64 tokens run by one launch, but in fp32? Not before a measurement on a GPU shows that it is faster."""
-INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 128"
+INT8 = "W8A16 up to 64 tokens, above W8A8 in Hadamard-rotated groups of 128"
 """How int8 is computed; see csrc/cuda/README.md."""
 
 
@@ -88,7 +88,7 @@ class CudaBackend:
         tensors = dict(weights.tensors)
         if self._precision != "int8":
             return tensors
-        made = quantize.channels(weights.config, tensors, self._module.wide_channels)
+        made = quantize.channels(weights.config, tensors, self._module.outlier_channels)
         return tensors | {name.replace(".bias", ".shifted_bias"): tensor for name, tensor in made.items()}
 
     def forward(
@@ -101,12 +101,11 @@ class CudaBackend:
     ) -> Results:
         """See ``Backend.forward``; results are float32."""
         try:
-            results = self._encoder.forward(
-                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace
+            return self._encoder.forward(
+                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
             )
         except RuntimeError as error:
             raise BackendError(str(error)) from error
-        return select_columns(results, columns)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None

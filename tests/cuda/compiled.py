@@ -72,7 +72,7 @@ def cuobjdump() -> str | None:
 def kernels() -> list[Kernel]:
     """Every kernel of every source."""
     with ThreadPoolExecutor(2) as pool:
-        return [kernel for found in pool.map(_kernels, sorted(SOURCES.glob("*.cu"))) for kernel in found]
+        return [kernel for found in pool.map(_kernels, sorted(SOURCES.rglob("*.cu"))) for kernel in found]
 
 
 def _kernels(source: Path) -> list[Kernel]:
@@ -94,7 +94,7 @@ def _kernels(source: Path) -> list[Kernel]:
 
 
 def _compile(source: Path) -> tuple[Path, str]:
-    every = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cu", ".cuh", ".h"))
+    every = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cu", ".cuh", ".h"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in every)).hexdigest()[:16]
     fatbin = ROOT / "build" / "cuda-compiled" / f"{source.stem}-{digest}.fatbin"
     log = fatbin.with_suffix(".log")
@@ -138,9 +138,9 @@ def _readable(mangled: str) -> str:
     """``linear_kernel fp32 16 16 …``: the template's type and numbers."""
     name = re.search(r"\d((?:[a-z]+\d?_)+kernel)", mangled)
     kind = re.search(r"_kernelI(f|6__half|13__nv_bfloat16)", mangled)
-    is_int8 = "4Int8E" in mangled
+    is_w8a16 = "5W8A16E" in mangled
     numbers = re.findall(r"Li(\d+)E", mangled)
-    words = [name[1] if name else mangled, "int8" if is_int8 else _TYPES[kind[1]] if kind else "", *numbers]
+    words = [name[1] if name else mangled, "w8a16" if is_w8a16 else _TYPES[kind[1]] if kind else "", *numbers]
     return " ".join(word for word in words if word)
 
 

@@ -65,34 +65,34 @@ def rounded_weight(weight: np.ndarray, precision: str) -> np.ndarray:
     return exact.reshape(n, -1)[:, :k]
 
 
-_TURNED, _WIDE, _WIDE_DEPTH = 128, 128, 768
-X_TURN, W_TURN = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
+_GROUP, _OUTLIERS, _OUTLIER_DEPTH = 128, 128, 768
+X_ROTATION, W_ROTATION = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
 """Distances of the butterflies, in the kernels' order: in exact arithmetic it would not matter."""
 
 
-def wide_slots(k: int) -> int:
-    """Places for wide channels in front of the groups of 128."""
-    return _WIDE * -(-k // _WIDE_DEPTH)
+def outlier_slots(k: int) -> int:
+    """Places for outlier channels in front of the groups of 128."""
+    return _OUTLIERS * -(-k // _OUTLIER_DEPTH)
 
 
-def wide_channels(k: int) -> int:
+def outlier_channels(k: int) -> int:
     """How many channels are not rounded."""
-    return min(k, wide_slots(k))
+    return min(k, outlier_slots(k))
 
 
-def turned(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarray:
+def hadamard_rotated(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarray:
     """[..., 128] times the Hadamard matrix, in float32, one rounding per addition."""
     for distance in distances:
         pairs = groups.reshape(*groups.shape[:-1], -1, 2, distance)
         groups = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
-        groups = groups.reshape(*groups.shape[:-3], _TURNED)
+        groups = groups.reshape(*groups.shape[:-3], _GROUP)
     return groups
 
 
-def rounded_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """[T, K] in turned groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
-    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _TURNED)))
-    groups = turned(padded.reshape(len(numbers), -1, _TURNED), distances)
+def quantized_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """[T, K] in Hadamard-rotated groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
+    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _GROUP)))
+    groups = hadamard_rotated(padded.reshape(len(numbers), -1, _GROUP), distances)
     scales = rounded(np.abs(groups).max(axis=-1) / np.float32(127), "bf16")
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     return np.rint(groups * inverse[..., None]).astype(np.int8), scales
@@ -100,35 +100,35 @@ def rounded_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.
 
 @dataclass(frozen=True)
 class Int8Linear:
-    """A linear of int8 operands, as csrc/cuda/int8_groups.cuh has it: ``weight`` [N, K], ``centre`` [K], ``wide``."""
+    """A W8A8 linear, as csrc/cuda/linear/int8_groups.cuh has it; ``weight`` [N, K], ``channel_shift`` [K]."""
 
     weight: np.ndarray
-    centre: np.ndarray
-    wide: np.ndarray
+    channel_shift: np.ndarray
+    outlier_channels: np.ndarray
 
-    def centred_bias(self, bias: np.ndarray) -> np.ndarray:
-        """What the kernel adds: the bias, and what the centre amounts to."""
-        return bias + matmul(self.centre[None], self.weight, LINEAR_BLOCK)[0]
+    def shifted_bias(self, bias: np.ndarray) -> np.ndarray:
+        """What the kernel adds: the bias, and the channel shift's product with W."""
+        return bias + matmul(self.channel_shift[None], self.weight, LINEAR_BLOCK)[0]
 
-    def operands(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of bf16 numbers [T, K]: wide channels [T, wide_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
-        wide = np.zeros((len(x), wide_slots(x.shape[1])), np.float32)
-        wide[:, : len(self.wide)] = rounded((x - self.centre)[:, self.wide], "bf16")
-        return wide, *rounded_groups(self._narrow(x - self.centre), X_TURN)
+    def quantize_activations(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of bf16 numbers [T, K]: outlier channels [T, outlier_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
+        outliers = np.zeros((len(x), outlier_slots(x.shape[1])), np.float32)
+        outliers[:, : len(self.outlier_channels)] = rounded((x - self.channel_shift)[:, self.outlier_channels], "bf16")
+        return outliers, *quantized_groups(self._narrow(x - self.channel_shift), X_ROTATION)
 
     def product(self, x: np.ndarray, dtype: type) -> np.ndarray:
-        """(x - centre) Wᵀ of the rounded operands, in ``dtype``."""
-        wide, integers, scales = self.operands(x)
-        w_integers, w_scales = rounded_groups(self._narrow(self.weight), W_TURN)
-        w_wide = rounded(self.weight[:, self.wide], "bf16")
-        result = matmul(wide[:, : len(self.wide)].astype(dtype), w_wide.astype(dtype), LINEAR_BLOCK)
+        """(x - channel_shift) Wᵀ of the rounded operands, in ``dtype``."""
+        outliers, integers, scales = self.quantize_activations(x)
+        w_integers, w_scales = quantized_groups(self._narrow(self.weight), W_ROTATION)
+        w_outliers = rounded(self.weight[:, self.outlier_channels], "bf16")
+        result = matmul(outliers[:, : len(self.outlier_channels)].astype(dtype), w_outliers.astype(dtype), LINEAR_BLOCK)
         for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
             sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
-            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_TURNED)).astype(dtype)
+            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_GROUP)).astype(dtype)
             result += sums.astype(dtype) * scale
         return result
 
     def _narrow(self, numbers: np.ndarray) -> np.ndarray:
         narrow = numbers.copy()
-        narrow[:, self.wide] = 0
+        narrow[:, self.outlier_channels] = 0
         return narrow

@@ -61,7 +61,7 @@ def test_bits_do_not_depend_on_the_batch(extension, normal, precision):
     cu_seqlens, qkv = ends(lengths), normal(sum(lengths), 3 * 3 * 32)
 
     def run(rows, lengths):
-        return extension.attention(raw(rows, precision), ends(lengths), 3, 32, precision=precision, most_rows=256)[0]
+        return extension.attention(raw(rows, precision), ends(lengths), 3, 32, precision=precision, bucket_rows=256)[0]
 
     whole = run(qkv, lengths)
     for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):

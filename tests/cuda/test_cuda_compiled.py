@@ -34,7 +34,7 @@ def test_products_run_on_tensor_cores(kernels):
 def test_integers_are_multiplied_as_integers(kernels):
     if compiled.cuobjdump() is None:
         pytest.skip("cuobjdump is not installed (pip install nvidia-cuda-cuobjdump, or triton)")
-    int8 = [kernel for kernel in kernels if kernel.name.startswith("linear_int8_kernel")]
-    assert len(int8) == 2 * len(compiled.ARCHITECTURES)
+    w8a8 = [kernel for kernel in kernels if kernel.name.startswith("linear_w8a8_kernel")]
+    assert len(w8a8) == 2 * len(compiled.ARCHITECTURES)
     for kernel in kernels:
-        assert (kernel.integer > 0) == (kernel in int8), kernel
+        assert (kernel.integer > 0) == (kernel in w8a8), kernel

@@ -179,8 +179,8 @@ def test_heads_of_64(tiny_checkpoint, precision):
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_the_models_own_width(extension, tiny_checkpoint, precision):
     """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
-    splits = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
-    assert extension.__name__ != "_cuda_host" or splits.splits(16) > 1
+    linear = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
+    assert extension.__name__ != "_cuda_host" or linear.split_k(16) > 1
     wide = {"dim": 768, "n_heads": 12, "hidden_dim": 3072, "n_layers": 1}
     directory = tiny_checkpoint("distilbert", "token-classification", config=wide)
     weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
@@ -221,6 +221,18 @@ def test_bits_do_not_depend_on_batch_mates(engine, precision):
     whole = runs.encode(together)
     alone = runs.encode(texts[0])
     assert np.array_equal(alone, whole[:20])
+
+
+def test_columns_of_the_head(engine, monkeypatch):
+    """Selected from the whole, in every chunk; not where the head ends with a LayerNorm or a trace is wanted."""
+    monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
+    encoder, batch = engine("fill-mask")._backend._encoder, batch_of(20, 12, 30)
+    arrays = batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, np.array([1, 19, 40], np.int32)
+    columns = np.array([0, 3, 7], np.int32)
+    whole, some = (encoder.forward(*arrays, False, None, *which)[1] for which in ((), (columns,)))
+    assert np.array_equal(some, whole[:, columns])
+    with pytest.raises(ValueError, match="no trace"):
+        encoder.forward(*arrays, False, {}, columns)
 
 
 def test_chunks_of_a_large_batch(engine, monkeypatch):

@@ -1,21 +1,21 @@
-"""int8 of more than 64 rows: operands in turned groups of 128, their products, and the encoder that is made of them."""
+"""int8 of more than 64 rows (W8A8): Hadamard-rotated groups of 128, their products, and a whole encoder."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from elements import (
-    W_TURN,
-    X_TURN,
+    W_ROTATION,
+    X_ROTATION,
     Int8Linear,
     from_raw,
+    hadamard_rotated,
     number,
+    outlier_channels,
+    outlier_slots,
     raw,
     rounded,
     stored,
-    turned,
-    wide_channels,
-    wide_slots,
 )
 
 from distilfast import Engine, reference
@@ -25,7 +25,7 @@ from distilfast.parity import compare, relative_error
 from distilfast.parity.budgets import budget_for
 from tests.kernels import naive
 
-# Nothing but wide channels; a part of a group, whole ones; more units of wide channels.
+# Nothing but outlier channels; a part of a group, whole ones; several blocks of outlier channels.
 DEPTHS = (1, 40, 64, 72, 130, 200, 256, 300, 768, 800)
 ROWS = {128: (65, 128), 256: (129,), 512: (300,)}  # by bucket; the last has a tile of its own
 SIZES = ((8, 40), (72, 64), (200, 72), (72, 300), (40, 768), (8, 800))
@@ -33,37 +33,41 @@ SIZES = ((8, 40), (72, 64), (200, 72), (72, 300), (40, 768), (8, 800))
 
 @pytest.fixture
 def linear(normal, rng):
-    """``linear(n, k)``: weights, channels with means of their own, and wide channels anywhere."""
+    """``linear(n, k)``: weights, channels with means of their own, and outlier channels anywhere."""
 
     def make(n: int, k: int) -> Int8Linear:
-        wide = np.sort(rng.permutation(k)[: wide_channels(k)]).astype(np.int32)
-        return Int8Linear(normal(n, k, scale=0.1), normal(k), wide)
+        outliers = np.sort(rng.permutation(k)[: outlier_channels(k)]).astype(np.int32)
+        return Int8Linear(normal(n, k, scale=0.1), normal(k), outliers)
 
     return make
 
 
 @pytest.fixture
 def inputs(normal):
-    """``inputs(rows, linear)``: bf16 numbers around the centres, those of wide channels ``reach`` times as far."""
+    """``inputs(rows, linear)``: bf16 numbers around the channel shifts, outliers ``reach`` times as far."""
 
     def make(rows: int, linear: Int8Linear, reach: float = 1) -> np.ndarray:
-        x = normal(rows, len(linear.centre))
-        x[:, linear.wide] *= np.float32(reach)
-        return rounded(x + linear.centre, "bf16")
+        x = normal(rows, len(linear.channel_shift))
+        x[:, linear.outlier_channels] *= np.float32(reach)
+        return rounded(x + linear.channel_shift, "bf16")
 
     return make
 
 
 def on_device(extension, linear, bias):
     return extension.Linear(
-        linear.weight, linear.centred_bias(bias), precision="int8", centre=linear.centre, wide=linear.wide
+        linear.weight,
+        linear.shifted_bias(bias),
+        precision="int8",
+        channel_shift=linear.channel_shift,
+        outlier_channels=linear.outlier_channels,
     )
 
 
 def check(got, low, linear, x, bias, activation="none"):
-    exact = linear.product(x, np.float64) + linear.centred_bias(bias).astype(np.float64)
+    exact = linear.product(x, np.float64) + linear.shifted_bias(bias).astype(np.float64)
     truth = reference.ACTIVATIONS[activation](exact)
-    plain = linear.product(x, np.float32) + linear.centred_bias(bias)
+    plain = linear.product(x, np.float32) + linear.shifted_bias(bias)
     plain = rounded(reference.ACTIVATIONS[activation](plain).astype(np.float32), "bf16")
     assert naive.error(from_raw(low, "int8"), truth) <= naive.allowed(plain, truth)
     # Sums of fp32 alone: far below a step of any group.
@@ -79,9 +83,9 @@ def test_the_matrix_instruction(faults, rng):
     assert np.array_equal(np.reshape(got, (16, 8)), c + a @ b.T)
 
 
-@pytest.mark.parametrize("distances", [X_TURN, W_TURN])
-def test_the_reference_turns_by_a_hadamard_matrix(distances):
-    matrix = turned(np.eye(128, dtype=np.float32), distances)
+@pytest.mark.parametrize("distances", [X_ROTATION, W_ROTATION])
+def test_the_reference_rotates_by_a_hadamard_matrix(distances):
+    matrix = hadamard_rotated(np.eye(128, dtype=np.float32), distances)
     assert np.array_equal(matrix @ matrix.T, 128 * np.eye(128))
     assert np.array_equal(np.abs(matrix), np.ones((128, 128)))
 
@@ -91,10 +95,10 @@ def test_operands(extension, linear, inputs, k):
     """Bit for bit what numpy makes."""
     made = linear(8, k)
     x = inputs(70, made)
-    units, scales = on_device(extension, made, np.zeros(8, np.float32)).operands(raw(x, "int8"))
-    wide, integers, wanted_scales = made.operands(x)
-    front = 2 * wide_slots(k)
-    assert np.array_equal(number(units[:, :front].copy().view(np.uint16), "bf16"), wide)
+    units, scales = on_device(extension, made, np.zeros(8, np.float32)).quantize_activations(raw(x, "int8"))
+    outliers, integers, wanted_scales = made.quantize_activations(x)
+    front = 2 * outlier_slots(k)
+    assert np.array_equal(number(units[:, :front].copy().view(np.uint16), "bf16"), outliers)
     assert np.array_equal(units[:, front:].view(np.int8), integers.reshape(70, -1))
     assert np.array_equal(scales, stored(wanted_scales.T, "bf16"))
 
@@ -117,7 +121,7 @@ def test_sizes(extension, linear, inputs, normal, bucket):
         runs = on_device(extension, made, bias)
         for rows in ROWS[bucket]:
             x = inputs(rows, made)
-            check(*runs(raw(x, "int8"), most_rows=bucket), made, x, bias)
+            check(*runs(raw(x, "int8"), bucket_rows=bucket), made, x, bias)
 
 
 def test_gelu(extension, linear, inputs, normal):
@@ -128,10 +132,10 @@ def test_gelu(extension, linear, inputs, normal):
 
 @pytest.mark.parametrize("bucket", ROWS)
 def test_splits_add_up(extension, linear, inputs, normal, bucket):
-    """Each split leaves its units' part, the first one the wide channels too, and none of them the bias."""
+    """Each split leaves its units' part, the first one the outlier channels too, and none of them the bias."""
     made, bias = linear(72, 520), normal(72)
     x = inputs(65, made)
-    parts, low = on_device(extension, made, bias)(raw(x, "int8"), splits=3, most_rows=bucket)
+    parts, low = on_device(extension, made, bias)(raw(x, "int8"), split_k=3, bucket_rows=bucket)
     truth = made.product(x, np.float64)
     assert low.size == 0
     assert naive.error(parts.reshape(3, 65, 72).astype(np.float64).sum(axis=0), truth) <= 1e-5
@@ -142,30 +146,30 @@ def test_splits_add_up(extension, linear, inputs, normal, bucket):
 def test_gathered_rows(extension, linear, inputs, normal, rng, bucket):
     made, index = linear(24, 200), np.sort(rng.permutation(100)[:66]).astype(np.int32)
     x, runs = raw(inputs(100, made), "int8"), on_device(extension, made, normal(24))
-    whole = runs(x, most_rows=bucket)[0]
-    assert np.array_equal(runs(x, gather=index, most_rows=bucket)[0], whole[index])
+    whole = runs(x, bucket_rows=bucket)[0]
+    assert np.array_equal(runs(x, gather=index, bucket_rows=bucket)[0], whole[index])
 
 
 def test_bits_do_not_depend_on_other_rows(extension, linear, inputs, normal):
     made = linear(40, 300)
     x, runs = raw(inputs(130, made), "int8"), on_device(extension, made, normal(40))
-    whole = runs(x, most_rows=256)[0]
+    whole = runs(x, bucket_rows=256)[0]
     for begin, end in ((0, 1), (1, 67), (123, 130)):
-        assert np.array_equal(runs(x[begin:end], most_rows=256)[0], whole[begin:end])
+        assert np.array_equal(runs(x[begin:end], bucket_rows=256)[0], whole[begin:end])
 
 
 def test_a_nan_stays_in_its_row(extension, linear, inputs, normal):
-    """One of a group and one of a wide channel; infinity becomes one, since its group has no step."""
+    """One of a group and one of an outlier channel; infinity becomes one, since its group has no step."""
     made = linear(24, 256)
-    x, narrow = inputs(70, made), np.setdiff1d(np.arange(256), made.wide)
-    x[4, narrow[7]], x[9, made.wide[3]], x[69, narrow[90]] = np.nan, np.nan, np.inf
+    x, narrow = inputs(70, made), np.setdiff1d(np.arange(256), made.outlier_channels)
+    x[4, narrow[7]], x[9, made.outlier_channels[3]], x[69, narrow[90]] = np.nan, np.nan, np.inf
     got = on_device(extension, made, normal(24))(raw(x, "int8"))[0]
     assert np.isnan(got[[4, 9, 69]]).all()
     assert np.isfinite(np.delete(got, [4, 9, 69], axis=0)).all()
 
 
 def test_closer_than_a_scale_for_each_row(extension, linear, inputs):
-    """Against the product of what was not rounded: centres, wide channels and groups are worth what they cost."""
+    """Against the product of what was not rounded: channel shifts, outliers and groups are worth what they cost."""
     made = linear(64, 384)
     x = inputs(128, made, reach=100)
     truth = x.astype(np.float64) @ made.weight.T.astype(np.float64)
@@ -182,21 +186,29 @@ def test_closer_than_a_scale_for_each_row(extension, linear, inputs):
 def test_what_cannot_be_had_is_said(extension, linear, normal):
     made, x = linear(8, 64), raw(normal(65, 64), "int8")
     alone = extension.Linear(made.weight, normal(8), precision="int8")
-    with pytest.raises(ValueError, match="^int8 of more than 64 rows needs centre and wide, and of less none"):
+    with pytest.raises(
+        ValueError, match="^int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none"
+    ):
         alone(x)
-    with pytest.raises(ValueError, match="^int8 of more than 64 rows needs centre and wide, and of less none"):
+    with pytest.raises(
+        ValueError, match="^int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none"
+    ):
         on_device(extension, made, normal(8))(x[:64])
-    with pytest.raises(ValueError, match="^Operands are made for int8 with centre and wide"):
-        alone.operands(x)
-    for precision, wide in (("bf16", made.wide), ("int8", made.wide[:-1])):
-        with pytest.raises(ValueError, match=r"^centre \[K\] and wide \[wide_channels\(K\)\] are for int8"):
-            extension.Linear(made.weight, normal(8), precision=precision, centre=made.centre, wide=wide)
+    with pytest.raises(ValueError, match="^Activations are quantised for int8 with channel_shift and outlier_channels"):
+        alone.quantize_activations(x)
+    for precision, outliers in (("bf16", made.outlier_channels), ("int8", made.outlier_channels[:-1])):
+        with pytest.raises(
+            ValueError, match=r"^channel_shift \[K\] and outlier_channels \[outlier_channels\(K\)\] are for int8"
+        ):
+            extension.Linear(
+                made.weight, normal(8), precision=precision, channel_shift=made.channel_shift, outlier_channels=outliers
+            )
 
 
 # ---- the encoder
 
 WIDTHS = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "n_layers": 2, "max_position_embeddings": 128}
-"""More channels than are wide, and a depth that ends inside a group."""
+"""More channels than are outliers, and a depth that ends inside a group."""
 
 
 @pytest.fixture

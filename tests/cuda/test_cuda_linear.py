@@ -39,7 +39,7 @@ def test_sizes(extension, normal, precision, bucket):
     for n, k in SIZES:
         weight, bias = normal(n, k), normal(n)
         counts = ROWS[bucket]
-        check(extension, normal(sum(counts), k), weight, bias, "none", precision, counts, most_rows=bucket)
+        check(extension, normal(sum(counts), k), weight, bias, "none", precision, counts, bucket_rows=bucket)
 
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
@@ -69,7 +69,7 @@ def test_splits_add_up(extension, normal, precision, bucket):
     """Each split leaves its part of x Wᵀ, without bias; together they are the whole."""
     x, weight = rounded(normal(9, 1030), precision), normal(40, 1030)
     linear = extension.Linear(weight, normal(40), precision=precision)
-    parts, low = linear(raw(x, precision), splits=3, most_rows=bucket)
+    parts, low = linear(raw(x, precision), split_k=3, bucket_rows=bucket)
     exact_weight = rounded_weight(weight, precision)
     truth = x.astype(np.float64) @ exact_weight.T
     plain = naive.linear(x, exact_weight.astype(np.float32), np.zeros(40, np.float32))
@@ -82,17 +82,17 @@ def test_splits_add_up(extension, normal, precision, bucket):
 def test_gathered_rows(extension, normal, precision):
     x, index = normal(40, 50), np.array([0, 3, 17, 39], np.int32)
     linear = extension.Linear(normal(24, 50), normal(24), precision=precision)
-    whole = linear(raw(x, precision), most_rows=64)[0]
-    assert np.array_equal(linear(raw(x, precision), gather=index, most_rows=64)[0], whole[index])
+    whole = linear(raw(x, precision), bucket_rows=64)[0]
+    assert np.array_equal(linear(raw(x, precision), gather=index, bucket_rows=64)[0], whole[index])
 
 
 @pytest.mark.parametrize(("precision", "bucket"), [each for each in LINEARS if each[0] in ("bf16", "int8")])
 def test_bits_do_not_depend_on_other_rows(extension, normal, bucket, precision):
     x = normal(min(bucket, 130), 200)
     linear = extension.Linear(normal(40, 200), normal(40), precision=precision)
-    whole = linear(raw(x, precision), "gelu", most_rows=bucket)[0]
+    whole = linear(raw(x, precision), "gelu", bucket_rows=bucket)[0]
     for begin, end in ((0, 1), (1, 4), (len(x) - 7, len(x))):
-        assert np.array_equal(linear(raw(x[begin:end], precision), "gelu", most_rows=bucket)[0], whole[begin:end])
+        assert np.array_equal(linear(raw(x[begin:end], precision), "gelu", bucket_rows=bucket)[0], whole[begin:end])
 
 
 def test_every_int8_comes_back(extension):

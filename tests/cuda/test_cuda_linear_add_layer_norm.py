@@ -37,7 +37,7 @@ class Case:
         truth = reference.add_layer_norm(reference.linear(*exact[:3], "none"), *exact[3:], self.eps)
         plain = rounded(naive.linear(x, self.weight, self.bias), self.precision)
         assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(plain + residual, *norm, self.eps), truth)
-        sums = self.linear(raw(x, self.precision), most_rows=512)[0]  # a tile that does not cut K, as here
+        sums = self.linear(raw(x, self.precision), bucket_rows=512)[0]  # a tile that does not cut K, as here
         truth = reference.add_layer_norm(sums.astype(np.float64), *exact[3:], self.eps)
         assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(sums + residual, *norm, self.eps), truth)
         assert np.array_equal(from_raw(low, self.precision), rounded(got, self.precision))
@@ -67,14 +67,14 @@ def test_rows(case, normal, precision, rows):
 @pytest.mark.parametrize("width", [8, 64, 96, 104, 384, 768])
 def test_widths(case, normal, precision, width):
     made, x, residual = case(width, 64, precision), rounded(normal(65, 64), precision), normal(65, width)
-    made.check(*made(x, residual, most_rows=NARROW), x, residual)
+    made.check(*made(x, residual, bucket_rows=NARROW), x, residual)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("width", [64, 192, 200, 776, 1536])
 def test_widths_of_the_wide_tile(case, normal, precision, width):
     made, x, residual = case(width, 100, precision), rounded(normal(129, 100), precision), normal(129, width)
-    got = made(x, residual, most_rows=WIDE)
+    got = made(x, residual, bucket_rows=WIDE)
     made.check(*got, x, residual)
 
 
@@ -87,13 +87,13 @@ def test_depths(case, normal, precision, depth):
 
 def test_the_models_own_size(case, normal):
     made, x, residual = case(768, 3072), rounded(normal(65, 3072), "bf16"), normal(65, 768)
-    made.check(*made(x, residual, most_rows=4096), x, residual)
+    made.check(*made(x, residual, bucket_rows=4096), x, residual)
 
 
-@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
-def test_a_mean_far_above_the_deviation(case, normal, most_rows):
+@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+def test_a_mean_far_above_the_deviation(case, normal, bucket_rows):
     made, x, residual = case(384, 64, "fp16"), rounded(normal(5, 64), "fp16"), normal(5, 384) + 1000
-    made.check(*made(x, residual, most_rows=most_rows), x, residual)
+    made.check(*made(x, residual, bucket_rows=bucket_rows), x, residual)
 
 
 def test_eps(case, normal):
@@ -102,31 +102,31 @@ def test_eps(case, normal):
     made.check(*made(x, residual), x, residual)
 
 
-@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
-def test_gathered_rows(case, normal, most_rows):
+@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+def test_gathered_rows(case, normal, bucket_rows):
     made, x, residual = case(200, 50), rounded(normal(140, 50), "bf16"), normal(140, 200)
     index = np.array([0, 3, 64, 65, 139], np.int32)
-    got = made(x, residual, gather=index, most_rows=most_rows)
-    whole = made(x, residual, most_rows=most_rows)
+    got = made(x, residual, gather=index, bucket_rows=bucket_rows)
+    whole = made(x, residual, bucket_rows=bucket_rows)
     assert all(np.array_equal(a, b[index]) for a, b in zip(got, whole, strict=True))
     made.check(*got, x[index], residual[index])
 
 
-@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
-def test_bits_come_back_and_do_not_depend_on_other_rows(case, normal, most_rows):
+@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+def test_bits_come_back_and_do_not_depend_on_other_rows(case, normal, bucket_rows):
     made, x, residual = case(384, 96), rounded(normal(130, 96), "bf16"), normal(130, 384)
-    whole = made(x, residual, most_rows=most_rows)[0]
-    assert np.array_equal(made(x, residual, most_rows=most_rows)[0], whole)
+    whole = made(x, residual, bucket_rows=bucket_rows)[0]
+    assert np.array_equal(made(x, residual, bucket_rows=bucket_rows)[0], whole)
     for begin, end in ((0, 1), (60, 70), (127, 130)):
-        assert np.array_equal(made(x[begin:end], residual[begin:end], most_rows=most_rows)[0], whole[begin:end])
+        assert np.array_equal(made(x[begin:end], residual[begin:end], bucket_rows=bucket_rows)[0], whole[begin:end])
 
 
 @pytest.mark.parametrize("place", ["x", "residual"])
-@pytest.mark.parametrize("most_rows", [NARROW, WIDE])
-def test_a_nan_stays_in_its_row(case, normal, most_rows, place):
+@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+def test_a_nan_stays_in_its_row(case, normal, bucket_rows, place):
     made, x, residual = case(200, 64), rounded(normal(130, 64), "bf16"), normal(130, 200)
     (x if place == "x" else residual)[66, 7] = np.nan
-    got = made(x, residual, most_rows=most_rows)[0]
+    got = made(x, residual, bucket_rows=bucket_rows)[0]
     assert np.isnan(got[66]).all()
     assert np.isfinite(np.delete(got, 66, axis=0)).all()
 

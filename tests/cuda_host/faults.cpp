@@ -374,7 +374,7 @@ void misuse(const std::string& what) {
   } else if (what == "pageable_copy") {
     record([&] { upload(out.data(), pageable, sizeof(pageable), stream); });
   } else if (what == "shared_memory") {
-    launch("no_fault", no_fault, {1}, threads, most_shared_bytes() + 1, stream, op);
+    launch("no_fault", no_fault, {1}, threads, max_shared_bytes() + 1, stream, op);
   } else if (what == "cluster_blocks") {
     launch_clusters("no_fault", no_fault, 9, {9}, threads, 0, stream, op);
   } else if (what == "cluster_grid") {

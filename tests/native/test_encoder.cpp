@@ -26,12 +26,12 @@ const std::vector<HeadLinear> head = {
 
 class Tensors {
  public:
-  const float* operator()(const std::string& name) {
-    if (name == "embed.token_type") return nullptr;
+  HostTensor operator()(const std::string& name) {
+    if (name == "embed.token_type") return {};
     auto& values = values_[name];
     // Large enough for each tensor of the shape; a tensor's seed is its name's length and place.
     if (values.empty()) values = numbers(vocabulary * 3 * 70, static_cast<unsigned>(values_.size() * 977));
-    return values.data();
+    return {values.data(), values.size()};
   }
 
  private:
@@ -302,7 +302,8 @@ TEST(a_missing_tensor_is_named) {
   std::string message;
   try {
     const Encoder encoder(
-        shape, {}, [&](const std::string& name) { return name == "layer.1.ffn_in.bias" ? nullptr : tensors(name); },
+        shape, {},
+        [&](const std::string& name) { return name == "layer.1.ffn_in.bias" ? HostTensor{} : tensors(name); },
         kernels_for("ref"), Precision::fp32, {}, 1);
   } catch (const std::invalid_argument& error) {
     message = error.what();

@@ -27,7 +27,7 @@ inline int current_device() { return 0; }
 inline std::string device_name() { return "a simulated device"; }
 inline int multiprocessors() { return 132; }
 inline int architecture() { return 90; }
-inline std::size_t most_shared_bytes() { return 227 * 1024; }
+inline std::size_t max_shared_bytes() { return 227 * 1024; }
 inline std::size_t used_memory() { return cuda_host::device().used_bytes(); }
 
 class CurrentDevice {
@@ -184,7 +184,7 @@ namespace host {
 
 template <class Op>
 void run(const cuda_host::Launch& launch, void (*kernel)(Op), Op op) {
-  if (launch.shared_bytes > most_shared_bytes())
+  if (launch.shared_bytes > max_shared_bytes())
     throw cuda_host::Error(launch.kernel + " asks for more shared memory than a block can have.");
   load_kernel(launch.kernel.c_str(), kernel);
   enqueue([=] { cuda_host::device().run(launch, [kernel, &op] { kernel(op); }); });
@@ -198,12 +198,12 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
   host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false}, kernel, op);
 }
 
-inline int most_cluster_blocks() { return 8; }
+inline int max_cluster_blocks() { return 8; }
 
 template <class Op>
 void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Grid grid, unsigned threads,
                      std::size_t shared_bytes, Stream&, Op op) {
-  if (cluster > static_cast<unsigned>(most_cluster_blocks()))
+  if (cluster > static_cast<unsigned>(max_cluster_blocks()))
     throw cuda_host::Error(std::string(name) + " asks for more blocks than a cluster can have.");
   host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false, cluster}, kernel, op);
 }

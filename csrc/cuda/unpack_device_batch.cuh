@@ -1,10 +1,10 @@
-// take_inputs: what a caller left in device memory -> what the kernels read, without the host ever seeing it.
+// unpack_device_batch: a batch in the caller's device memory -> BatchInputs, without the host seeing its values.
 //
-// Numbers of 32 or 64 bits become 32, positions and the rows of each sequence's first token come from cu_seqlens, and
-// nothing that a kernel would follow out of its table is left in. What is found at fault is told in `faults`, and the
-// token's id becomes -1, from which `embed` makes a row of NaN: of its sequence where only its id or type is wrong, and
-// of the whole batch where cu_seqlens or rows are. One block: a batch is a few thousand numbers, and no other kernel
-// can begin before.
+// int32 or int64 become int32; positions, and the rows of each sequence's first token, are derived from cu_seqlens;
+// indices are clamped so that no kernel reads outside a table. Errors set bits of `faults`, and the tokens concerned
+// get the id -1, from which `embed` makes a row of NaN: those of one sequence where only its ids or types are wrong,
+// the whole batch where cu_seqlens or rows are. One block: a batch is a few thousand numbers, and no other kernel can
+// begin before.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -13,32 +13,32 @@
 namespace distilfast::cuda {
 namespace {
 
-constexpr int take_threads = 256, take_warps = take_threads / warp_size;
+constexpr int unpack_threads = 256, unpack_warps = unpack_threads / warp_size;
 
 __device__ inline Index number(const Integers& integers, Index i) {
-  return integers.wide ? load(static_cast<const std::int64_t*>(integers.data) + i)
-                       : load(static_cast<const std::int32_t*>(integers.data) + i);
+  return integers.is_int64 ? load(static_cast<const std::int64_t*>(integers.data) + i)
+                           : load(static_cast<const std::int32_t*>(integers.data) + i);
 }
 
 __device__ inline std::int32_t clamped(Index value, Index low, Index high) {
   return static_cast<std::int32_t>(value < low ? low : value > high ? high : value);
 }
 
-// The bits that any of the block's threads has.
+// The bitwise or over the block's threads.
 __device__ inline std::uint32_t any_of(std::uint32_t bits) {
-  auto* parts = reinterpret_cast<std::uint32_t*>(shared_memory());
+  auto* warp_bits = reinterpret_cast<std::uint32_t*>(shared_memory());
   for (int distance = warp_size / 2; distance > 0; distance /= 2) bits |= shuffle_xor(bits, distance);
-  sync_threads();  // the parts of the call before were read
-  if (threadIdx.x % warp_size == 0) store(parts + threadIdx.x / warp_size, bits);
+  sync_threads();  // the previous call's words have been read
+  if (threadIdx.x % warp_size == 0) store(warp_bits + threadIdx.x / warp_size, bits);
   sync_threads();
-  for (int warp = 0; warp < take_warps; ++warp) bits |= load(parts + warp);
+  for (int warp = 0; warp < unpack_warps; ++warp) bits |= load(warp_bits + warp);
   return bits;
 }
 
-// cu_seqlens as they come, kept between 0 and T.
-__device__ inline std::uint32_t take_ends(const TakeInputs& op) {
+// Copies cu_seqlens, clamped to 0 to T.
+__device__ inline std::uint32_t unpack_cu_seqlens(const UnpackDeviceBatch& op) {
   std::uint32_t faults = 0;
-  for (int i = static_cast<int>(threadIdx.x); i <= op.sequences; i += take_threads) {
+  for (int i = static_cast<int>(threadIdx.x); i <= op.sequences; i += unpack_threads) {
     const Index end = number(op.cu_seqlens, i);
     const bool rises = i == op.sequences ? end == op.tokens : end < number(op.cu_seqlens, i + 1);
     if (!rises || end < 0 || (i == 0 && end != 0)) faults = fault_cu_seqlens;
@@ -47,9 +47,9 @@ __device__ inline std::uint32_t take_ends(const TakeInputs& op) {
   return faults;
 }
 
-__device__ inline std::uint32_t take_rows(const TakeInputs& op) {
+__device__ inline std::uint32_t unpack_rows(const UnpackDeviceBatch& op) {
   std::uint32_t faults = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < op.num_rows; i += take_threads) {
+  for (int i = static_cast<int>(threadIdx.x); i < op.num_rows; i += unpack_threads) {
     Index row = i;
     if (op.rows_are == RowsAre::given) {
       row = number(op.rows, i);
@@ -72,32 +72,32 @@ __device__ inline std::int32_t begin_of(const std::int32_t* cu_seqlens, int sequ
   return load(cu_seqlens + low);
 }
 
-__device__ inline std::uint32_t take_token(const TakeInputs& op, int sequences, int token, bool is_broken) {
+__device__ inline std::uint32_t unpack_token(const UnpackDeviceBatch& op, int sequences, int token, bool is_refused) {
   const Index id = number(op.ids, token), type = op.token_types.data ? number(op.token_types, token) : 0;
   const std::int32_t position = token - begin_of(op.to.cu_seqlens, sequences, token);
   std::uint32_t faults = 0;
-  if (id < 0 || id >= op.words) faults |= fault_ids;
-  if (position >= op.most_positions) faults |= fault_positions;
+  if (id < 0 || id >= op.vocabulary) faults |= fault_ids;
+  if (position >= op.num_positions) faults |= fault_positions;
   if (op.types > 0 && (type < 0 || type >= op.types)) faults |= fault_token_types;
-  store(op.to.ids + token, faults || is_broken ? -1 : static_cast<std::int32_t>(id));
-  store(op.to.positions + token, clamped(position, 0, op.most_positions - 1));
+  store(op.to.ids + token, faults || is_refused ? -1 : static_cast<std::int32_t>(id));
+  store(op.to.positions + token, clamped(position, 0, op.num_positions - 1));
   store(op.to.token_types + token, op.types > 0 ? clamped(type, 0, op.types - 1) : 0);
   return faults;
 }
 
-// By the one block that there is.
-__device__ inline void take_inputs_block(const TakeInputs& op) {
-  std::uint32_t faults = any_of(take_ends(op) | take_rows(op));
-  const bool is_broken = faults != 0;
-  // Where cu_seqlens cannot be followed the batch is one sequence.
+// The grid is one block.
+__device__ inline void unpack_device_batch_block(const UnpackDeviceBatch& op) {
+  std::uint32_t faults = any_of(unpack_cu_seqlens(op) | unpack_rows(op));
+  const bool is_refused = faults != 0;
+  // Where cu_seqlens are wrong, the batch becomes one sequence.
   const int sequences = faults & fault_cu_seqlens ? 1 : op.sequences;
   if (threadIdx.x == 0 && faults & fault_cu_seqlens) {
     store(op.to.cu_seqlens, 0);
     store(op.to.cu_seqlens + 1, op.tokens);
   }
   sync_threads();
-  for (int token = static_cast<int>(threadIdx.x); token < op.tokens; token += take_threads)
-    faults |= take_token(op, sequences, token, is_broken);
+  for (int token = static_cast<int>(threadIdx.x); token < op.tokens; token += unpack_threads)
+    faults |= unpack_token(op, sequences, token, is_refused);
   faults = any_of(faults);
   if (threadIdx.x > 0) return;
   store(op.to.tokens, op.tokens);

@@ -1,0 +1,159 @@
+// What both modules share: array types, names of enums, the arguments of an encoder, and a forward on numpy arrays.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/types.h"
+
+namespace distilfast {
+
+namespace py = pybind11;
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<std::int32_t, py::array::c_style>;
+// Raw bytes: packed weights; on the GPU rows of the precision's elements, [rows, row_stride(columns) * element size].
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+inline const std::int32_t* data_or_null(const std::optional<Ints>& array) { return array ? array->data() : nullptr; }
+
+inline void require(bool condition, const char* sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
+// ---- enums by name
+
+template <class Value>
+Value named(const std::map<std::string, Value>& values, const std::string& name, const char* kind) {
+  const auto found = values.find(name);
+  if (found == values.end()) throw std::invalid_argument(std::string(kind) + " '" + name + "' is not known.");
+  return found->second;
+}
+
+inline Activation activation_named(const std::string& name) {
+  static const std::map<std::string, Activation> names = {
+      {"none", Activation::none}, {"gelu", Activation::gelu}, {"relu", Activation::relu}, {"tanh", Activation::tanh}};
+  return named(names, name, "Activation");
+}
+
+inline Precision cpu_precision_named(const std::string& name) {
+  static const std::map<std::string, Precision> names = {
+      {"fp32", Precision::fp32}, {"bf16x3", Precision::bf16x3}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
+  return named(names, name, "Precision");
+}
+
+inline Precision gpu_precision_named(const std::string& name) {
+  static const std::map<std::string, Precision> names = {
+      {"fp32", Precision::fp32}, {"fp16", Precision::fp16}, {"bf16", Precision::bf16}, {"int8", Precision::int8}};
+  return named(names, name, "Precision");
+}
+
+// ---- an encoder's arguments
+
+// Columns, activation and "is it followed by a LayerNorm?" of each linear.
+using HeadArgument = std::vector<std::tuple<int, std::string, bool>>;
+
+inline std::vector<HeadLinear> head_of(const HeadArgument& head) {
+  std::vector<HeadLinear> linears;
+  for (const auto& [columns, activation, norm] : head) linears.push_back({columns, activation_named(activation), norm});
+  return linears;
+}
+
+// What the results of a forward depend on.
+struct ResultSizes {
+  Index width;
+  Index head_columns;  // of the last linear; 0 without a head
+  bool ends_with_norm;
+
+  ResultSizes(Index width, const std::vector<HeadLinear>& head)
+      : width(width),
+        head_columns(head.empty() ? 0 : head.back().columns),
+        ends_with_norm(!head.empty() && head.back().norm) {}
+};
+
+// ---- a forward
+
+// Without a head no rows are asked for.
+inline ForwardInput input_of(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
+                             const Ints& cu_seqlens, const std::optional<Ints>& rows, const ResultSizes& sizes) {
+  const Index tokens = ids.size();
+  require(positions.size() == tokens && (!token_types || token_types->size() == tokens) && cu_seqlens.size() >= 2,
+          "ids, positions, token_types and cu_seqlens do not belong together.");
+  require(cu_seqlens.at(cu_seqlens.size() - 1) == tokens, "cu_seqlens does not end at the number of tokens.");
+  return {ids.data(),
+          positions.data(),
+          data_or_null(token_types),
+          cu_seqlens.data(),
+          cu_seqlens.size() - 1,
+          data_or_null(rows),
+          rows && sizes.head_columns > 0 ? rows->size() : 0};
+}
+
+// The intermediates of a forward, copied while the GIL is released and given to Python afterwards.
+class Recorder {
+ public:
+  Trace trace() {
+    return [this](const std::string& name, const float* data, Index rows, Index columns) {
+      recorded_.push_back({name, std::vector<float>(data, data + rows * columns), rows, columns});
+    };
+  }
+
+  void move_to(py::dict trace) const {
+    for (const Intermediate& each : recorded_) {
+      std::vector<Index> shape = {each.rows, each.columns};
+      if (each.name.ends_with(".probabilities")) shape = {each.columns};  // [H, L, L] of each sequence
+      trace[py::str(each.name)] = Floats(shape, each.data.data());
+    }
+  }
+
+ private:
+  struct Intermediate {
+    std::string name;
+    std::vector<float> data;
+    Index rows, columns;
+  };
+  std::vector<Intermediate> recorded_;
+};
+
+// (hidden [T, D] or None, head [R, C] or None), both in host memory.
+template <class Encoder>
+py::tuple forward_on_host(const Encoder& encoder, const ResultSizes& sizes, const Ints& ids, const Ints& positions,
+                          const std::optional<Ints>& token_types, const Ints& cu_seqlens,
+                          const std::optional<Ints>& rows, bool hidden, const std::optional<py::dict>& trace,
+                          const std::optional<Ints>& columns) {
+  ForwardInput input = input_of(ids, positions, token_types, cu_seqlens, rows, sizes);
+  const bool run_head = rows && sizes.head_columns > 0;
+  require(!columns || (run_head && !trace && !sizes.ends_with_norm),
+          "columns need a head that ends with a linear, and no trace.");
+  if (columns) input.columns = columns->data(), input.num_columns = columns->size();
+  py::object hidden_out = py::none(), head_out = py::none();
+  ForwardOutput output{nullptr, nullptr};
+  if (hidden) {
+    Floats array({static_cast<Index>(ids.size()), sizes.width});
+    output.hidden = array.mutable_data();
+    hidden_out = std::move(array);
+  }
+  if (run_head) {
+    Floats array({input.num_rows, columns ? input.num_columns : sizes.head_columns});
+    output.head = array.mutable_data();
+    head_out = std::move(array);
+  }
+  Recorder recorder;
+  {
+    py::gil_scoped_release release;
+    encoder.forward(input, output, trace ? recorder.trace() : Trace{});
+  }
+  if (trace) recorder.move_to(*trace);
+  return py::make_tuple(hidden_out, head_out);
+}
+
+}  // namespace distilfast

@@ -1,0 +1,25 @@
+// linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N]; with split-K, each split's partial x Wt.
+//
+// Precision: operands of T, fp32 accumulators, bias and activation in fp32; GELU in its exact form with erf. int8 here
+// is W8A16; more than 64 rows are W8A8 (w8a8.cu). Reference: distilfast/reference.py, linear.
+#pragma once
+
+#include "cuda/linear/epilogue.cuh"
+#include "cuda/linear/mainloop.cuh"
+
+namespace distilfast::cuda {
+namespace {
+
+// One CTA tile of out, of one split, by the whole block.
+template <class T, class W, class Tile>
+__device__ inline void linear_tile(const Linear& op, int column_tile, int row_tile, int split) {
+  const int rows = load(op.rows), row0 = row_tile * Tile::rows, column0 = column_tile * Tile::columns;
+  if (row0 >= rows) return;
+  Accumulators<Tile> accumulators = {};
+  main_loop<T, W, Tile>(op, row0, rows, column0, split, accumulators);
+  stage_accumulators<Tile>(accumulators);
+  epilogue<T, Tile>(op, row0, rows, column0, split);
+}
+
+}  // namespace
+}  // namespace distilfast::cuda

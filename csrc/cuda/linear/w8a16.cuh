@@ -1,0 +1,91 @@
+// W8A16: int8 of at most 64 rows, where only the bytes of W count: x and every product are bf16, and W is int8 with a
+// scale for each 64 of K in each column (group-wise, symmetric).
+//
+// A lane converts W to bf16, exactly, in registers before it multiplies. A k-tile's products (32 of K) have
+// accumulators of their own, which are dequantised in fp32: times the column's scale, added to the tile's.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/element.cuh"
+#include "cuda/linear/tiles.cuh"
+
+namespace distilfast::cuda {
+namespace {
+
+struct W8A16 {};
+
+// Of each k-tile a lane has 8 bytes: in one word both words of B for a matrix instruction, as bytes 0 and 2, and 1 and
+// 3. The eight columns' scales follow the two k-tiles. A k-tile is 64 bytes of x, and so 32 of K.
+template <>
+struct Packing<W8A16> {
+  static constexpr int k_tiles = 2, k_tile_size = warp_size * static_cast<int>(sizeof(Word2)),
+                       scales = k_tiles * k_tile_size;
+  static constexpr int bytes = scales + mma_columns * static_cast<int>(sizeof(float));
+};
+
+// Magic-number int8 -> bf16 of bytes 0 and 2 of a word. The bf16 with the bits 0x4300 + n is 128 + n for n < 128: so
+// the integer's lower seven bits give 128 + n, and subtracting 128 plus its sign bit, worth 128, leaves the signed
+// integer.
+__device__ inline std::uint32_t int8_pair_to_bf16(std::uint32_t bytes) {
+  return subtract_pairs((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0x43004300u);
+}
+
+// One k-tile of the warp tile.
+template <class Tile>
+__device__ inline void multiply_w8a16_k_tile(const char* x, const char* w, const WarpCoord<Tile>& at, int k_tile,
+                                             Accumulators<Tile>& accumulators) {
+  using P = Packing<W8A16>;
+  constexpr int steps = k_tile_bytes / step_bytes;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  Operand<BFloat16, 2> b[Tile::column_tiles][steps];
+  Float2 scales[Tile::column_tiles];  // of the lane's columns
+#pragma unroll
+  for (int j = 0; j < Tile::column_tiles; ++j) {
+    const int n_tile = at.column / mma_columns + j;
+    const char* block = w + n_tile * StageSizes<W8A16, Tile>::n_tile_bytes + k_tile / P::k_tiles * P::bytes;
+    const auto bytes = load(reinterpret_cast<const Word2*>(block + k_tile % P::k_tiles * P::k_tile_size) + lane);
+    scales[j] = load(reinterpret_cast<const Float2*>(block + P::scales) + lane % 4);
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      b[j][step].set(0, int8_pair_to_bf16(bytes.word[step]));
+      b[j][step].set(1, int8_pair_to_bf16(bytes.word[step] >> 8));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::row_tiles; ++i) {
+    float products[Tile::column_tiles][4] = {};
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const Operand<BFloat16, 4> a = load_operand_a<BFloat16>([&](int row, int chunk) {
+        return x + x_offset<Tile>(at.row + 16 * i + row, (steps * k_tile + step) * 2 + chunk);
+      });
+#pragma unroll
+      for (int j = 0; j < Tile::column_tiles; ++j) multiply_add(products[j], a, b[j][step]);
+    }
+#pragma unroll
+    for (int j = 0; j < Tile::column_tiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) accumulators[i][j][c] += products[j][c] * (c % 2 ? scales[j].y : scales[j].x);
+  }
+}
+
+// Calls run.operator()<T, W>() with the types of x and of packed W.
+template <class Run>
+auto with_types(Precision precision, Run run) {
+  switch (precision) {
+    case Precision::fp32:
+      return run.template operator()<float, float>();
+    case Precision::fp16:
+      return run.template operator()<Half, Half>();
+    case Precision::int8:
+      return run.template operator()<BFloat16, W8A16>();
+    case Precision::bf16x3:  // the CPU's; see common/types.h
+    case Precision::bf16:
+      break;
+  }
+  return run.template operator()<BFloat16, BFloat16>();
+}
+
+}  // namespace
+}  // namespace distilfast::cuda
