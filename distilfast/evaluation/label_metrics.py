@@ -7,7 +7,7 @@
 | token-classification | accuracy of the labels of its words, read at each word's first token | one for each word |
 | fill-mask | accuracy of the likeliest token | one token for each mask |
 | question-answering | F1 and exact match, as ``evaluation/squad.py`` | the answer to (question, context), or several |
-| multiple-choice | accuracy of the best choice | 1 for the right pair (question, choice), 0 for its neighbours |
+| multiple-choice | accuracy of the best choice | 1 for the right pair (question, choice), 0 for the others |
 
 Labels of words and masks have spaces between them. The pairs of one multiple-choice question follow each other and
 have the same first text. An answer that is empty means that the context holds none.
@@ -33,7 +33,7 @@ class Metric:
     """Accuracy; ``gold`` [n] holds the right answer to each of n questions.
 
     ``sequences``: what is run, where it is not the texts as they are; ``exact_match``: whether the share of right
-    answers is a metric of its own beside the points; ``reads_hidden``: whether it is computed from the last hidden
+    answers is reported beside the points; ``reads_hidden``: whether it is computed from the last hidden
     state instead of the logits.
     """
 
@@ -51,7 +51,7 @@ class Metric:
         raise NotImplementedError
 
     def finish(self, said: np.ndarray) -> np.ndarray:
-        """What was said about all texts → the answers [n]."""
+        """What was read of all texts → the answers [n]."""
         return said
 
     def right(self, answers: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ class AtTokens(Metric):
     """The best class at some tokens of each text; gold: its number, text after text."""
 
     def __init__(self, gold: Sequence[object], tokens: Sequence[np.ndarray]) -> None:
-        """``tokens``: of each text, which of its tokens are asked."""
+        """``tokens``: the tokens to read of each text."""
         super().__init__(gold)
         self._tokens = tokens
 

@@ -1,4 +1,4 @@
-"""``evaluate``: one door for all data sets."""
+"""``evaluate``: any data set by its name."""
 
 from __future__ import annotations
 
