@@ -233,16 +233,16 @@ def test_real_paragraphs(data_directory: Path, tiny_checkpoint: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "sentence"),
     [
         ("{", "is not JSON in SQuAD's format"),
         ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "is not JSON in SQuAD's format"),
         ('{"data": []}', "holds no question"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         squad.read(tmp_path / "x.json")
 
 

@@ -97,7 +97,7 @@ def test_results_belong_to_the_caller(engine: Engine) -> None:
 
 
 def test_distilbert_reads_no_token_types(tiny_checkpoint: Make) -> None:
-    """Its tokenizers give none, but a caller with one code for both families may."""
+    """Its tokenizers give none, but a caller with one code path for both families can pass them."""
     engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
     assert bits(engine(IDS, MASK, np.array(TYPES) + 5)) == bits(engine(IDS, MASK))
 
