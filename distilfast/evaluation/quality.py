@@ -107,7 +107,7 @@ def gate(
     metric = metric_for(engine, texts, encodings, labels)
     forwards = (_forward(engine, metric), _baseline(baseline, metric, weights, engine, backend, threads))
     ours, theirs = (
-        metric.finish(_said(forward, metric, metric.sequences or encodings, config)) for forward in forwards
+        metric.finish(_collected(forward, metric, metric.sequences or encodings, config)) for forward in forwards
     )
     right, was_right = metric.right(ours), metric.right(theirs)
     return Quality(
@@ -148,7 +148,7 @@ def _of_transformers(weights: Weights, engine: Engine, metric: Metric) -> Forwar
     return lambda batch: model(batch)[last_hidden if metric.reads_hidden else last_head]
 
 
-def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
+def _collected(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
     return np.concatenate(
         [
             metric.read(range(first, first + batch.num_sequences), batch, forward(batch))

@@ -14,6 +14,7 @@ import numpy as np
 
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
+from distilfast.types import Task
 
 _COMPARED = {
     "feature-extraction": "the similarities of each text to all others",
@@ -44,9 +45,9 @@ class Agreement:
 class Answers:
     """The engine's answers beside the true ones, batch by batch."""
 
-    def __init__(self, task: str, num_labels: int, last_hidden: str, last_head: str | None) -> None:
-        """``last_hidden`` and ``last_head``: the names of these intermediates; None where there is no head."""
-        self._task, self._last_hidden, self._last_head = task, last_hidden, last_head
+    def __init__(self, task: Task, num_labels: int, source: str) -> None:
+        """``source``: the intermediate that answers are read from."""
+        self._task, self._source = task, source
         self._across = task in ("feature-extraction", "multiple-choice") or (
             task == "text-classification" and num_labels == 1
         )
@@ -60,8 +61,7 @@ class Answers:
         if self._across:
             self._collected.append((self._one_each(got, batch), self._one_each(truth, batch)))
             return
-        assert self._last_head is not None
-        answers = (self._questions(trace[self._last_head], batch) for trace in (got, truth))
+        answers = (self._questions(trace[self._source], batch) for trace in (got, truth))
         for ours, right in zip(*answers, strict=True):
             self._compare(ours, right)
 
@@ -95,10 +95,8 @@ class Answers:
 
     def _one_each(self, trace: Trace, batch: PackedBatch) -> np.ndarray:
         """A row for each text: its score, or its mean-pooled, normalised vector."""
-        if self._task != "feature-extraction":
-            assert self._last_head is not None
-            return trace[self._last_head]
-        return pooled(trace[self._last_hidden], batch)
+        values = trace[self._source]
+        return pooled(values, batch) if self._task == "feature-extraction" else values
 
 
 def pooled(hidden: np.ndarray, batch: PackedBatch) -> np.ndarray:

@@ -160,9 +160,9 @@ class _Comparison:
         self._tallies: dict[str, Tally] = {}
         self.tokens = 0
         self.last_hidden = f"layer.{engine.config.num_layers - 1}.output"
-        linears = engine.head.linears
-        last_head = f"head.{len(linears) - 1}" if linears else None
-        self.answers = Answers(engine.task, engine.config.num_labels, self.last_hidden, last_head)
+        is_encoder = engine.task == "feature-extraction"
+        source = self.last_hidden if is_encoder else f"head.{len(engine.head.linears) - 1}"
+        self.answers = Answers(engine.task, engine.config.num_labels, source)
 
     def run(self, texts: Sequence[Text]) -> None:
         config = self._engine.config
