@@ -27,7 +27,7 @@ fit a cluster, there are two kernels.
 """
 PERSISTENT = False
 """Whether up to 64 tokens run in one persistent launch (not in fp32); off until a measurement shows it is faster."""
-INT8 = "up to 64 tokens weights of 8 bits, above products of turned groups of 128"
+INT8 = "up to 64 tokens weight-only, above products of Hadamard-rotated groups of 128"
 """How int8 is computed; see csrc/cuda/README.md."""
 
 

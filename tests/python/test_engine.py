@@ -188,6 +188,19 @@ def test_a_packed_batch_and_the_rows_that_are_read(tiny_checkpoint: Make) -> Non
     assert hidden.shape == (5, 32) and logits.shape == (3, 2)
 
 
+@pytest.mark.parametrize("task", ["fill-mask", "question-answering", "text-classification"])
+def test_encode_logits_and_trace_agree_to_the_bit(tiny_checkpoint: Make, task: str) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", task))
+    batch = PackedBatch.from_sequences([[2, 7, 3], [2, 8]])
+    hidden, logits = engine.encode_with_logits(batch)
+    trace = engine.trace(batch)
+    assert hidden.dtype == logits.dtype == np.float32
+    assert np.array_equal(hidden, engine.encode(batch))
+    assert np.array_equal(hidden, trace[f"layer.{engine.config.num_layers - 1}.output"])
+    assert np.array_equal(logits, engine.logits(batch))
+    assert np.array_equal(logits, trace[f"head.{len(engine.head.linears) - 1}"])
+
+
 def test_info_is_plain_and_complete(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "question-answering")
     info = json.loads(json.dumps(Engine.from_pretrained(directory, threads=2).info()))

@@ -115,6 +115,14 @@ def test_there_is_no_circle() -> None:
     TopologicalSorter(graph()).prepare()
 
 
+def test_every_package_is_installed() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(
+        module for module, path in modules().items() if path.name == "__init__.py" and module.startswith("distilfast")
+    )
+
+
 def test_a_basename_has_one_job() -> None:
     places = defaultdict(set)
     for module, path in modules().items():
