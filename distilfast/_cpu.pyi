@@ -30,7 +30,7 @@ class Encoder:
         packed: Floats | None,
         threads: int,
     ) -> None:
-        """``head``: columns, activation and "is LayerNorm behind it?" of each linear; ``tensors``: canonical names.
+        """``head``: columns, activation, and whether LayerNorm follows, of each linear; ``tensors``: canonical names.
 
         ``packed``: what another encoder of the same shape, ``packed_layout`` and tensors had as ``packed``; then the
         linears are not looked up in ``tensors``, and nothing is copied. None: pack them.
