@@ -90,7 +90,7 @@ def gate(
     threads: int | None = None,
     revision: str | None = None,
 ) -> Quality:
-    """A task metric (see ``metrics``) of the engine and of ``baseline``, on the same labelled texts.
+    """A task metric (see ``label_metrics``) of the engine and of ``baseline``, on the same labelled texts.
 
     ``baseline``: "reference" (float64), "transformers" (float32), or a precision of the same backend; None is "fp32",
     and for an fp32 engine "reference". Raises the errors of ``Engine.from_pretrained``, and InputError for labels that
