@@ -2,7 +2,7 @@
 
 Layout, metrics and label names: Wang et al., GLUE, arXiv 1804.07461, its download_glue_data.py, and the loading
 script of ``nyu-mll/glue``. A tab separates columns and nothing else does: quotes are text (``csv.QUOTE_NONE``). Texts
-are cut only where the model ends; the customary run_glue.py cuts at 128 tokens.
+are truncated at the model's maximum length only; run_glue.py truncates at 128 tokens by default.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def evaluate(engine: Engine, name: str, path: Path | None, limit: int | None, pr
 
 
 def classify(engine: Engine, texts: Sequence[Text], progress: Progress) -> np.ndarray:
-    """The logits [N, C] of texts and pairs, cut where the model ends."""
+    """The logits [N, C] of texts and pairs, truncated at the model's maximum length."""
     encodings = engine.tokenizer.encode_batch(texts, truncation=True, max_length=longest(engine))
     return np.stack(head_outputs(engine, [Ids(each.ids, each.type_ids) for each in encodings], progress))
 

@@ -1,7 +1,7 @@
 """All tolerances, and what they are derived from.
 
-The yardstick of a precision is the *naive* implementation: the reference's own lines, one rounding after each operation
-of that precision. An engine keeps its budget where its error is at most ``factor`` times the naive one, on the same
+The yardstick of a precision is the *naive* implementation: the reference's own code with one rounding to that precision
+after each operation. An engine keeps its budget where its error is at most ``factor`` times the naive one, on the same
 texts, at the same intermediate. Two measures are compared with it:
 
 * **end to end**, ‖out − truth‖ / ‖truth‖: the error of all operations so far;
