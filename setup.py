@@ -3,6 +3,7 @@
 Everything else about the package is in pyproject.toml. `CMAKE_ARGS=-DCUDA=OFF` leaves `_cuda` out, `-DCUDA=ON` insists.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -33,8 +34,10 @@ class CMakeBuild(build_ext):
 
         target = ext.name.rpartition(".")[2]
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # Not self.build_temp, which pip empties between editable builds: this one lets ninja build only what changed.
+        # Not self.build_temp, which pip empties between editable builds: this one lets ninja build only what changed,
+        # and make and the tests build theirs of the same objects there. Who comes second waits.
         build = ROOT / "build" / f"module-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
         configure = [
             *(tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
@@ -42,11 +45,14 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DPYTHON_MODULE=ON",
             f"-DCUDA={'ON' if '_cuda' in modules() else 'OFF'}",  # said, or CMake would remember an earlier build's
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        subprocess.run(configure, check=True)
-        subprocess.run([tool("cmake"), "--build", str(build), "--target", target], check=True)
+        with (build / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run(configure, check=True)
+            subprocess.run([tool("cmake"), "--build", str(build), "--target", target], check=True)
 
 
 def modules() -> list[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 
 class Encoder:
     """The whole forward in one call, the GIL released; safe to call from several threads at once."""
@@ -27,7 +28,7 @@ class Encoder:
         tensors: Mapping[str, Floats],
         isa: str,
         precision: str,
-        packed: Floats | None,
+        packed: Bytes | None,
         threads: int,
     ) -> None:
         """``head``: columns, activation, and whether LayerNorm follows, of each linear; ``tensors``: canonical names.
@@ -66,7 +67,7 @@ class Encoder:
         """Of the linears' weights; the embedding tables stay where they were."""
 
     @property
-    def packed(self) -> Floats:
+    def packed(self) -> Bytes:
         """All packed linears, flat and read-only, where they lie."""
 
     @property
@@ -74,16 +75,22 @@ class Encoder:
         """Of all arenas that no forward is using."""
 
 def packed_layout(isa: str, precision: str) -> str:
-    """What the bytes of packed weights depend on beside the checkpoint, in words."""
+    """The id of the layout of packed weights, ``f32/nr48/v1,…``: with the checkpoint it decides all their bytes."""
 
-def checksum(block: Floats | bytes, *, threads: int = 1) -> int:
+def checksum(block: Bytes | Floats | bytes, *, threads: int = 1) -> int:
     """A 64-bit checksum of a contiguous buffer, as fast as it can be read; the same with any number of threads."""
 
 def isas() -> list[tuple[str, str | None]]:
     """Every ISA there is, the fastest first, and why it cannot run here, as the end of a sentence, or None."""
 
-def wide_channels(k: int) -> int:
-    """How many channels of K int8 leaves as they are."""
+def kernel_identities() -> dict[str, dict[tuple[str, str], tuple[int, ...]]]:
+    """{isa: {(operation, precision): identity}} of every compiled ISA; equal identities are the same functions.
+
+    Embed and add_layer_norm have the one precision fp32.
+    """
+
+def outlier_channels(k: int) -> int:
+    """How many channels of K int8 keeps in fp32."""
 
 def available_cores() -> int:
     """Cores that the affinity mask and the cgroup's CPU quota allow; at least 1."""
@@ -108,14 +115,14 @@ def embed(
     """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D]."""
 
 class Linear:
-    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs centre [K] and wide [wide_channels(K)]."""
+    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs ``channel_shift`` [K], ``outlier_channels``."""
 
     def __init__(
         self,
         weight: Floats,
         bias: Floats,
-        centre: Floats | None = None,
-        wide: Ints | None = None,
+        channel_shift: Floats | None = None,
+        outlier_channels: Ints | None = None,
         *,
         isa: str,
         precision: str = "fp32",

@@ -63,8 +63,8 @@ class Encoder:
     ) -> None:
         """``head``: columns, activation, and whether LayerNorm follows, of each linear; ``tensors``: canonical names.
 
-        int8 needs with each linear of the encoder ``.centre`` and ``.wide`` of ``distilfast.quantize.channels``, and
-        its bias as ``.centred_bias``.
+        int8 needs for each linear of the encoder ``.channel_shift`` and ``.outlier_channels`` of
+        ``distilfast.quantize.channels``, and its bias as ``.shifted_bias``.
 
         ``chunk_tokens``: how many tokens are run at a time, but for a single longer sequence.
         ``persistent``: up to 64 tokens in fp16, bf16 or int8 are run by one launch instead of a graph of many.

@@ -58,7 +58,7 @@ Checksum = Callable[[np.ndarray], int]
 class Entry:
     """One model's packed weights in the cache, whether they exist or not.
 
-    ``packed``: float32, read-only and mapped, or None. ``origin``: where the weights come from, as a phrase.
+    ``packed``: uint8, read-only and mapped, or None. ``origin``: where the weights come from, as a phrase.
     """
 
     def __init__(self, path: Path | None, key: bytes, origin: str, checksum: Checksum) -> None:
@@ -68,7 +68,7 @@ class Entry:
         self.origin = origin if self.packed is None else f"cache ({path})"
 
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
-        """Write ``packed`` (float32, flat) and map what was written; None where that fails.
+        """Write ``packed`` (uint8, flat) and map what was written; None where that fails.
 
         Where another process has written the file in the meantime, that file is mapped, so that all share its pages.
         """
@@ -128,7 +128,7 @@ def _read(path: Path, key: bytes, checksum: Checksum) -> np.ndarray | None:
         # Huge pages for the reason given in csrc/cpu/arena.h; a system without them for files is only slower.
         with contextlib.suppress(OSError, AttributeError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
-        body = np.frombuffer(mapped, np.float32, offset=_PAGE)
+        body = np.frombuffer(mapped, np.uint8, offset=_PAGE)
         if checksum(body) != stored_checksum:
             return None
         with contextlib.suppress(OSError):  # a read-only disk

@@ -1,16 +1,15 @@
-"""int8: what is taken off a linear's input before it is rounded, and which of its channels are not rounded at all.
+"""int8: the channel shift and the outlier channels of each linear's input.
 
-The kernels round in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
-csrc/cuda/int8_groups.cuh). Two things make the groups of a trained model worth rounding. Its channels have means far
-from zero: with the ``centre`` c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few
+The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
+csrc/cuda/int8_groups.cuh). Two things keep the groups of a trained model easy to quantise. Its channels have means far
+from zero: with the channel shift c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly. And a few
 channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv 2208.07339;
-Bondarenko et al., arXiv 2109.12948): the ``wide`` ones are multiplied in fp32 (on a GPU bf16), in x and in W.
+Bondarenko et al., arXiv 2109.12948): these outlier channels are multiplied in fp32 (on a GPU bf16), in x and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
-no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids: a
-channel's mean m is therefore believed only as far as it stands out of the variance v, and its centre is
-m · m² / (m² + v). (With m itself int8's error was a tenth larger on a trained model, and with no centre a fifth on one
-whose channels are off zero.)
+no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids, so a
+channel's mean m is shrunk by the variance v around it: the channel shift is m · m² / (m² + v). (With m itself int8's
+error was a tenth larger on a trained model, and with no shift a fifth on one whose channels are off zero.)
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ VERSION = 3
 _LENGTHS = (32, 64, 96)
 
 
-def wide_channels(k: int) -> int:
-    """How many channels of K the CPU does not round: one in 96, and eight at least where there are as many."""
+def outlier_channels(k: int) -> int:
+    """How many channels of K the CPU keeps in fp32: one in 96, at least eight where there are as many."""
     return min(k, max(8, k // 96))
 
 
 def channels(
-    config: ModelConfig, tensors: Mapping[str, np.ndarray], wide: Callable[[int], int] = wide_channels
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], count: Callable[[int], int] = outlier_channels
 ) -> dict[str, np.ndarray]:
     """What int8 needs beside the weights, for each linear of the encoder by its canonical name; the head's stay bf16.
 
-    ``<name>.centre`` float32 [K]; ``<name>.wide`` float32 [wide(K)], channel numbers, ascending; and ``<name>.bias``
-    float32 [N], which takes the place of the checkpoint's. ``tensors``: float32, canonical names. ``wide``: how many
-    channels of K are not rounded.
+    ``<name>.channel_shift`` float32 [K]; ``<name>.outlier_channels`` float32 [count(K)], ascending channel numbers; and
+    ``<name>.bias`` float32 [N], which replaces the checkpoint's. ``tensors``: float32, canonical names. ``count``: how
+    many of K channels are outlier channels.
     """
     made = {}
     for name, x in _inputs(config, dict(tensors)):
         mean, square = x.mean(axis=0), np.square(x).mean(axis=0)  # m² + v
         reach = np.abs(x - mean).max(axis=0)
-        centre = mean * np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
-        widest = np.argsort(-reach, kind="stable")[: wide(len(reach))]
-        made[f"{name}.centre"] = centre
-        made[f"{name}.wide"] = np.sort(widest).astype(np.float32)
-        shift = matmul(centre[None], tensors[f"{name}.weight"], LINEAR_BLOCK)[0]
-        made[f"{name}.bias"] = tensors[f"{name}.bias"] + shift
+        shift = mean * np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
+        outliers = np.argsort(-reach, kind="stable")[: count(len(reach))]
+        made[f"{name}.channel_shift"] = shift
+        made[f"{name}.outlier_channels"] = np.sort(outliers).astype(np.float32)
+        correction = matmul(shift[None], tensors[f"{name}.weight"], LINEAR_BLOCK)[0]
+        made[f"{name}.bias"] = tensors[f"{name}.bias"] + correction
     return made
 
 

@@ -2,10 +2,10 @@
 
     y = Σₛ x[s] + residual;  m = mean(y);  v = mean((y − m)²);  out = (y − m) / √(v + eps) · weight + bias
 
-x is what a linear has stored: one part, or S partial sums of a split K, which are added here in ascending order, so
-that the sum has one order on every run. One program owns one row and keeps it in registers: the statistics take two
-passes (E[x²] − m² would cancel), and memory is read once. Everything is fp32, whatever x is stored in: the result is
-the residual stream, and a copy of it in the operands' precision, ``narrow``, is what the next linear reads.
+x is what a linear has stored: the whole product, or the S partial sums of split-K, which are added here in ascending
+order, so that the result is the same on every run. One program owns one row and keeps it in registers: the statistics
+take two passes (E[x²] − m² would cancel), and memory is read once. Everything is fp32, whatever type x has: the result
+is the residual stream, and ``out_cast``, a copy of it in the operands' type, is what the next linear reads.
 
 Reference: ``distilfast.reference.add_layer_norm``.
 """
@@ -37,17 +37,17 @@ def add_layer_norm_kernel(
     weight_ptr,  # fp32 [D]
     bias_ptr,  # fp32 [D]
     out_ptr,  # fp32 [T, D]
-    narrow_ptr,  # [T, D], where has_narrow
+    cast_ptr,  # [T, D], where has_cast
     num_rows_ptr,  # int32 [1]
     width,
-    part_stride,  # elements from x[s] to x[s + 1]
+    split_stride,  # elements from x[s] to x[s + 1]
     eps,
-    parts: tl.constexpr,
+    split_k: tl.constexpr,
     has_residual: tl.constexpr,
-    has_narrow: tl.constexpr,
+    has_cast: tl.constexpr,
     block_width: tl.constexpr,
 ):
-    """Grid: (T,); one program, one row."""
+    """Grid: (T,); a program computes one row."""
     row = tl.program_id(0)
     if row >= tl.load(num_rows_ptr):
         return
@@ -55,14 +55,14 @@ def add_layer_norm_kernel(
     column_mask = columns < width
     at = row.to(tl.int64) * width + columns
     y = tl.zeros([block_width], tl.float32)
-    for part in tl.static_range(parts):
-        y += tl.load(x_ptr + part * part_stride + at, mask=column_mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(split_k):
+        y += tl.load(x_ptr + split * split_stride + at, mask=column_mask, other=0.0).to(tl.float32)
     if has_residual:
         y += tl.load(residual_ptr + at, mask=column_mask, other=0.0)
     out = layer_norm(y, column_mask, weight_ptr, bias_ptr, columns, width, eps)
     tl.store(out_ptr + at, out, mask=column_mask)
-    if has_narrow:
-        tl.store(narrow_ptr + at, out.to(narrow_ptr.dtype.element_ty), mask=column_mask)
+    if has_cast:
+        tl.store(cast_ptr + at, out.to(cast_ptr.dtype.element_ty), mask=column_mask)
 
 
 def add_layer_norm(
@@ -72,15 +72,15 @@ def add_layer_norm(
     bias: torch.Tensor,
     eps: float,
     out: torch.Tensor,
-    narrow: torch.Tensor | None,
+    out_cast: torch.Tensor | None,
     num_rows: torch.Tensor,
 ) -> None:
-    """LN(Σ x + residual) of the first ``num_rows`` rows, into ``out`` and, where given, ``narrow``.
+    """LN(Σ x + residual) of the first ``num_rows`` rows, into ``out`` and, where given, ``out_cast``.
 
     ``x`` [S, T, D] of any floating type; ``residual``, ``out`` fp32 [T, D]; ``weight``, ``bias`` fp32 [D];
-    ``narrow`` [T, D]; ``num_rows`` int32 [1] on the device. All contiguous.
+    ``out_cast`` [T, D]; ``num_rows`` int32 [1] on the device. All contiguous.
     """
-    parts, rows, width = x.shape
+    split_k, rows, width = x.shape
     block_width = triton.next_power_of_2(width)
     launch(
         add_layer_norm_kernel,
@@ -90,14 +90,14 @@ def add_layer_norm(
         weight,
         bias,
         out,
-        narrow,
+        out_cast,
         num_rows,
         width,
         x.stride(0),
         eps,
-        parts=parts,
+        split_k=split_k,
         has_residual=residual is not None,
-        has_narrow=narrow is not None,
+        has_cast=out_cast is not None,
         block_width=block_width,
         num_warps=min(8, max(1, block_width // 256)),
         num_stages=1,

@@ -1,18 +1,18 @@
 """attention: softmax(q kᵀ / √d) v inside each sequence, for the packed rows: q [R, H, d] · k, v [T, H, d] → [R, D].
 
-Flash attention over ``cu_seqlens``: no padding, no mask tensor, and no scores in memory. A program owns block_m rows of
-queries of one head, whatever sequences they are of, and walks through the keys of each of those sequences in blocks
-that begin where the sequence begins:
+Flash attention over ``cu_seqlens``: no padding, no mask tensor, and no scores in memory. A program owns block_m query
+rows of one head, whatever sequences they belong to, and loops over the keys of each of those sequences in blocks that
+begin where the sequence begins:
 
     s = q kᵀ · log₂e / √d;  m' = max(m, max s);  p = 2^(s − m');  l' = l · 2^(m − m') + Σ p;  o' = o · 2^(m − m') + p v
 
-and o / l at the end (Milakov & Gimelshein 2018; Dao et al. 2022). Rows of another sequence are left as they are by a
-select, bit for bit: an answer does not depend on its batch mates, nor on where in the batch it stands. Since rows, not
-sequences, are dealt out, a batch of many short texts fills the chip like one long text, and a grid of the bucket's size
-serves every batch in it: which rows belong to which sequence is read from the device.
+and o / l at the end (Milakov & Gimelshein 2018; Dao et al. 2022). A select leaves the rows of other sequences
+unchanged, bit for bit, so an answer does not depend on the rest of its batch nor on its position in it. The grid is
+over rows, not sequences: a batch of many short texts fills the chip like one long text, and a grid of the bucket's size
+serves every batch in it. Which sequence a row belongs to is read from the device.
 
-``rows of queries`` need not be all tokens: a head that reads the first token of each text asks for those alone.
-Products as in linear.py; the softmax is fp32. d may be any number: blocks are padded to a power of two.
+The query rows need not be all tokens: a head that reads the first token of each text asks for those alone. Products are
+as in linear.py; the softmax is fp32. d may be any number: blocks are zero-padded to a power of two.
 
 Reference: ``distilfast.reference.attention``.
 """
@@ -32,7 +32,7 @@ from distilfast.kernels.tuning import Tile
 
 @triton.jit
 def _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product: tl.constexpr):
-    """q kᵀ · scale of one block of keys, −inf beyond the sequence's end."""
+    """q kᵀ · scale of one block of keys, −inf past the end of the sequence."""
     mask = (keys[None, :] < end) & (dims[:, None] < head_size)
     k = tl.load(k_ptr + keys[None, :].to(tl.int64) * kv_stride + dims[:, None], mask=mask, other=0.0)
     scores = tl.dot(q, k, input_precision=product) * scale
@@ -62,7 +62,7 @@ def attention_kernel(
     block_d: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Grid: (row blocks, H); one program, block_m rows of one head."""
+    """Grid: (row blocks, H); a program computes block_m rows of one head."""
     num_rows = tl.load(num_rows_ptr)
     begin_row = tl.program_id(0) * block_m
     if begin_row >= num_rows:
@@ -81,8 +81,8 @@ def attention_kernel(
     k_ptr += head * head_size
     v_ptr += head * head_size
 
-    highest = tl.full([block_m], float("-inf"), tl.float32)
-    total = tl.zeros([block_m], tl.float32)
+    row_max = tl.full([block_m], float("-inf"), tl.float32)
+    row_sum = tl.zeros([block_m], tl.float32)
     out = tl.zeros([block_m, block_d], tl.float32)
     for s in range(first, last + 1):
         begin = tl.load(cu_seqlens_ptr + s)
@@ -91,20 +91,20 @@ def attention_kernel(
         for start in tl.range(begin, end, block_n, num_stages=stages):
             keys = start + tl.arange(0, block_n)
             scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
-            risen = tl.maximum(highest, tl.max(scores, axis=1))
-            p = tl.exp2(scores - risen[:, None])
-            fade = tl.exp2(highest - risen)
+            new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+            p = tl.exp2(scores - new_max[:, None])
+            rescale = tl.exp2(row_max - new_max)
             v_mask = (keys[:, None] < end) & (dims[None, :] < head_size)
             v = tl.load(v_ptr + keys[:, None].to(tl.int64) * kv_stride + dims[None, :], mask=v_mask, other=0.0)
-            grown = multiply_add(p.to(v.dtype), v, out * fade[:, None], product)
-            out = tl.where(is_mine[:, None], grown, out)
-            total = tl.where(is_mine, total * fade + tl.sum(p, axis=1), total)
-            highest = tl.where(is_mine, risen, highest)
+            updated = multiply_add(p.to(v.dtype), v, out * rescale[:, None], product)
+            out = tl.where(is_mine[:, None], updated, out)
+            row_sum = tl.where(is_mine, row_sum * rescale + tl.sum(p, axis=1), row_sum)
+            row_max = tl.where(is_mine, new_max, row_max)
 
-    total = tl.where(row_mask, total, 1.0)
-    highest = tl.where(row_mask, highest, 0.0)
+    row_sum = tl.where(row_mask, row_sum, 1.0)
+    row_max = tl.where(row_mask, row_max, 0.0)
     out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
-    tl.store(out_ptr + out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
+    tl.store(out_ptr + out_at, (out / row_sum[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
 
     if has_probabilities:
         for s in range(first, last + 1):
@@ -115,7 +115,7 @@ def attention_kernel(
             for start in range(begin, end, block_n):
                 keys = start + tl.arange(0, block_n)
                 scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
-                p = tl.exp2(scores - highest[:, None]) / total[:, None]
+                p = tl.exp2(scores - row_max[:, None]) / row_sum[:, None]
                 mask = (sequence == s)[:, None] & (keys[None, :] < end)
                 tl.store(at + (rows[:, None] - begin) * length + (keys[None, :] - begin), p, mask=mask)
 
@@ -136,7 +136,7 @@ def attention(
     """Attention of the first ``num_rows`` rows of ``q``, each to all tokens of its own sequence, into ``out``.
 
     ``q`` [R, D], ``k``, ``v`` [T, D] of one type, with any stride between rows; ``out`` [R, D] contiguous;
-    ``row_sequence`` int32 [R], which does not fall; ``cu_seqlens`` int32 [B + 1]; ``num_rows`` int32 [1] on the
+    ``row_sequence`` int32 [R], non-decreasing; ``cu_seqlens`` int32 [B + 1]; ``num_rows`` int32 [1] on the
     device. With ``probabilities`` (fp32, each sequence's [H, L, L] from ``probability_offs`` int64 [B] on), where q
     holds a row for each token, those are stored too.
     """

@@ -1,8 +1,8 @@
 """embed: LN(word[id] + position[p] (+ token_type[t])): [T] → [T, D].
 
 One program owns one token: it gathers two or three rows of the tables, adds them in fp32 and normalises the sum in
-registers. The tables are stored in the precision of the operands; the result is the fp32 residual stream and a copy in
-the operands' precision.
+registers. The tables are stored in the operands' type; the result is the fp32 residual stream and ``out_cast``, a copy
+of it in the operands' type.
 
 Reference: ``distilfast.reference.embed``.
 """
@@ -28,15 +28,15 @@ def embed_kernel(
     weight_ptr,  # fp32 [D]
     bias_ptr,  # fp32 [D]
     out_ptr,  # fp32 [T, D]
-    narrow_ptr,  # [T, D], where has_narrow
+    cast_ptr,  # [T, D], where has_cast
     num_tokens_ptr,  # int32 [1]
     width,
     eps,
     has_types: tl.constexpr,
-    has_narrow: tl.constexpr,
+    has_cast: tl.constexpr,
     block_width: tl.constexpr,
 ):
-    """Grid: (T,); one program, one token."""
+    """Grid: (T,); a program computes one token."""
     token = tl.program_id(0)
     if token >= tl.load(num_tokens_ptr):
         return
@@ -52,8 +52,8 @@ def embed_kernel(
     out = layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps)
     at = token.to(tl.int64) * width + columns
     tl.store(out_ptr + at, out, mask=column_mask)
-    if has_narrow:
-        tl.store(narrow_ptr + at, out.to(narrow_ptr.dtype.element_ty), mask=column_mask)
+    if has_cast:
+        tl.store(cast_ptr + at, out.to(cast_ptr.dtype.element_ty), mask=column_mask)
 
 
 def embed(
@@ -67,13 +67,13 @@ def embed(
     bias: torch.Tensor,
     eps: float,
     out: torch.Tensor,
-    narrow: torch.Tensor | None,
+    out_cast: torch.Tensor | None,
     num_tokens: torch.Tensor,
 ) -> None:
-    """The first ``num_tokens`` rows of the embedding, into ``out`` and, where given, ``narrow``.
+    """The first ``num_tokens`` rows of the embedding, into ``out`` and, where given, ``out_cast``.
 
     ``ids``, ``positions``, ``types`` int32 [T]; ``word`` [V, D], ``position`` [P, D], ``token_type`` [types, D], of
-    one type; ``weight``, ``bias`` fp32 [D]; ``out`` fp32 [T, D], ``narrow`` [T, D]; ``num_tokens`` int32 [1] on the
+    one type; ``weight``, ``bias`` fp32 [D]; ``out`` fp32 [T, D], ``out_cast`` [T, D]; ``num_tokens`` int32 [1] on the
     device. ``types`` is needed where ``token_type`` is there. All contiguous.
     """
     block_width = triton.next_power_of_2(word.shape[1])
@@ -89,12 +89,12 @@ def embed(
         weight,
         bias,
         out,
-        narrow,
+        out_cast,
         num_tokens,
         word.shape[1],
         eps,
         has_types=token_type is not None,
-        has_narrow=narrow is not None,
+        has_cast=out_cast is not None,
         block_width=block_width,
         num_warps=min(8, max(1, block_width // 256)),
         num_stages=1,

@@ -19,8 +19,8 @@ from distilfast.kernels.embed import embed
 from distilfast.kernels.linear import linear
 from distilfast.kernels.tuning import rows_tile, tile
 
-Keep = Callable[[str, torch.Tensor], None]
-"""Told of every intermediate by name when it has just been written; later kernels overwrite it."""
+Recorder = Callable[[str, torch.Tensor], None]
+"""Called with the name of each intermediate right after it was written; later kernels overwrite it."""
 
 _ALIGNMENT = 256  # bytes: every buffer of an arena begins at a multiple
 
@@ -50,10 +50,10 @@ class Shape:
 
 
 class Arena:
-    """One block of memory from which buffers are cut, one after the other."""
+    """One block of memory from which buffers are allocated, one after the other."""
 
     def __init__(self, storage: torch.Tensor) -> None:
-        """``storage``: uint8; on the ``meta`` device it is a measure and holds nothing."""
+        """``storage``: uint8; on the ``meta`` device it has no memory and only counts bytes."""
         self._storage = storage
         self.used = 0
 
@@ -68,7 +68,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch on the device, int32. Beyond the counts: ids, positions, types and rows are 0, the rest is not read."""
+    """One batch on the device, int32. Past the counts ids, positions, types and rows are 0; the rest is not read."""
 
     counts: torch.Tensor  # [2]: tokens, rows
     ids: torch.Tensor  # [tokens]
@@ -91,8 +91,8 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Token rows on their way through a layer: the fp32 residual stream ``x`` and the buffers between the kernels.
+class RowBuffers:
+    """The buffers of a layer for some token rows: the fp32 residual stream ``x`` and what the kernels exchange.
 
     ``operand`` is x in the operands' type, ``x`` itself for fp32. ``count`` int32 [1]: how many rows there are.
     """
@@ -101,13 +101,13 @@ class Stream:
     operand: torch.Tensor  # [rows, D]
     context: torch.Tensor  # [rows, D]
     ffn: torch.Tensor  # [rows, F]
-    attention_parts: torch.Tensor  # [S, rows, D]: attention_out, in partial sums
-    ffn_parts: torch.Tensor  # [S, rows, D]: ffn_out
+    attention_partials: torch.Tensor  # [S, rows, D]: attention_out, in partial sums
+    ffn_partials: torch.Tensor  # [S, rows, D]: ffn_out
     sequence: torch.Tensor  # int32 [rows]
     count: torch.Tensor
 
     @property
-    def narrow(self) -> torch.Tensor | None:
+    def out_cast(self) -> torch.Tensor | None:
         """Where a copy of ``x`` in the operands' type goes; None where the operands are fp32."""
         return None if self.operand is self.x else self.operand
 
@@ -118,9 +118,9 @@ class Buffers:
 
     inputs: Inputs
     block: torch.Tensor  # int32: the inputs end to end
-    tokens: Stream
+    tokens: RowBuffers
     qkv: torch.Tensor  # [tokens · 3D]
-    rows: Stream | None  # where the head does not read all rows
+    rows: RowBuffers | None  # where the head does not read all rows
     head: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # each linear's [rows, N], and what the next one reads of it
 
 
@@ -140,7 +140,7 @@ class Encoder:
         return measure.used
 
     def buffers(self, shape: Shape, arena: Arena) -> Buffers:
-        """Cut the buffers of a shape from an arena of at least ``bytes_for(shape)``."""
+        """Allocate the buffers of a shape from an arena of at least ``bytes_for(shape)``."""
         block = arena.take(sum(Inputs.sizes(shape)), dtype=torch.int32)
         inputs = Inputs.of(block, shape)
         num_tokens, num_rows = inputs.counts.split(1)
@@ -151,28 +151,30 @@ class Encoder:
             rows = self._stream(arena, shape.rows, inputs.rows_sequence, num_rows)
         return Buffers(inputs, block, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
 
-    def run(self, shape: Shape, buffers: Buffers, keep: Keep | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run(
+        self, shape: Shape, buffers: Buffers, record: Recorder | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Launch everything: (residual stream fp32 [tokens or rows, D], head output fp32 [rows, N] or None).
 
-        Both lie in ``buffers``. ``keep`` needs a shape with ``hidden``.
+        Both lie in ``buffers``. ``record`` needs a shape with ``hidden``.
         """
         stream = buffers.tokens
-        self._embed(buffers, keep)
+        self._embed(buffers, record)
         layers = self._config.num_layers
         for i in range(layers - shape.skips_rows):
-            self._layer(i, buffers, keep)
+            self._layer(i, buffers, record)
         if shape.skips_rows:
             assert buffers.rows is not None
             stream = buffers.rows
             self._last_layer(layers - 1, buffers, stream)
         elif buffers.rows is not None:
             _gather(buffers)
-        output = self._run_head(buffers, keep) if shape.rows else None
+        output = self._run_head(buffers, record) if shape.rows else None
         return stream.x, output
 
     # ------------------------------------------------------------------------------------------------------- layers
 
-    def _embed(self, buffers: Buffers, keep: Keep | None) -> None:
+    def _embed(self, buffers: Buffers, record: Recorder | None) -> None:
         inputs, stream = buffers.inputs, buffers.tokens
         embed(
             inputs.ids,
@@ -184,25 +186,25 @@ class Encoder:
             *self._vectors("embed.norm"),
             self._config.layer_norm_eps,
             stream.x,
-            stream.narrow,
+            stream.out_cast,
             stream.count,
         )
-        if keep:
-            keep("embed", stream.x)
+        if record:
+            record("embed", stream.x)
 
-    def _layer(self, i: int, buffers: Buffers, keep: Keep | None) -> None:
+    def _layer(self, i: int, buffers: Buffers, record: Recorder | None) -> None:
         """All rows."""
         at, stream, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
         qkv = buffers.qkv.view(-1, 3 * width)
         self._linear(at + "qkv", stream.operand, "none", qkv, stream.count)
-        if keep:
-            keep(at + "qkv", qkv)
-            self._keep_probabilities(at, buffers, keep)
+        if record:
+            record(at + "qkv", qkv)
+            self._record_probabilities(at, buffers, record)
         q, k, v = qkv.split(width, dim=1)
         self._attention(q, k, v, stream, buffers, is_every_row=True)
-        self._finish_layer(at, stream, keep)
+        self._finish_layer(at, stream, record)
 
-    def _last_layer(self, i: int, buffers: Buffers, rows: Stream) -> None:
+    def _last_layer(self, i: int, buffers: Buffers, rows: RowBuffers) -> None:
         """Keys and values of all tokens, the rest for ``rows`` alone."""
         at, tokens, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
         weight, bias = self._vectors(at + "qkv")
@@ -222,54 +224,54 @@ class Encoder:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        stream: Stream,
+        stream: RowBuffers,
         buffers: Buffers,
         *,
         is_every_row: bool,
     ) -> None:
-        narrow = self._dtype != torch.float32
-        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu, narrow)
+        is_half = self._dtype != torch.float32
+        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu, is_half)
         attention(
             q, k, v, stream.context, stream.sequence, buffers.inputs.cu_seqlens, self._config.num_heads, stream.count,
             chosen,
         )  # fmt: skip
 
-    def _finish_layer(self, at: str, stream: Stream, keep: Keep | None) -> None:
+    def _finish_layer(self, at: str, stream: RowBuffers, record: Recorder | None) -> None:
         """From the context to the layer's output."""
         eps = self._config.layer_norm_eps
-        self._linear_parts(at + "attention_out", stream.context, stream.attention_parts, stream.count)
-        if keep:
-            keep(at + "context", stream.context)
-            keep(at + "attention_out", stream.attention_parts.float().sum(dim=0))
+        self._linear_split_k(at + "attention_out", stream.context, stream.attention_partials, stream.count)
+        if record:
+            record(at + "context", stream.context)
+            record(at + "attention_out", stream.attention_partials.float().sum(dim=0))
         norm = self._vectors(at + "attention_norm")
-        add_layer_norm(stream.attention_parts, stream.x, *norm, eps, stream.x, stream.narrow, stream.count)
-        if keep:
-            keep(at + "attention_norm", stream.x)
+        add_layer_norm(stream.attention_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        if record:
+            record(at + "attention_norm", stream.x)
         self._linear(at + "ffn_in", stream.operand, self._config.activation, stream.ffn, stream.count)
-        self._linear_parts(at + "ffn_out", stream.ffn, stream.ffn_parts, stream.count)
+        self._linear_split_k(at + "ffn_out", stream.ffn, stream.ffn_partials, stream.count)
         norm = self._vectors(at + "output_norm")
-        add_layer_norm(stream.ffn_parts, stream.x, *norm, eps, stream.x, stream.narrow, stream.count)
-        if keep:
-            keep(at + "ffn_in", stream.ffn)
-            keep(at + "ffn_out", stream.ffn_parts.float().sum(dim=0))
-            keep(at + "output", stream.x)
+        add_layer_norm(stream.ffn_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        if record:
+            record(at + "ffn_in", stream.ffn)
+            record(at + "ffn_out", stream.ffn_partials.float().sum(dim=0))
+            record(at + "output", stream.x)
 
-    def _run_head(self, buffers: Buffers, keep: Keep | None) -> torch.Tensor:
+    def _run_head(self, buffers: Buffers, record: Recorder | None) -> torch.Tensor:
         stream = buffers.rows or buffers.tokens
         x, count = stream.operand, stream.count
         for i, (step, (out, operand)) in enumerate(zip(self._head.linears, buffers.head, strict=True)):
             at = f"head.{i}"
             self._linear(at, x, step.activation, out, count)
             if step.norm:
-                narrow = None if operand is out else operand
+                out_cast = None if operand is out else operand
                 norm, eps = self._vectors(at + ".norm"), self._config.layer_norm_eps
-                add_layer_norm(out[None], None, *norm, eps, out, narrow, count)
+                add_layer_norm(out[None], None, *norm, eps, out, out_cast, count)
             x = operand
-            if keep:
-                keep(at, out)
+            if record:
+                record(at, out)
         return out
 
-    def _keep_probabilities(self, at: str, buffers: Buffers, keep: Keep) -> None:
+    def _record_probabilities(self, at: str, buffers: Buffers, record: Recorder) -> None:
         """Attention once more, storing what flash attention never holds."""
         stream, width, heads = buffers.tokens, self._config.hidden_size, self._config.num_heads
         q, k, v = buffers.qkv.view(-1, 3 * width).split(width, dim=1)
@@ -282,7 +284,7 @@ class Encoder:
             q, k, v, stream.context, stream.sequence, cu_seqlens, heads, stream.count,
             self._tile("attention", len(q)), probabilities, sizes.cumsum(0) - sizes,
         )  # fmt: skip
-        keep(at + "probabilities", probabilities)
+        record(at + "probabilities", probabilities)
 
     # ------------------------------------------------------------------------------------------------------ plumbing
 
@@ -290,9 +292,9 @@ class Encoder:
         op = "linear_gelu" if activation == "gelu" else "linear"
         linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
 
-    def _linear_parts(self, name: str, x: torch.Tensor, parts: torch.Tensor, count: torch.Tensor) -> None:
-        chosen = self._tile("linear_parts", len(x)).sharing(x.shape[1])
-        linear(x, *self._vectors(name), "none", parts, count, chosen)
+    def _linear_split_k(self, name: str, x: torch.Tensor, partials: torch.Tensor, count: torch.Tensor) -> None:
+        chosen = self._tile("linear_split_k", len(x)).for_depth(x.shape[1])
+        linear(x, *self._vectors(name), "none", partials, count, chosen)
 
     def _vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self._weights[name + ".weight"], self._weights[name + ".bias"]
@@ -300,25 +302,25 @@ class Encoder:
     def _tile(self, op: str, rows: int):
         return tile(op, self._gpu, self._dtype != torch.float32, rows)
 
-    def _stream(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> Stream:
+    def _stream(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> RowBuffers:
         width, ffn = self._config.hidden_size, self._config.ffn_size
         x = arena.take(rows, width, dtype=torch.float32)
-        return Stream(
+        return RowBuffers(
             x=x,
             operand=x if self._dtype == torch.float32 else arena.take(rows, width, dtype=self._dtype),
             context=arena.take(rows, width, dtype=self._dtype),
             ffn=arena.take(rows, ffn, dtype=self._dtype),
-            attention_parts=self._parts(arena, rows, width),
-            ffn_parts=self._parts(arena, rows, ffn),
+            attention_partials=self._partials(arena, rows, width),
+            ffn_partials=self._partials(arena, rows, ffn),
             sequence=sequence,
             count=count,
         )
 
-    def _parts(self, arena: Arena, rows: int, in_size: int) -> torch.Tensor:
-        """Partial sums are fp32; a whole sum is rounded like every other operand."""
-        parts = self._tile("linear_parts", rows).sharing(in_size).parts
-        dtype = torch.float32 if parts > 1 else self._dtype
-        return arena.take(parts, rows, self._config.hidden_size, dtype=dtype)
+    def _partials(self, arena: Arena, rows: int, in_size: int) -> torch.Tensor:
+        """Partial sums are fp32; without split-K the product is stored in the operands' type."""
+        split_k = self._tile("linear_split_k", rows).for_depth(in_size).split_k
+        dtype = torch.float32 if split_k > 1 else self._dtype
+        return arena.take(split_k, rows, self._config.hidden_size, dtype=dtype)
 
     def _head_buffers(self, rows: int, arena: Arena) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """The last linear's numbers are the answer, and those before a LayerNorm are its statistics': both fp32."""
@@ -337,5 +339,5 @@ def _gather(buffers: Buffers) -> None:
     rows, tokens = buffers.rows, buffers.tokens
     assert rows is not None
     torch.index_select(tokens.x, 0, buffers.inputs.rows, out=rows.x)
-    if rows.narrow is not None:
+    if rows.out_cast is not None:
         torch.index_select(tokens.operand, 0, buffers.inputs.rows, out=rows.operand)

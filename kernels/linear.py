@@ -2,15 +2,15 @@
 
 W stays as the checkpoint stores it, K contiguous: the matrix instructions read both operands along K. Products are of
 the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products of two-way splits on NVIDIA, since a
-plain one keeps 10 bits of mantissa; the exact fp32 matrix instructions on AMD) and are summed in fp32 (see
-``multiply_add``). Bias and activation are applied to the fp32 sums.
+plain one keeps 10 bits of mantissa; the exact fp32 matrix instructions on AMD) and are accumulated in fp32 (see
+``multiply_add``). The epilogue applies bias and activation to the fp32 accumulator.
 
-For few tokens the time is that of reading W once, and a grid of N / block_n programs would leave most of the chip idle;
-so K is split into S parts, each a program's, and the partial sums are stored as fp32 [S, T, N] for add_layer_norm to
-add in a fixed order. The bias is part 0's. With S > 1 there is no activation: it does not distribute over a sum.
+For few tokens the kernel is bound by reading W once, and a grid of N / block_n programs would leave most of the chip
+idle. Split-K fixes that: S programs share K, each stores its partial sum in fp32 [S, T, N], and add_layer_norm adds
+them in a fixed order. Split 0 adds the bias. With S > 1 there is no activation: it does not distribute over a sum.
 
-The number of rows is read from the device, so that one captured graph serves every batch of its bucket; programs of
-rows that are not there return at once. A row's result depends on the tile sizes alone, never on the other rows.
+The number of rows is read from the device, so that one captured graph serves every batch of its bucket; programs past
+the last row return at once. A row's result depends on the tile sizes alone, never on the other rows.
 
 Reference: ``distilfast.reference.linear``.
 """
@@ -26,17 +26,17 @@ from distilfast.kernels.tuning import Tile
 
 
 @triton.jit
-def multiply_add(a, b, total, product: tl.constexpr):
-    """total + a b.
+def multiply_add(a, b, accumulator, product: tl.constexpr):
+    """accumulator + a b.
 
-    The matrix units of NVIDIA cut the bits that a sum cannot hold instead of rounding, an error of one sign, which
-    grows with the number of additions (Ootomo & Yokota, arXiv 2203.03341). For fp32 operands each block of K is
-    therefore summed apart and added by an ordinary addition, written as an fma, since the compiler would put a plain
-    one back into the matrix units.
+    NVIDIA's tensor cores truncate when they accumulate instead of rounding. The error has one sign and grows with the
+    number of additions (Ootomo & Yokota, arXiv 2203.03341). For fp32 operands each k-block therefore gets an
+    accumulator of its own, which an ordinary fp32 addition adds to the total. It is written as an fma because the
+    compiler would fold a plain addition back into the tensor-core instruction.
     """
     if product == "tf32x3":
-        return tl.fma(tl.dot(a, b, input_precision=product), 1.0, total)
-    return tl.dot(a, b, total, input_precision=product)
+        return tl.fma(tl.dot(a, b, input_precision=product), 1.0, accumulator)
+    return tl.dot(a, b, accumulator, input_precision=product)
 
 
 @triton.jit
@@ -64,22 +64,22 @@ def linear_kernel(
     num_rows_ptr,  # int32 [1]
     out_size,  # N
     in_size,  # K
-    part_size,  # of K, a multiple of block_k
-    part_stride,  # elements from out[s] to out[s + 1]
+    k_per_split,  # a multiple of block_k
+    split_stride,  # elements from out[s] to out[s + 1]
     activation: tl.constexpr,
     product: tl.constexpr,
-    is_even_k: tl.constexpr,  # no part of K ends inside a block
+    is_even_k: tl.constexpr,  # no split of K ends inside a k-block
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     group_m: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Grid: (row blocks · column blocks, S); one program, one block of one partial sum."""
+    """Grid: (row blocks · column blocks, S); a program computes one block of one partial sum."""
     num_rows = tl.load(num_rows_ptr)
     column_blocks = tl.cdiv(out_size, block_n)
     row_blocks = tl.cdiv(tl.num_programs(0), column_blocks)
-    # Programs that run together share rows of x and of W in L2: columns of group_m row blocks each.
+    # Swizzle: programs that run together walk columns of group_m row blocks, so that they share x and W in L2.
     group_size = group_m * column_blocks
     group = tl.program_id(0) // group_size
     group_rows = min(row_blocks - group * group_m, group_m)
@@ -87,36 +87,36 @@ def linear_kernel(
     block_column = (tl.program_id(0) % group_size) // group_rows
     if block_row * block_m >= num_rows:
         return
-    part = tl.program_id(1)
+    split = tl.program_id(1)
 
     rows = block_row * block_m + tl.arange(0, block_m)
     columns = block_column * block_n + tl.arange(0, block_n)
-    k_offs = part * part_size + tl.arange(0, block_k)
+    k_offs = split * k_per_split + tl.arange(0, block_k)
     row_mask = rows[:, None] < num_rows
     column_mask = columns[None, :] < out_size
     x_ptrs = x_ptr + rows[:, None].to(tl.int64) * in_size + k_offs[None, :]
     weight_ptrs = weight_ptr + columns[None, :].to(tl.int64) * in_size + k_offs[:, None]
-    total = tl.zeros([block_m, block_n], tl.float32)
-    for start in tl.range(0, part_size, block_k, num_stages=stages):
+    accumulator = tl.zeros([block_m, block_n], tl.float32)
+    for start in tl.range(0, k_per_split, block_k, num_stages=stages):
         if is_even_k:
             x = tl.load(x_ptrs + start, mask=row_mask, other=0.0)
             weight = tl.load(weight_ptrs + start, mask=column_mask, other=0.0)
         else:
-            k_mask = start + k_offs < min(in_size, (part + 1) * part_size)
+            k_mask = start + k_offs < min(in_size, (split + 1) * k_per_split)
             x = tl.load(x_ptrs + start, mask=row_mask & k_mask[None, :], other=0.0)
             weight = tl.load(weight_ptrs + start, mask=column_mask & k_mask[:, None], other=0.0)
-        total = multiply_add(x, weight, total, product)
+        accumulator = multiply_add(x, weight, accumulator, product)
 
-    if part == 0:
-        total += tl.load(bias_ptr + columns, mask=columns < out_size, other=0.0)[None, :]
+    if split == 0:
+        accumulator += tl.load(bias_ptr + columns, mask=columns < out_size, other=0.0)[None, :]
     if activation == "gelu":
-        total = gelu(total)
+        accumulator = gelu(accumulator)
     elif activation == "relu":
-        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        accumulator = tl.maximum(accumulator, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif activation == "tanh":
-        total = tanh(total)
-    at = part.to(tl.int64) * part_stride + rows[:, None].to(tl.int64) * out_size + columns[None, :]
-    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=row_mask & column_mask)
+        accumulator = tanh(accumulator)
+    at = split.to(tl.int64) * split_stride + rows[:, None].to(tl.int64) * out_size + columns[None, :]
+    tl.store(out_ptr + at, accumulator.to(out_ptr.dtype.element_ty), mask=row_mask & column_mask)
 
 
 def linear(
@@ -131,14 +131,14 @@ def linear(
     """act(x Wᵀ + b) of the first ``num_rows`` rows into ``out``.
 
     ``x`` [T, K] and ``weight`` [N, K] of one type; ``bias`` fp32 [N]; ``out`` [T, N], or fp32 [S, T, N] where
-    ``tile.parts`` is S, which takes no activation; ``num_rows`` int32 [1] on the device. All contiguous.
+    ``tile.split_k`` is S, with no activation; ``num_rows`` int32 [1] on the device. All contiguous.
     """
     (rows, in_size), out_size = x.shape, weight.shape[0]
-    part_size = triton.cdiv(triton.cdiv(in_size, tile.parts), tile.block_k) * tile.block_k
+    k_per_split = triton.cdiv(triton.cdiv(in_size, tile.split_k), tile.block_k) * tile.block_k
     blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(out_size, tile.block_n)
     launch(
         linear_kernel,
-        (blocks, tile.parts),
+        (blocks, tile.split_k),
         x,
         weight,
         bias,
@@ -146,11 +146,11 @@ def linear(
         num_rows,
         out_size,
         in_size,
-        part_size,
+        k_per_split,
         rows * out_size,
         activation=activation,
         product=tile.product,
-        is_even_k=in_size == part_size * tile.parts,
+        is_even_k=in_size == k_per_split * tile.split_k,
         block_m=tile.block_m,
         block_n=tile.block_n,
         block_k=tile.block_k,

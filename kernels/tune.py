@@ -3,8 +3,8 @@
     python -m distilfast.kernels.tune --precision bf16 --tokens 16 128 4096 --seconds 20
 
 Each operation is timed on the shapes of a full-size DistilBERT with a cold L2, as a layer finds its weights; the
-linears before add_layer_norm together with it, since it adds their partial sums. What the table has is timed first; a
-candidate that does not fit or fails is passed over. One JSON object a line goes to ``--out``.
+linears before add_layer_norm are timed together with it, since it adds their partial sums. The table's own tile is
+timed first; a candidate that does not fit or fails is skipped. ``--out`` receives one JSON object a line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from distilfast.kernels.linear import linear
 from distilfast.kernels.tuning import Tile
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPS = ("linear", "linear_gelu", "linear_parts", "attention")
+OPS = ("linear", "linear_gelu", "linear_split_k", "attention")
 SEQUENCE = 128  # tokens of a text where attention is timed
 GAIN = 0.97  # a proposal takes at most this share of the time of what the table has
 
@@ -65,8 +65,8 @@ class Workbench:
             return [self._linear(width, 3 * width, "none")]
         if op == "linear_gelu":
             return [self._linear(width, ffn, "gelu")]
-        if op == "linear_parts":
-            return [self._linear_parts(width), self._linear_parts(ffn)]
+        if op == "linear_split_k":
+            return [self._linear_split_k(width), self._linear_split_k(ffn)]
         return [self._attention()]
 
     def _random(self, *sizes: int) -> torch.Tensor:
@@ -77,18 +77,18 @@ class Workbench:
         bias, out = torch.zeros(out_size, device="cuda"), self._random(self._tokens, out_size)
         return lambda tile: linear(x, weight, bias, activation, out, self._count, tile)
 
-    def _linear_parts(self, in_size: int) -> Run:
+    def _linear_split_k(self, in_size: int) -> Run:
         width, rows = self._config.hidden_size, self._tokens
-        x, weight, narrow = self._random(rows, in_size), self._random(width, in_size), self._random(rows, width)
+        x, weight, out_cast = self._random(rows, in_size), self._random(width, in_size), self._random(rows, width)
         stream = torch.zeros(rows, width, device="cuda")
         one, zero = torch.ones(width, device="cuda"), torch.zeros(width, device="cuda")
 
         def run(tile: Tile) -> None:
-            tile = tile.sharing(in_size)
-            dtype = torch.float32 if tile.parts > 1 else self._dtype
-            parts = torch.empty(tile.parts, rows, width, dtype=dtype, device="cuda")
-            linear(x, weight, zero, "none", parts, self._count, tile)
-            add_layer_norm(parts, stream, one, zero, 1e-12, stream, narrow, self._count)
+            tile = tile.for_depth(in_size)
+            dtype = torch.float32 if tile.split_k > 1 else self._dtype
+            partials = torch.empty(tile.split_k, rows, width, dtype=dtype, device="cuda")
+            linear(x, weight, zero, "none", partials, self._count, tile)
+            add_layer_norm(partials, stream, one, zero, 1e-12, stream, out_cast, self._count)
 
         return run
 
@@ -112,7 +112,7 @@ def candidates(op: str, table: Tile, tokens: int, itemsize: int) -> Iterator[Til
         (32, 64, 128) if is_linear else (0,),
         (2, 4, 8),
         (2, 3, 4, 5, 6) if is_linear else (1, 2, 3, 4),
-        (1, 2, 3, 4, 6, 8, 12) if op == "linear_parts" and tokens <= 512 else (1,),
+        (1, 2, 3, 4, 6, 8, 12) if op == "linear_split_k" and tokens <= 512 else (1,),
     )
     found = [replace(table, **dict(zip(_VARIED, values, strict=True))) for values in grid]
     found = [
@@ -125,7 +125,7 @@ def candidates(op: str, table: Tile, tokens: int, itemsize: int) -> Iterator[Til
     return iter(found)
 
 
-_VARIED = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "parts")
+_VARIED = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "split_k")
 
 
 def measure(op: str, precision: str, tokens: int, gpu: str, seconds: float) -> Iterator[Timed]:

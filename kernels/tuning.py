@@ -1,7 +1,7 @@
 """Which tile a kernel runs with: a table by operation, operand type, GPU family and token bucket.
 
 Nothing is tuned while serving. ``python -m distilfast.kernels.tune`` measures candidates on the GPU at hand and prints
-entries for this table. A bucket's tile is fixed, so the bits of an answer are, whatever else is in its batch.
+entries for this table. The tile of a bucket is fixed, so the bits of an answer do not depend on the rest of its batch.
 
 Families: ``sm_80`` is Ampere and Ada (and consumer Blackwell, whose shared memory is as small, 99 KiB a program),
 ``sm_90`` Hopper and data-centre Blackwell (227 KiB), ``gfx942`` AMD's CDNA 3 (64 KiB).
@@ -18,9 +18,9 @@ LARGEST_BUCKET = 65_536
 
 @dataclass(frozen=True)
 class Tile:
-    """block_m rows by block_n columns (of keys in attention) of one program; K goes by in steps of block_k.
+    """One program computes block_m rows by block_n columns (in attention: keys), in k-blocks of block_k.
 
-    ``parts``: how many programs share K. ``product``: how fp32 operands are multiplied (16-bit ones are exact).
+    ``split_k``: how many programs share K. ``product``: how fp32 operands are multiplied (16-bit products are exact).
     """
 
     block_m: int
@@ -28,13 +28,13 @@ class Tile:
     block_k: int = 0
     num_warps: int = 4
     num_stages: int = 2
-    parts: int = 1
+    split_k: int = 1
     product: str = "ieee"
 
-    def sharing(self, in_size: int) -> Tile:
-        """This tile with as many parts, of those it allows, as divide K into whole blocks."""
-        most = [p for p in range(1, self.parts + 1) if in_size % (p * self.block_k) == 0]
-        return replace(self, parts=most[-1] if most else 1)
+    def for_depth(self, in_size: int) -> Tile:
+        """This tile with the largest split_k, up to its own, that divides K into whole k-blocks."""
+        possible = [s for s in range(1, self.split_k + 1) if in_size % (s * self.block_k) == 0]
+        return replace(self, split_k=possible[-1] if possible else 1)
 
 
 Table = tuple[tuple[int, Tile], ...]
@@ -49,22 +49,22 @@ _SM_90_LINEAR: Table = (
     (256, Tile(64, 64, 64, num_warps=4, num_stages=4)),
     (1024, Tile(64, 128, 64, num_warps=4, num_stages=4)),
 )
-# Narrow operands: fp16 and bf16. `linear_parts` is the linear before add_layer_norm, as wide as the model, whose K may
-# be shared; `linear_gelu` has entries of its own only where those of `linear` would not do.
-_NARROW: dict[str, dict[str, Table]] = {
+# 16-bit operands: fp16 and bf16. `linear_split_k` is the linear before add_layer_norm, which may use split-K;
+# `linear_gelu` has entries of its own only where those of `linear` would spill.
+_HALF: dict[str, dict[str, Table]] = {
     "sm_90": {
         "linear": (
             *_SM_90_LINEAR,
             (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
             (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
         ),
-        # erf holds registers of its own: 128 × 256 sums beside it would spill.
+        # erf needs registers of its own: with a 128 × 256 accumulator it would spill.
         "linear_gelu": (*_SM_90_LINEAR, (_ANY, Tile(128, 128, 64, num_warps=8, num_stages=4))),
-        "linear_parts": (
-            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, parts=8)),
-            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, parts=8)),
-            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=6)),
-            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=4)),
+        "linear_split_k": (
+            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, split_k=8)),
+            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, split_k=8)),
+            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, split_k=6)),
+            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, split_k=4)),
             (1024, Tile(64, 64, 64, num_warps=4, num_stages=4)),
             (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
             (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
@@ -84,11 +84,11 @@ _NARROW: dict[str, dict[str, Table]] = {
             (1024, Tile(64, 128, 32, num_warps=4, num_stages=4)),
             (_ANY, Tile(128, 128, 32, num_warps=8, num_stages=4)),
         ),
-        "linear_parts": (
-            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, parts=8)),
-            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, parts=8)),
-            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=6)),
-            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, parts=4)),
+        "linear_split_k": (
+            (16, Tile(16, 32, 64, num_warps=2, num_stages=4, split_k=8)),
+            (32, Tile(32, 32, 64, num_warps=4, num_stages=4, split_k=8)),
+            (64, Tile(64, 32, 64, num_warps=4, num_stages=4, split_k=6)),
+            (256, Tile(64, 32, 64, num_warps=4, num_stages=4, split_k=4)),
             (1024, Tile(64, 64, 64, num_warps=4, num_stages=3)),
             (_ANY, Tile(128, 128, 32, num_warps=8, num_stages=4)),
         ),
@@ -107,11 +107,11 @@ _NARROW: dict[str, dict[str, Table]] = {
             (1024, Tile(64, 128, 64, num_warps=4)),
             (_ANY, Tile(128, 128, 64, num_warps=8)),
         ),
-        "linear_parts": (
-            (16, Tile(16, 32, 64, num_warps=2, parts=8)),
-            (32, Tile(32, 32, 64, num_warps=4, parts=8)),
-            (64, Tile(64, 32, 64, num_warps=4, parts=6)),
-            (256, Tile(64, 32, 64, num_warps=4, parts=4)),
+        "linear_split_k": (
+            (16, Tile(16, 32, 64, num_warps=2, split_k=8)),
+            (32, Tile(32, 32, 64, num_warps=4, split_k=8)),
+            (64, Tile(64, 32, 64, num_warps=4, split_k=6)),
+            (256, Tile(64, 32, 64, num_warps=4, split_k=4)),
             (1024, Tile(64, 64, 64, num_warps=4)),
             (_ANY, Tile(128, 128, 64, num_warps=8)),
         ),
@@ -123,7 +123,7 @@ _NARROW: dict[str, dict[str, Table]] = {
     },
 }
 
-# fp32 operands: three products and their splits want registers and twice the shared memory.
+# fp32 operands: three TF32 products and their two-way splits need more registers and twice the shared memory.
 _FP32: dict[str, Table] = {
     "linear": (
         (16, Tile(16, 16, 64, num_warps=2, num_stages=4)),
@@ -131,10 +131,10 @@ _FP32: dict[str, Table] = {
         (512, Tile(64, 64, 32, num_warps=4, num_stages=3)),
         (_ANY, Tile(128, 64, 32, num_warps=8, num_stages=3)),
     ),
-    "linear_parts": (
-        (16, Tile(16, 32, 64, num_warps=2, num_stages=3, parts=8)),
-        (64, Tile(32, 32, 64, num_warps=4, num_stages=3, parts=6)),
-        (512, Tile(64, 32, 32, num_warps=4, num_stages=3, parts=4)),
+    "linear_split_k": (
+        (16, Tile(16, 32, 64, num_warps=2, num_stages=3, split_k=8)),
+        (64, Tile(32, 32, 64, num_warps=4, num_stages=3, split_k=6)),
+        (512, Tile(64, 32, 32, num_warps=4, num_stages=3, split_k=4)),
         (_ANY, Tile(128, 64, 32, num_warps=8, num_stages=3)),
     ),
     "attention": (
@@ -142,7 +142,7 @@ _FP32: dict[str, Table] = {
         (_ANY, Tile(64, 32, num_warps=4, num_stages=1)),
     ),
 }
-_FEWEST_ROWS = 64  # attention for the rows of a head: few of them in each sequence, so few in a tile
+_FEWEST_ROWS = 64  # attention for a head's rows: a sequence has few of them, so a tile should too
 
 
 def family(capability: tuple[int, int]) -> str | None:
@@ -152,21 +152,21 @@ def family(capability: tuple[int, int]) -> str | None:
     return "sm_90" if capability[0] in (9, 10) else "sm_80"
 
 
-def tile(op: str, gpu: str, is_narrow: bool, rows: int) -> Tile:
+def tile(op: str, gpu: str, is_half: bool, rows: int) -> Tile:
     """The tile of ``op`` for a bucket of ``rows`` on a GPU of a family.
 
-    ``op``: "linear", "linear_gelu", "linear_parts" or "attention"; ``is_narrow``: 16-bit operands.
+    ``op``: "linear", "linear_gelu", "linear_split_k" or "attention"; ``is_half``: fp16 or bf16 operands.
     """
-    tables = _NARROW[gpu] if is_narrow else _FP32
+    tables = _HALF[gpu] if is_half else _FP32
     table = tables["linear" if op == "linear_gelu" and op not in tables else op]
     found = next(entry for most, entry in table if rows <= most)
-    if is_narrow:
+    if is_half:
         return found
-    if gpu.startswith("gfx"):  # its matrix instructions take fp32 as it is, and its shared memory holds two stages
+    if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands, and its shared memory holds two stages
         return replace(found, num_stages=min(found.num_stages, 2))
     return replace(found, product="tf32x3")
 
 
-def rows_tile(gpu: str, is_narrow: bool) -> Tile:
-    """The tile of attention for rows that a head asked for: each may be of another sequence, whose keys it walks."""
-    return tile("attention", gpu, is_narrow, _FEWEST_ROWS)
+def rows_tile(gpu: str, is_half: bool) -> Tile:
+    """The tile of attention for the rows that a head reads: each may belong to another sequence."""
+    return tile("attention", gpu, is_half, _FEWEST_ROWS)

@@ -11,7 +11,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
 #include "cpu/naive.h"
-#include "cpu/stages.h"
+#include "cpu/parallel.h"
 
 namespace py = pybind11;
 
@@ -20,6 +20,7 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<std::int32_t, py::array::c_style>;
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
 Activation activation_named(const std::string& name) {
   static const std::map<std::string, Activation> names = {
@@ -48,16 +49,16 @@ class BoundEncoder {
  public:
   BoundEncoder(Index width, Index heads, Index layers, Index ffn, float eps, const std::string& activation,
                const std::vector<std::tuple<Index, std::string, bool>>& head, const py::object& tensors,
-               const std::string& isa, const std::string& precision, const std::optional<Floats>& packed, int threads)
+               const std::string& isa, const std::string& precision, const std::optional<Bytes>& packed, int threads)
       : width_(width) {
     require(threads >= 1, "threads must be at least 1.");
     std::vector<HeadLinear> linears;
     for (const auto& [columns, name, norm] : head) linears.push_back({columns, activation_named(name), norm});
     const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
-    std::span<const float> image;
+    std::span<const std::byte> packed_weights;
     if (packed) {
-      kept_.push_back(*packed);
-      image = {packed->data(), static_cast<std::size_t>(packed->size())};
+      packed_ = *packed;
+      packed_weights = std::as_bytes(std::span(packed->data(), static_cast<std::size_t>(packed->size())));
     }
     std::vector<Floats> used;  // a tensor that was made when it was asked for lives until it is packed
     const FindTensor find = [&](const std::string& name) -> const float* {
@@ -68,8 +69,8 @@ class BoundEncoder {
       return tensor.data();
     };
     py::gil_scoped_release release;
-    encoder_ =
-        std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), precision_named(precision), image, threads);
+    encoder_ = std::make_unique<Encoder>(shape, linears, find, kernels_for(isa), precision_named(precision),
+                                         packed_weights, threads);
   }
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
@@ -140,10 +141,11 @@ class BoundEncoder {
 
   Index width_;
   std::vector<Floats> kept_;
+  std::optional<Bytes> packed_;
   std::unique_ptr<Encoder> encoder_;
 };
 
-// The operations alone, for tests and benchmarks: the same stages that the encoder runs.
+// The operations alone, for tests and benchmarks: the same functions that the encoder calls.
 
 Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types, const Floats& word,
                    const Floats& position, const std::optional<Floats>& token_type, const Floats& weight,
@@ -154,24 +156,27 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
   const Embed op{ids.data(),  positions.data(),  data_or_null(token_types),
                  word.data(), position.data(),   token_type ? token_type->data() : nullptr,
                  norm.view(), out.mutable_data()};
-  embed_stage(kernels_for(isa), op, ids.size(), team);
+  parallel_embed(kernels_for(isa), op, ids.size(), team);
   return out;
 }
 
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& centre,
-              const std::optional<Ints>& wide, const std::string& isa, const std::string& precision, int threads)
+  BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& channel_shift,
+              const std::optional<Ints>& outlier_channels, const std::string& isa, const std::string& precision,
+              int threads)
       : threads_(threads) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     const Index n = weight.shape(0), k = weight.shape(1);
-    const Precision wanted = precision_named(precision);
-    require(wanted != Precision::int8 || (centre && wide && centre->size() == k && wide->size() == wide_channels(k)),
-            "int8 needs centre [K] and wide [wide_channels(K)].");
+    const Precision operands = precision_named(precision);
+    require(operands != Precision::int8 || (channel_shift && outlier_channels && channel_shift->size() == k &&
+                                            outlier_channels->size() == outlier_count(k)),
+            "int8 needs channel_shift [K] and outlier_channels [outlier_channels(K)].");
     Team team(threads);
-    const LinearSource source{weight.data(), n, k, centre ? centre->data() : nullptr, data_or_null(wide)};
-    const LinearKernels& kernels = kernels_for(isa).linear(wanted);
+    const LinearSource source{weight.data(), n, k, channel_shift ? channel_shift->data() : nullptr,
+                              data_or_null(outlier_channels)};
+    const LinearKernels& kernels = kernels_for(isa).linear(operands);
     packed_ = Buffer(Dense::packed_size(kernels, n, k));
     Dense::pack(kernels, source, bias.data(), packed_.data(), team);
     dense_ = std::make_unique<Dense>(kernels, n, k, packed_.data());
@@ -181,9 +186,9 @@ class BoundLinear {
     require(x.ndim() == 2 && x.shape(1) == dense_->packed().k, "x [T, K] does not have the weight's K columns.");
     Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
     Team team(threads_);
-    const Buffer operands(static_cast<std::size_t>(dense_->kernels().operands_size(x.shape(0), x.shape(1))));
-    linear_stage(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), operands.data(),
-                 false, team);
+    const Buffer packed_a(static_cast<std::size_t>(dense_->kernels().packed_a_size(x.shape(0), x.shape(1))));
+    parallel_linear(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), packed_a.data(),
+                    false, team);
     return out;
   }
 
@@ -213,7 +218,8 @@ py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads
   const Attention op{q, q + width, q + 2 * width, 3 * width, 3 * width, d, scale, out.mutable_data(), width};
   AttentionPlan plan;
   plan.cut({cu_seqlens.data(), cu_seqlens.data(), count}, heads, threads);
-  attention_stage(kernels, op, plan, {scratch.data(), stride}, probabilities ? weights.mutable_data() : nullptr, team);
+  parallel_attention(kernels, op, plan, {scratch.data(), stride}, probabilities ? weights.mutable_data() : nullptr,
+                     team);
   return py::make_tuple(out, probabilities ? py::object(weights) : py::none());
 }
 
@@ -224,12 +230,12 @@ Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Float
   Floats out({x.shape(0), x.shape(1)});
   Team team(threads);
   const Norm norm(weight.data(), bias.data(), weight.size(), eps);
-  add_layer_norm_stage(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
+  parallel_add_layer_norm(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
   return out;
 }
 
 std::string packed_layout(const std::string& isa, const std::string& precision) {
-  return image_layout(kernels_for(isa), precision_named(precision));
+  return packed_weights_layout(kernels_for(isa), precision_named(precision));
 }
 
 std::uint64_t checksum_of(const py::buffer& block, int threads) {
@@ -252,11 +258,44 @@ Floats naive_matmul_of(const Floats& a, const Floats& b, Index block) {
 }
 
 // The packed weights where they lie, for as long as the encoder lives.
-Floats packed_of(const py::object& self) {
-  const std::span<const float> packed = self.cast<const BoundEncoder&>().encoder().model().image.floats();
-  Floats view({static_cast<Index>(packed.size())}, packed.data(), self);
+Bytes packed_of(const py::object& self) {
+  const std::span<const std::byte> packed = self.cast<const BoundEncoder&>().encoder().model().packed_weights.bytes();
+  Bytes view({static_cast<Index>(packed.size())}, reinterpret_cast<const std::uint8_t*>(packed.data()), self);
   view.attr("setflags")(py::arg("write") = false);
   return view;
+}
+
+// What the entry of a table runs: the addresses of its functions, and the sizes that they are called with.
+py::tuple identity(const LinearKernels& kernels) {
+  const auto address = [](auto* function) { return reinterpret_cast<std::uintptr_t>(function); };
+  return py::make_tuple(address(kernels.packed_size), address(kernels.pack), address(kernels.packed_a_size),
+                        address(kernels.pack_a), address(kernels.run), kernels.layout.operands, kernels.layout.version,
+                        kernels.panel, kernels.mc_multiple, kernels.mc);
+}
+py::tuple identity(const AttentionKernels& kernels) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(kernels.scratch),
+                        reinterpret_cast<std::uintptr_t>(kernels.run));
+}
+template <class Op>
+py::tuple identity(void (*function)(const Op&, Range)) {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(function));
+}
+
+// {isa: {(operation, precision): identity}} of every ISA that was compiled, also where it cannot run.
+py::dict kernel_identities() {
+  py::dict all;
+  for (const Isa& isa : isas()) {
+    if (!isa.kernels) continue;
+    py::dict own;
+    for (const char* precision : {"fp32", "bf16x3", "bf16", "int8"}) {
+      own[py::make_tuple("linear", precision)] = identity(isa.kernels->linear(precision_named(precision)));
+      own[py::make_tuple("attention", precision)] = identity(isa.kernels->attention(precision_named(precision)));
+    }
+    own[py::make_tuple("embed", "fp32")] = identity(isa.kernels->embed);
+    own[py::make_tuple("add_layer_norm", "fp32")] = identity(isa.kernels->add_layer_norm);
+    all[isa.name] = own;
+  }
+  return all;
 }
 
 py::list isa_list() {
@@ -276,7 +315,7 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<BoundEncoder>(module, "Encoder")
       .def(py::init<Index, Index, Index, Index, float, const std::string&,
                     const std::vector<std::tuple<Index, std::string, bool>>&, const py::object&, const std::string&,
-                    const std::string&, const std::optional<Floats>&, int>(),
+                    const std::string&, const std::optional<Bytes>&, int>(),
            py::kw_only(), arg("width"), arg("heads"), arg("layers"), arg("ffn"), arg("eps"), arg("activation"),
            arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
@@ -290,16 +329,18 @@ PYBIND11_MODULE(_cpu, module) {
                              [](const BoundEncoder& self) { return self.encoder().attention().arithmetic; })
       .def_property_readonly("threads", [](const BoundEncoder& self) { return self.encoder().threads(); })
       .def_property_readonly(
-          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().image.floats().size_bytes(); })
+          "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().packed_weights.bytes().size(); })
       .def_property_readonly("packed", &packed_of)
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
 
   module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
-             "What the bytes of packed weights depend on beside the checkpoint, in words.");
+             "The id of the layout of packed weights, which with the checkpoint decides all their bytes.");
   module.def("checksum", &checksum_of, arg("block"), py::kw_only(), arg("threads") = 1,
              "A 64-bit checksum of a contiguous buffer, as fast as it can be read.");
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");
-  module.def("wide_channels", &wide_channels, arg("k"), "How many channels of K int8 leaves as they are.");
+  module.def("kernel_identities", &kernel_identities,
+             "{isa: {(operation, precision): identity}}: equal identities are the same functions.");
+  module.def("outlier_channels", &outlier_count, arg("k"), "How many channels of K int8 keeps in fp32.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 
   module.def("naive_matmul", &naive_matmul_of, arg("a"), arg("b"), arg("block"),
@@ -310,8 +351,8 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<BoundLinear>(module, "Linear")
       .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::optional<Ints>&,
                     const std::string&, const std::string&, int>(),
-           arg("weight"), arg("bias"), arg("centre") = py::none(), arg("wide") = py::none(), py::kw_only(), arg("isa"),
-           arg("precision") = "fp32", arg("threads") = 1)
+           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), arg("outlier_channels") = py::none(),
+           py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("precision") = "fp32", arg("threads") = 1, arg("probabilities") = true);

@@ -14,15 +14,15 @@
 
 namespace distilfast {
 
-// Floats on a huge-page boundary; the system is asked for huge pages, since a stream of weights otherwise misses the
+// Bytes on a huge-page boundary; the system is asked for huge pages, since streaming weights would otherwise miss the
 // TLB every 4 KB.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::size_t floats) : size_(floats) {
-    if (floats == 0) return;
-    const std::size_t bytes = (floats * sizeof(float) + boundary - 1) / boundary * boundary;
-    data_ = static_cast<float*>(std::aligned_alloc(boundary, bytes));
+  explicit Buffer(std::size_t size) : size_(size) {
+    if (size == 0) return;
+    const std::size_t bytes = (size + boundary - 1) / boundary * boundary;
+    data_ = static_cast<std::byte*>(std::aligned_alloc(boundary, bytes));
     if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
     madvise(data_, bytes, MADV_HUGEPAGE);
@@ -36,33 +36,33 @@ class Buffer {
   }
   ~Buffer() { std::free(data_); }
 
-  float* data() const { return data_; }
+  std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
 
  private:
   static constexpr std::size_t boundary = std::size_t{2} << 20;
-  float* data_ = nullptr;
+  std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
 
 class Arena {
  public:
-  // Makes room for `floats`, forgetting what was there.
-  void reset(std::size_t floats) {
+  // Makes room for `bytes`, forgetting what was there.
+  void reset(std::size_t bytes) {
     used_ = 0;
-    if (floats > buffer_.size()) {
+    if (bytes > buffer_.size()) {
       buffer_ = Buffer();  // free first: the old and the new block need never coexist
-      buffer_ = Buffer(floats);
+      buffer_ = Buffer(bytes);
     }
   }
-  float* take(Index floats) {
-    float* piece = buffer_.data() + used_;
-    used_ += padded(floats);
+  std::byte* take(Index bytes) {
+    std::byte* piece = buffer_.data() + used_;
+    used_ += padded(bytes);
     return piece;
   }
   // What a piece of this size takes up: whole cache lines, and one more so that pieces do not start at equal sets.
-  static std::size_t padded(Index floats) { return (static_cast<std::size_t>(floats) + 15) / 16 * 16 + 16; }
-  std::size_t bytes() const { return buffer_.size() * sizeof(float); }
+  static std::size_t padded(Index bytes) { return (static_cast<std::size_t>(bytes) + 63) / 64 * 64 + 64; }
+  std::size_t bytes() const { return buffer_.size(); }
 
  private:
   Buffer buffer_;

@@ -13,7 +13,7 @@ namespace distilfast {
 
 namespace {
 
-// Of one group; 0 where it has none, or no such files.
+// The quota of one group; 0 where it has none or the files do not exist.
 double quota_of_group(const std::string& directory) {
   double quota = 0, period = 0;
   // Version 2 writes "max" for no quota, which is not a number; version 1 writes -1.
@@ -24,8 +24,8 @@ double quota_of_group(const std::string& directory) {
   return quota > 0 && period > 0 ? quota / period : 0;
 }
 
-// The smallest of the group and those around it. In a container the files that are mounted may be those of the group
-// itself, whatever the path that the host knows it by: then only the last of these directories is there.
+// The smallest quota of the group and of its parents. In a container the mounted files can be those of the group
+// itself, whatever its path on the host: then only the last of these directories exists.
 double quota_along(const std::string& mount, std::string group) {
   double smallest = 0;
   for (;;) {

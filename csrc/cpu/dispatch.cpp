@@ -45,8 +45,8 @@ bool has_tile_unit() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1u) && (d >> 24 & 1u) && (d >> 25 & 1u);
 }
 
-// A process has to ask before its threads' 8 KB of tiles are kept for them.
-bool may_use_tiles() {
+// A process has to request permission before the system saves the 8 KB of tiles of its threads.
+bool request_tiles() {
 #if defined(__linux__)
   constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
@@ -57,7 +57,7 @@ bool may_use_tiles() {
 
 const char* missing_for_amx(bool avx512_bf16) {
   if (!avx512_bf16 || !has_tile_unit()) return no_such_processor;
-  return may_use_tiles() ? nullptr : "is not supported by this operating system, which does not grant the tiles";
+  return request_tiles() ? nullptr : "is not supported by this operating system, which does not grant the tiles";
 }
 
 // The kernels of an ISA with the linears that an extension of it adds.
@@ -108,7 +108,7 @@ std::vector<Isa> find_isas() {
   static const Kernels kernels_amx_simulated =
       with_linears(kernels_avx512_bf16, "amx_simulated", linear_amx_simulated_fp32, linear_amx_simulated_bf16x3,
                    linear_amx_simulated_bf16, linear_amx_simulated_int8);
-  // In front of `ref`: nobody gets it who does not ask.
+  // After every real one but `ref`, so that it is never chosen by default.
   all.insert(all.end() - 1, {"amx_simulated", missing(avx512_bf16), &kernels_amx_simulated});
 #endif
   return all;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/stages.h"
+#include "cpu/parallel.h"
 
 namespace distilfast {
 
@@ -83,14 +83,14 @@ class Pass {
         {&wide_, std::max(t * model.shape.ffn, 2 * r * head_width_)},
         {&rows_x_, r * width_},
         {&rows_q_, r * 3 * width_},
-        {&operands_, model.operands_size(t, r)},
-        {&scratch_.data, scratch_.stride * team.threads()},
         {&probabilities_, all_probabilities},
     };
-    std::size_t floats = 0;
-    for (const Piece& piece : pieces) floats += Arena::padded(piece.floats);
-    arena.reset(floats);
-    for (const Piece& piece : pieces) *piece.pointer = arena.take(piece.floats);
+    const Index packed_a = model.packed_a_size(t, r), all_scratch = scratch_.stride * team.threads();
+    std::size_t bytes = Arena::padded(packed_a) + Arena::padded(all_scratch);
+    for (const Piece& piece : pieces) bytes += Arena::padded(piece.bytes());
+    arena.reset(bytes);
+    for (const Piece& piece : pieces) *piece.pointer = view<float>(arena.take(piece.bytes()));
+    packed_a_ = arena.take(packed_a), scratch_.data = arena.take(all_scratch);
     if (!all_probabilities) probabilities_ = nullptr;
   }
 
@@ -116,6 +116,8 @@ class Pass {
   struct Piece {
     float** pointer;
     Index floats;
+
+    Index bytes() const { return floats * Index{sizeof(float)}; }
   };
 
   Index probabilities_size() const {
@@ -142,19 +144,19 @@ class Pass {
                    model_.token_type,
                    model_.embed_norm.view(),
                    x_};
-    embed_stage(kernels_, op, chunk_.tokens, team_, operands_of(0));
+    parallel_embed(kernels_, op, chunk_.tokens, team_, operands_of(0));
     if (trace_) trace_("embed", x_, chunk_.tokens, width_);
   }
 
   // A layer's first linear reads what the stage before it has written.
   Next operands_of(Index layer) const {
-    return layer < model_.shape.layers ? Next{&model_.layers[layer].qkv, operands_} : Next{};
+    return layer < model_.shape.layers ? Next{&model_.layers[layer].qkv, packed_a_} : Next{};
   }
 
   // x_ -> x_, all rows.
   void layer(const Layer& layer, Index i) {
     const Index t = chunk_.tokens;
-    linear_stage(layer.qkv, x_, t, Activation::none, qkv_, operands_, true, team_);
+    parallel_linear(layer.qkv, x_, t, Activation::none, qkv_, packed_a_, true, team_);
     record(i, "qkv", qkv_, t, 3 * width_);
     attention(qkv_, 3 * width_);
     record(i, "probabilities", probabilities_, 1, trace_ ? probabilities_size() : 0);
@@ -167,9 +169,9 @@ class Pass {
     const Index r = chunk_.num_rows(), columns = 3 * width_, panel = layer.qkv.kernels().panel;
     // A panel that straddles q and k is computed in both calls.
     const Range keys_values{width_ / panel, layer.qkv.panels()}, queries{0, (width_ + panel - 1) / panel};
-    linear_stage(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, operands_, true, team_);
+    parallel_linear(layer.qkv, keys_values, x_, chunk_.tokens, Activation::none, qkv_, columns, packed_a_, true, team_);
     gather(x_, chunk_.rows, width_, rows_x_);
-    linear_stage(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, operands_, false, team_);
+    parallel_linear(layer.qkv, queries, rows_x_, r, Activation::none, rows_q_, columns, packed_a_, false, team_);
     plan(chunk_.row_ends);
     attention(rows_q_, columns);
     behind_attention(layer, model_.shape.layers - 1, rows_x_, r);
@@ -192,20 +194,20 @@ class Pass {
                        static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))),
                        context_,
                        width_};
-    attention_stage(attention_, op, plan_, scratch_, probabilities_, team_);
+    parallel_attention(attention_, op, plan_, scratch_, probabilities_, team_);
   }
 
   // The rest of a layer: context_ and the layer's input x [rows, D] -> x.
   void behind_attention(const Layer& layer, Index i, float* x, Index rows) {
-    linear_stage(layer.attention_out, context_, rows, Activation::none, y_, operands_, false, team_);
+    parallel_linear(layer.attention_out, context_, rows, Activation::none, y_, packed_a_, false, team_);
     record(i, "attention_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.attention_norm, y_, x, rows, x, team_, {&layer.ffn_in, operands_});
+    parallel_add_layer_norm(kernels_, layer.attention_norm, y_, x, rows, x, team_, {&layer.ffn_in, packed_a_});
     record(i, "attention_norm", x, rows, width_);
-    linear_stage(layer.ffn_in, x, rows, model_.shape.activation, wide_, operands_, true, team_);
+    parallel_linear(layer.ffn_in, x, rows, model_.shape.activation, wide_, packed_a_, true, team_);
     record(i, "ffn_in", wide_, rows, model_.shape.ffn);
-    linear_stage(layer.ffn_out, wide_, rows, Activation::none, y_, operands_, false, team_);
+    parallel_linear(layer.ffn_out, wide_, rows, Activation::none, y_, packed_a_, false, team_);
     record(i, "ffn_out", y_, rows, width_);
-    add_layer_norm_stage(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
+    parallel_add_layer_norm(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
     record(i, "output", x, rows, width_);
   }
 
@@ -224,8 +226,8 @@ class Pass {
       float* const between = wide_ + (i % 2) * r * head_width_;
       if (last && columns.numbers) return some_columns(layer, x, columns, between, out);
       float* y = last ? out : between;
-      linear_stage(layer.dense, x, r, layer.activation, y, operands_, false, team_);
-      for (const Norm& norm : layer.norm) add_layer_norm_stage(kernels_, norm, y, nullptr, r, y, team_);
+      parallel_linear(layer.dense, x, r, layer.activation, y, packed_a_, false, team_);
+      for (const Norm& norm : layer.norm) parallel_add_layer_norm(kernels_, norm, y, nullptr, r, y, team_);
       if (trace_) trace_("head." + std::to_string(i), y, r, layer.dense.columns());
       x = y;
     }
@@ -239,7 +241,7 @@ class Pass {
       Index panels = 1;
       for (end = begin + 1; end < columns.count && columns.numbers[end] / panel <= first + panels; ++end)
         panels = columns.numbers[end] / panel - first + 1;
-      linear_stage(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, operands_, begin > 0, team_);
+      parallel_linear(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, packed_a_, begin > 0, team_);
     }
     for (Index row = 0; row < r; ++row)
       for (Index i = 0; i < columns.count; ++i) *out++ = y[row * n + columns.numbers[i]];
@@ -257,11 +259,12 @@ class Pass {
   Scratch scratch_;
   // Scratch: the hidden state, a linear's output, attention's output, [T, 3D], [T, F] or two of the head's outputs, and
   // of the rows that the head reads the hidden state and the queries; what linears make of their input.
-  float *x_, *y_, *context_, *qkv_, *wide_, *rows_x_, *rows_q_, *operands_, *probabilities_;
+  float *x_, *y_, *context_, *qkv_, *wide_, *rows_x_, *rows_q_, *probabilities_;
+  std::byte* packed_a_;
 };
 
 Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-           const Kernels& kernels, Precision precision, std::span<const float> packed, int threads) {
+           const Kernels& kernels, Precision precision, std::span<const std::byte> packed, int threads) {
   Team team(threads);
   return Model(shape, head, find, kernels, precision, packed, team);
 }
@@ -269,7 +272,7 @@ Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const
 }  // namespace
 
 Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-                 const Kernels& kernels, Precision precision, std::span<const float> packed, int threads)
+                 const Kernels& kernels, Precision precision, std::span<const std::byte> packed, int threads)
     : kernels_(kernels),
       attention_(kernels.attention(precision)),
       threads_(threads),

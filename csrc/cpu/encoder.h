@@ -40,7 +40,7 @@ class Encoder {
  public:
   // See Model for `find` and `packed`.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find,
-          const Kernels& kernels, Precision precision, std::span<const float> packed, int threads);
+          const Kernels& kernels, Precision precision, std::span<const std::byte> packed, int threads);
   ~Encoder();
 
   // Safe to call from several threads at once. With `trace` all rows are computed.

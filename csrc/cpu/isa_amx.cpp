@@ -1,4 +1,5 @@
-// The linears of AMX; everything else is AVX-512's. Everything but the tables has internal linkage: see isa_avx512.cpp.
+// The linears of AMX; all other kernels are AVX-512's. Everything but the tables has internal linkage: see
+// isa_avx512.cpp.
 #include "cpu/vec/avx512.h"
 #include "cpu/vec/tile_unit.h"
 

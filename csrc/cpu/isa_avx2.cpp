@@ -1,5 +1,5 @@
-// The kernels of one ISA. Everything but the table has internal linkage: an inline function that two units compile
-// with different -m flags would be merged by the linker, and wide registers would reach narrow machines.
+// The kernels of one ISA. Everything but the table has internal linkage: the linker would merge an inline function that
+// two units compile with different -m flags, and AVX-512 code would run on machines without it.
 #include "cpu/vec/avx2.h"
 
 #include "cpu/add_layer_norm/vec.h"
@@ -17,7 +17,7 @@ extern const Kernels kernels_avx2 = {
     linear_kernels<Bf16Widened>("bf16 operands, widened to fp32 fma"),
     int8_linear_kernels<Int8Widened>("int8 operands, widened to int16 (vpmaddwd)"),
     attention_kernels<Fp32Attention>("fp32 fma"),
-    // Widened pairs of bf16 would cost as many multiply-adds, and the rounding.
+    // bf16 operands would cost as many multiply-adds once widened, and the rounding.
     attention_kernels<Fp32Attention>("fp32 fma"),
     embed,
     add_layer_norm,

@@ -1,4 +1,4 @@
-// The products that AVX-VNNI adds; everything else is AVX2's. Everything but the table has internal linkage: see
+// The kernels that AVX-VNNI adds; all others are AVX2's. Everything but the table has internal linkage: see
 // isa_avx2.cpp.
 #include "cpu/vec/avx2.h"
 

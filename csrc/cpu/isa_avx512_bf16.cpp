@@ -1,4 +1,4 @@
-// The products that AVX512-BF16 adds; everything else is AVX-512's. Everything but the tables has internal linkage: see
+// The kernels that AVX512-BF16 adds; all others are AVX-512's. Everything but the tables has internal linkage: see
 // isa_avx512.cpp.
 #include "cpu/vec/avx512.h"
 

@@ -1,4 +1,4 @@
-// The products that AVX512-VNNI adds; everything else is AVX-512's. Everything but the table has internal linkage: see
+// The kernels that AVX512-VNNI adds; all others are AVX-512's. Everything but the table has internal linkage: see
 // isa_avx512.cpp.
 #include "cpu/vec/avx512.h"
 

@@ -5,11 +5,13 @@
 //   attention       out = softmax(q kt / sqrt(d)) v inside each sequence           [T, 3D] -> [T, D]
 //   add_layer_norm  out = LN(x + residual), variance in a second pass              [T, D] -> [T, D]
 //
-// Every function does a part of the work (rows, panels, one head) so that the caller can share it out; the parts never
-// change a bit of the result: the order of every sum is fixed by the sizes K, D and the sequence's length alone.
-// Below this line there are pointers, sizes and strides (in floats); no allocation, no threads, no exceptions.
+// Every function computes a range (of rows, of panels of W, one head), so that the caller can split the work among
+// threads. The split never changes a bit: the order of every reduction depends on K, D and the sequence's length alone.
+// Below this line there are pointers, sizes and strides; no allocation, no threads, no exceptions. Strides count
+// floats, sizes of packed buffers and of scratch count bytes; such a buffer begins on a cache line.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace distilfast {
@@ -22,8 +24,8 @@ struct Range {
 
 enum class Activation { none, gelu, relu, tanh };
 
-// What the operands of `linear` and `attention` may be rounded to, bf16x3: sums of two bf16 numbers; sums and
-// everything else are fp32 in each.
+// The type of the operands of `linear` and `attention`; bf16x3 splits each into two bf16 terms. Accumulators, results
+// and everything else are fp32.
 enum class Precision { fp32, bf16x3, bf16, int8 };
 
 struct LayerNormWeights {
@@ -32,6 +34,18 @@ struct LayerNormWeights {
   Index width;          // D
   float eps;
 };
+
+// A typed view of a packed buffer, from element `offset` on. Where a buffer holds several types, all have 4 bytes.
+namespace {
+template <class T>
+inline T* view(std::byte* bytes, Index offset = 0) {
+  return reinterpret_cast<T*>(bytes) + offset;
+}
+template <class T>
+inline const T* view(const std::byte* bytes, Index offset = 0) {
+  return reinterpret_cast<const T*>(bytes) + offset;
+}
+}  // namespace
 
 struct Embed {
   const std::int32_t* ids;          // [T]
@@ -44,29 +58,29 @@ struct Embed {
   float* out;  // [T, D]
 };
 
-// W and what else `pack` reads.
+// W, and for int8 what its quantisation needs: see linear/int8_groups.h.
 struct LinearSource {
   const float* weight;  // [N, K]
   Index n, k;
-  const float* centre;       // int8: [K], what is taken off x before it is rounded
-  const std::int32_t* wide;  // int8: [wide_channels(K)], the channels of x that are not rounded, ascending
+  const float* channel_shift;            // int8: [K], subtracted from x before x is quantised
+  const std::int32_t* outlier_channels;  // int8: [outlier_count(K)], the channels kept in fp32, ascending
 };
 
-// int8 leaves so many channels as they are: one in 96, and eight at least where there are as many.
-inline Index wide_channels(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
+// How many channels of K int8 keeps in fp32: one in 96, at least eight where there are as many.
+inline Index outlier_count(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
 
-// W and b in the order in which a `linear` reads them, made by its `pack`.
+// Packed B: W and b in the order in which the kernel reads them, written by its `pack`.
 struct PackedLinear {
-  const float* weight;  // fp32, or what `pack` has put into the same 4 bytes
-  const float* bias;    // [panels * panel], zeros behind N
+  const std::byte* weight;
+  const float* bias;  // [panels * panel], zero-padded past N
   Index n, k;
 };
 
 struct Linear {
   const float* x;  // [T, K]
   Index x_stride;
-  Index rows;       // T
-  float* operands;  // x as `run` reads it, left there by `make_operands`; null where that is x itself
+  Index rows;           // T
+  std::byte* packed_a;  // x in the order in which `run` reads it, written by `pack_a`; null where `run` reads x itself
   PackedLinear packed;
   Activation activation;
   float* out;  // [T, N]
@@ -85,7 +99,7 @@ struct Attention {
 };
 
 // One head of one sequence: which query rows, which keys, and where its probabilities go (null: nowhere).
-struct AttentionPart {
+struct AttentionTask {
   Index head;
   Range queries;         // rows of q and out
   Range keys;            // rows of k and v: the whole sequence
@@ -99,26 +113,32 @@ struct AddLayerNorm {
   float* out;  // [T, D]; may be x
 };
 
-// `linear` in one precision. Sizes are in floats.
+// What `pack` writes. Kernels that write the same bytes for the same (N, K) have the same one and share files on disk.
+struct PackedLayout {
+  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/g64"
+  int version;           // raised with every change of the bytes: tests/kernels/test_packing.py knows those of each
+};
+
+// `linear` in one precision.
 struct LinearKernels {
-  const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says
-  int packing;             // version of what `pack` writes: packed weights on disk are read by the same one only
-  Index panel;             // columns of W that are computed at a time
-  Index part_step;         // a part of the rows begins at a multiple of it
-  Index part_rows;         // and has so many at most, itself a multiple
+  const char* arithmetic;  // "fp32 fma", "bf16 dot product": what `info` says, and nothing depends on it
+  PackedLayout layout;
+  Index panel;        // nr: columns of W in a panel
+  Index mc_multiple;  // a range of rows begins at a multiple of it
+  Index mc;           // and has at most so many rows, itself a multiple
   Index (*packed_size)(Index n, Index k);
-  void (*pack)(const LinearSource&, Range panels, float* packed);
-  Index (*operands_size)(Index rows, Index k);  // 0: x is read where it is
-  void (*make_operands)(const Linear&, Range rows);
+  void (*pack)(const LinearSource&, Range panels, std::byte* packed);
+  Index (*packed_a_size)(Index rows, Index k);  // 0: `run` reads x itself
+  void (*pack_a)(const Linear&, Range rows);
   void (*run)(const Linear&, Range rows, Range panels);
 };
 
-// `attention` in one precision. A part copies the keys and values of its head into scratch, in the order in which they
-// are read: cut a head into few parts.
+// `attention` in one precision. Each task packs the keys and values of its head into scratch: split a head into few
+// tasks.
 struct AttentionKernels {
   const char* arithmetic;                         // as in LinearKernels
-  Index (*scratch)(Index head_size, Index keys);  // floats
-  void (*run)(const Attention&, const AttentionPart&, float* scratch);
+  Index (*scratch)(Index head_size, Index keys);  // bytes
+  void (*run)(const Attention&, const AttentionTask&, std::byte* scratch);
 };
 
 struct Kernels {

@@ -7,10 +7,11 @@ namespace distilfast {
 
 namespace {
 
-// Raise this when Image or Dense lay out their parts otherwise; a kernel's own order has a version beside its `pack`.
-constexpr int parts_layout = 1;
+// Raise this when PackedWeights or Dense arrange their contents otherwise; a kernel's own layout has a version beside
+// its `pack`.
+constexpr int packed_weights_version = 1;
 
-std::size_t cache_lines(Index floats) { return (static_cast<std::size_t>(floats) + 15) / 16 * 16; }
+std::size_t cache_lines(Index bytes) { return (static_cast<std::size_t>(bytes) + 63) / 64 * 64; }
 
 Index panels_of(const LinearKernels& kernels, Index n) { return (n + kernels.panel - 1) / kernels.panel; }
 
@@ -26,140 +27,143 @@ std::string head_name(std::size_t linear) { return "head." + std::to_string(line
 // The head's linears run on few rows, where rounding them to int8 would gain nothing.
 Precision head_precision(Precision precision) { return precision == Precision::int8 ? Precision::bf16 : precision; }
 
-std::vector<Image::Part> parts_of(const EncoderShape& shape, const std::vector<HeadLinear>& head, Precision precision) {
+std::vector<PackedWeights::Item> linears_of(const EncoderShape& shape, const std::vector<HeadLinear>& head,
+                                            Precision precision) {
   const Index d = shape.width, f = shape.ffn;
-  std::vector<Image::Part> parts;
+  std::vector<PackedWeights::Item> items;
   for (Index i = 0; i < shape.layers; ++i) {
     const std::string at = layer_prefix(i);
-    parts.push_back({at + "qkv", 3 * d, d, precision});
-    parts.push_back({at + "attention_out", d, d, precision});
-    parts.push_back({at + "ffn_in", f, d, precision});
-    parts.push_back({at + "ffn_out", d, f, precision});
+    items.push_back({at + "qkv", 3 * d, d, precision});
+    items.push_back({at + "attention_out", d, d, precision});
+    items.push_back({at + "ffn_in", f, d, precision});
+    items.push_back({at + "ffn_out", d, f, precision});
   }
   Index width = d;
   for (std::size_t i = 0; i < head.size(); ++i) {
-    parts.push_back({head_name(i), head[i].columns, width, head_precision(precision)});
+    items.push_back({head_name(i), head[i].columns, width, head_precision(precision)});
     width = head[i].columns;
   }
-  return parts;
+  return items;
 }
 
-std::size_t floats_of(const Kernels& kernels, const std::vector<Image::Part>& parts) {
-  std::size_t floats = 0;
-  for (const auto& [name, n, k, precision] : parts) floats += Dense::packed_size(kernels.linear(precision), n, k);
-  return floats;
+std::size_t bytes_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items) {
+  std::size_t bytes = 0;
+  for (const auto& [name, n, k, precision] : items) bytes += Dense::packed_size(kernels.linear(precision), n, k);
+  return bytes;
 }
 
-void pack(const Kernels& kernels, const Image::Part& part, const FindTensor& find, float* packed, Team& team) {
-  LinearSource source{tensor(find, part.name + ".weight"), part.n, part.k, nullptr, nullptr};
-  std::vector<std::int32_t> wide;
-  if (part.precision == Precision::int8) {
-    source.centre = tensor(find, part.name + ".centre");
-    const float* channels = tensor(find, part.name + ".wide");
-    wide.assign(channels, channels + wide_channels(part.k));
-    source.wide = wide.data();
+void pack(const Kernels& kernels, const PackedWeights::Item& item, const FindTensor& find, std::byte* packed,
+          Team& team) {
+  LinearSource source{tensor(find, item.name + ".weight"), item.n, item.k, nullptr, nullptr};
+  std::vector<std::int32_t> outlier_channels;
+  if (item.precision == Precision::int8) {
+    source.channel_shift = tensor(find, item.name + ".channel_shift");
+    const float* channels = tensor(find, item.name + ".outlier_channels");
+    outlier_channels.assign(channels, channels + outlier_count(item.k));
+    source.outlier_channels = outlier_channels.data();
   }
-  Dense::pack(kernels.linear(part.precision), source, tensor(find, part.name + ".bias"), packed, team);
+  Dense::pack(kernels.linear(item.precision), source, tensor(find, item.name + ".bias"), packed, team);
 }
 
 Norm norm_of(const FindTensor& find, const std::string& name, Index width, float eps) {
   return Norm(tensor(find, name + ".weight"), tensor(find, name + ".bias"), width, eps);
 }
 
-Image image_of(const Kernels& kernels, const std::vector<Image::Part>& parts, const FindTensor& find,
-               std::span<const float> packed, Team& team) {
-  return packed.empty() ? Image(kernels, parts, find, team) : Image(kernels, parts, packed);
+PackedWeights packed_weights_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items,
+                                const FindTensor& find, std::span<const std::byte> packed, Team& team) {
+  return packed.empty() ? PackedWeights(kernels, items, find, team) : PackedWeights(kernels, items, packed);
 }
 
 }  // namespace
 
 std::size_t Dense::packed_size(const LinearKernels& kernels, Index n, Index k) {
-  return cache_lines(kernels.packed_size(n, k)) + cache_lines(panels_of(kernels, n) * kernels.panel);
+  return cache_lines(kernels.packed_size(n, k)) +
+         cache_lines(panels_of(kernels, n) * kernels.panel * Index{sizeof(float)});
 }
 
-void Dense::pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+void Dense::pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, std::byte* packed,
                  Team& team) {
   const Index n = source.n, k = source.k;
   team.run(panels_of(kernels, n), [&](Index panel, int) { kernels.pack(source, {panel, panel + 1}, packed); });
-  // What no kernel reads is zero all the same: an image's bytes are the same each time.
-  float* behind = packed + kernels.packed_size(n, k);
-  float* const packed_bias = packed + cache_lines(kernels.packed_size(n, k));
-  std::fill(behind, packed_bias, 0.0f);
-  std::fill(std::copy(bias, bias + n, packed_bias), packed + packed_size(kernels, n, k), 0.0f);
+  // The padding is zero although no kernel reads it, so that the bytes are the same each time.
+  std::byte* const packed_bias = packed + cache_lines(kernels.packed_size(n, k));
+  std::fill(packed + kernels.packed_size(n, k), packed + packed_size(kernels, n, k), std::byte{0});
+  std::copy(bias, bias + n, view<float>(packed_bias));
 }
 
-Dense::Dense(const LinearKernels& kernels, Index n, Index k, const float* packed)
+Dense::Dense(const LinearKernels& kernels, Index n, Index k, const std::byte* packed)
     : kernels_(kernels),
       n_(n),
       k_(k),
       panels_(panels_of(kernels, n)),
       weight_(packed),
-      bias_(packed + cache_lines(kernels.packed_size(n, k))) {}
+      bias_(view<float>(packed + cache_lines(kernels.packed_size(n, k)))) {}
 
-Image::Image(const Kernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team)
-    : owned_(floats_of(kernels, parts)), floats_(owned_.data(), owned_.size()) {
-  float* packed = owned_.data();
-  for (const Part& part : parts) {
-    const LinearKernels& linear = kernels.linear(part.precision);
-    pack(kernels, part, find, packed, team);
-    linears_.emplace(part.name, Dense(linear, part.n, part.k, packed));
-    packed += Dense::packed_size(linear, part.n, part.k);
+PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& items, const FindTensor& find, Team& team)
+    : owned_(bytes_of(kernels, items)), bytes_(owned_.data(), owned_.size()) {
+  std::byte* packed = owned_.data();
+  for (const Item& item : items) {
+    const LinearKernels& linear = kernels.linear(item.precision);
+    pack(kernels, item, find, packed, team);
+    linears_.emplace(item.name, Dense(linear, item.n, item.k, packed));
+    packed += Dense::packed_size(linear, item.n, item.k);
   }
 }
 
-Image::Image(const Kernels& kernels, const std::vector<Part>& parts, std::span<const float> packed) : floats_(packed) {
-  if (packed.size() != floats_of(kernels, parts))
-    throw std::invalid_argument("The image of packed weights does not have the model's size.");
-  for (const auto& [name, n, k, precision] : parts) {
+PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const std::byte> packed)
+    : bytes_(packed) {
+  if (packed.size() != bytes_of(kernels, items))
+    throw std::invalid_argument("The packed weights do not have the model's size.");
+  for (const auto& [name, n, k, precision] : items) {
     linears_.emplace(name, Dense(kernels.linear(precision), n, k, packed.data()));
     packed = packed.subspan(Dense::packed_size(kernels.linear(precision), n, k));
   }
 }
 
-std::string image_layout(const Kernels& kernels, Precision precision) {
-  const auto described = [&](Precision each) {
+std::string packed_weights_layout(const Kernels& kernels, Precision precision) {
+  const auto id = [&](Precision each) {
     const LinearKernels& linear = kernels.linear(each);
-    return std::string(linear.arithmetic) + ", panels of " + std::to_string(linear.panel) + ", packing " +
-           std::to_string(linear.packing);
+    return std::string(linear.layout.operands) + "/nr" + std::to_string(linear.panel) + "/v" +
+           std::to_string(linear.layout.version);
   };
-  const Precision head = head_precision(precision);
-  return described(precision) + (head == precision ? "" : "; head " + described(head)) + ", parts " +
-         std::to_string(parts_layout);
+  return id(precision) + ",head=" + id(head_precision(precision)) + ",weights=v" +
+         std::to_string(packed_weights_version);
 }
 
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& head_linears, const FindTensor& find,
-             const Kernels& kernels, Precision precision, std::span<const float> packed, Team& team)
+             const Kernels& kernels, Precision precision, std::span<const std::byte> packed, Team& team)
     : shape(shape),
-      image(image_of(kernels, parts_of(shape, head_linears, precision), find, packed, team)),
+      packed_weights(packed_weights_of(kernels, linears_of(shape, head_linears, precision), find, packed, team)),
       word(find("embed.word")),
       position(find("embed.position")),
       token_type(find("embed.token_type")),
       embed_norm(norm_of(find, "embed.norm", shape.width, shape.eps)) {
   for (Index i = 0; i < shape.layers; ++i) {
     const std::string at = layer_prefix(i);
-    layers.push_back({image.linear(at + "qkv"), image.linear(at + "attention_out"),
-                      norm_of(find, at + "attention_norm", shape.width, shape.eps), image.linear(at + "ffn_in"),
-                      image.linear(at + "ffn_out"), norm_of(find, at + "output_norm", shape.width, shape.eps)});
+    layers.push_back({packed_weights.linear(at + "qkv"), packed_weights.linear(at + "attention_out"),
+                      norm_of(find, at + "attention_norm", shape.width, shape.eps),
+                      packed_weights.linear(at + "ffn_in"), packed_weights.linear(at + "ffn_out"),
+                      norm_of(find, at + "output_norm", shape.width, shape.eps)});
   }
   for (const HeadLinear& linear : head_linears) {
     const std::string name = head_name(head.size());
-    head.push_back({image.linear(name), linear.activation, {}});
+    head.push_back({packed_weights.linear(name), linear.activation, {}});
     if (linear.norm) head.back().norm.push_back(norm_of(find, name + ".norm", linear.columns, shape.eps));
   }
 }
 
-Index Model::operands_size(Index tokens, Index rows) const {
-  Index most = 0;
+Index Model::packed_a_size(Index tokens, Index rows) const {
+  Index largest = 0;
   const auto count = [&](const Dense& dense, Index of_rows) {
-    most = std::max(most, dense.kernels().operands_size(of_rows, dense.packed().k));
+    largest = std::max(largest, dense.kernels().packed_a_size(of_rows, dense.packed().k));
   };
-  // All layers are alike, and attention_out is as deep as qkv.
+  // All layers are alike, and attention_out has the K of qkv.
   for (const Layer& layer : layers) count(layer.qkv, tokens), count(layer.ffn_in, tokens), count(layer.ffn_out, tokens);
   for (const HeadLayer& layer : head) count(layer.dense, rows);
-  return most;
+  return largest;
 }
 
 }  // namespace distilfast

@@ -28,16 +28,16 @@ struct HeadLinear {
 // Called with a tensor's canonical name; returns its fp32 values, row-major, or null where the model has none.
 using FindTensor = std::function<const float*(const std::string& name)>;
 
-// One linear over its packed weight and bias, which lie in memory of someone else's and must outlive it.
+// One linear over its packed weight and bias, which it does not own and which must outlive it.
 class Dense {
  public:
-  // Floats that the packed weight and bias take up: whole cache lines.
+  // Bytes that the packed weight and bias take up: whole cache lines.
   static std::size_t packed_size(const LinearKernels& kernels, Index n, Index k);
-  static void pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, float* packed,
+  static void pack(const LinearKernels& kernels, const LinearSource& source, const float* bias, std::byte* packed,
                    Team& team);
 
   // `packed`: what `pack` wrote, on the boundary of a cache line.
-  Dense(const LinearKernels& kernels, Index n, Index k, const float* packed);
+  Dense(const LinearKernels& kernels, Index n, Index k, const std::byte* packed);
 
   const LinearKernels& kernels() const { return kernels_; }
   Index columns() const { return n_; }
@@ -47,36 +47,38 @@ class Dense {
  private:
   const LinearKernels& kernels_;
   Index n_, k_, panels_;
-  const float *weight_, *bias_;
+  const std::byte* weight_;
+  const float* bias_;
 };
 
 // All packed linears of a model in one block of memory, so that it can be kept in a file and mapped by many processes.
-// Its bytes are a function of the checkpoint, the linears' sizes and `image_layout` alone.
-class Image {
+// Its bytes are a function of the checkpoint, the linears' sizes and `packed_weights_layout` alone.
+class PackedWeights {
  public:
-  struct Part {  // a linear [N, K]
+  struct Item {  // a linear [N, K]
     std::string name;
     Index n, k;
     Precision precision;
   };
 
-  // Packs the tensors that `find` has; for int8 it is asked for "<name>.centre" and "<name>.wide" too (channel numbers,
-  // as floats).
-  Image(const Kernels& kernels, const std::vector<Part>& parts, const FindTensor& find, Team& team);
-  // Reads an image that was packed before and must outlive this; throws std::invalid_argument where its size is wrong.
-  Image(const Kernels& kernels, const std::vector<Part>& parts, std::span<const float> packed);
+  // Packs the tensors that `find` returns; for int8 these include "<name>.channel_shift" and "<name>.outlier_channels"
+  // (channel numbers, as floats).
+  PackedWeights(const Kernels& kernels, const std::vector<Item>& items, const FindTensor& find, Team& team);
+  // Uses weights packed before, which must outlive this; throws std::invalid_argument where their size is wrong.
+  PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const std::byte> packed);
 
   const Dense& linear(const std::string& name) const { return linears_.at(name); }
-  std::span<const float> floats() const { return floats_; }
+  std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
-  Buffer owned_;  // empty where the image is someone else's
-  std::span<const float> floats_;
+  Buffer owned_;  // empty where the block is the caller's
+  std::span<const std::byte> bytes_;
   std::map<std::string, Dense> linears_;
 };
 
-// What else the bytes of an image depend on, in words: the key of an image that is kept for later.
-std::string image_layout(const Kernels& kernels, Precision precision);
+// The id of the layout, such as "f32/nr48/v1,head=f32/nr48/v1,weights=v1": with the checkpoint and the sizes of the
+// linears it decides every byte, so it belongs to the key under which packed weights are kept.
+std::string packed_weights_layout(const Kernels& kernels, Precision precision);
 
 class Norm {
  public:
@@ -104,16 +106,16 @@ struct HeadLayer {
 
 struct Model {
   // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.
-  // Where `packed` has an image, which must outlive this too, the linears are not asked for. With int8 the head's
-  // linears, which run on few rows, are bf16.
+  // `packed` is empty, or weights packed before that must outlive this too; then `find` is not asked for linears. With
+  // int8 the head's linears, which run on few rows, are bf16.
   Model(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, const Kernels& kernels,
-        Precision precision, std::span<const float> packed, Team& team);
+        Precision precision, std::span<const std::byte> packed, Team& team);
 
-  // Floats of operands that no linear needs more of: of `tokens` rows in the encoder, `rows` in the head.
-  Index operands_size(Index tokens, Index rows) const;
+  // Bytes of packed A that suffice for every linear, with `tokens` rows in the encoder and `rows` in the head.
+  Index packed_a_size(Index tokens, Index rows) const;
 
   EncoderShape shape;
-  Image image;
+  PackedWeights packed_weights;
   const float *word, *position, *token_type;
   Norm embed_norm;
   std::vector<Layer> layers;

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <thread>
 
 #if defined(__linux__)
@@ -26,7 +27,8 @@ void pause_briefly() {
 #endif
 }
 
-// Long enough to bridge two stages of a forward and two forwards in a row, short enough not to heat an idle machine.
+// Long enough to bridge the gap between two jobs of a forward or two forwards in a row, short enough not to keep an
+// idle machine busy.
 constexpr std::chrono::microseconds spin_time{50};
 
 template <class Done>
@@ -52,10 +54,10 @@ struct SchedulingAttributes {
 };
 #endif
 
-// The shortest time slice that Linux grants (since 6.12; before, this changes nothing). A thread has no more of a core
-// by it, but has it sooner: beside a process that never rests, a worker that has lost its core in the middle of a task,
-// while the caller waits for it, is back before the other's slice of some milliseconds is over. A policy other than the
-// usual one is somebody's decision and is left alone; where this is forbidden, the slice stays as it was.
+// Requests the shortest time slice that Linux grants (since 6.12; before, this changes nothing). A thread gets no
+// larger share of a core by it, but gets it sooner: beside a process that never sleeps, a worker that was preempted in
+// the middle of a task, while the caller waits for it, runs again before the other's slice of some milliseconds ends. A
+// policy other than the default is somebody's choice and is not changed; where this is forbidden, the slice stays.
 void ask_for_short_slices() {
 #if defined(__linux__)
   SchedulingAttributes attributes{};
@@ -65,50 +67,41 @@ void ask_for_short_slices() {
 #endif
 }
 
-// So long a job may go on while others wait; it ends with a task, which may itself take longer. Most stages of a short
-// request are shorter, and waking the next one costs a tenth of it.
-constexpr std::chrono::microseconds turn_time{200};
+// How long a job keeps the pool while other callers wait; it then ends after the current task, which can itself take
+// longer. Most jobs of a short request take less, and waking the next caller costs a tenth of this.
+constexpr std::chrono::microseconds time_slice{200};
 
-// Turns in the order of arrival. Who waits parks at once: the threads of the one whose turn it is want the cores.
-class Turns {
+// A fair lock: callers get it in the order of arrival. A waiting caller parks at once, since the holder's threads need
+// the cores.
+class TicketLock {
  public:
-  void take() {
-    const std::uint32_t ticket = tickets_.fetch_add(1);
-    std::atomic<std::uint32_t>& turn = turn_of(ticket);
-    for (std::uint32_t seen; (seen = turn.load()) != ticket;) turn.wait(seen);
+  void lock() {
+    const std::uint32_t ticket = next_ticket_.fetch_add(1);
+    std::atomic<std::uint32_t>& serving = serving_at(ticket);
+    for (std::uint32_t seen; (seen = serving.load()) != ticket;) serving.wait(seen);
     current_ = ticket;
   }
-  void end() {
+  void unlock() {
     const std::uint32_t next = current_ + 1;
-    turn_of(next).store(next);
-    turn_of(next).notify_all();
+    serving_at(next).store(next);
+    serving_at(next).notify_all();
   }
-  // While it is somebody's turn: does another wait for it?
-  bool awaited() const { return tickets_.load(std::memory_order_relaxed) != current_ + 1; }
+  // While it is held: does another caller wait for it?
+  bool contended() const { return next_ticket_.load(std::memory_order_relaxed) != current_ + 1; }
 
  private:
-  struct alignas(64) Place {
-    std::atomic<std::uint32_t> turn{0};
+  struct alignas(64) Line {
+    std::atomic<std::uint32_t> serving{0};
   };
-  // Places to wait at, so that an end wakes the next one and not all; a power of two, for tickets to wrap around.
-  static constexpr std::uint32_t places = 32;
+  // Callers wait at different addresses, so that an unlock wakes the next one and not all; a power of two, so that
+  // tickets can wrap around.
+  static constexpr std::uint32_t lines = 32;
 
-  std::atomic<std::uint32_t>& turn_of(std::uint32_t ticket) { return places_[ticket % places].turn; }
+  std::atomic<std::uint32_t>& serving_at(std::uint32_t ticket) { return lines_[ticket % lines].serving; }
 
-  alignas(64) std::atomic<std::uint32_t> tickets_{0};
-  std::uint32_t current_ = 0;  // written by the one whose turn it is
-  Place places_[places];
-};
-
-class Turn {
- public:
-  explicit Turn(Turns& turns) : turns_(turns) { turns.take(); }
-  ~Turn() { turns_.end(); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  Turns& turns_;
+  alignas(64) std::atomic<std::uint32_t> next_ticket_{0};
+  std::uint32_t current_ = 0;  // written by the holder
+  Line lines_[lines];
 };
 
 }  // namespace
@@ -120,13 +113,13 @@ class ThreadPool {
   // Throws std::system_error where no thread can be had; the pool stays usable.
   void grow_to(int workers) {
     if (workers_.load() >= workers) return;
-    const Turn turn(turns_);
+    const std::lock_guard guard(lock_);
     for (; workers_ < workers; ++workers_) std::thread([this, id = workers_ + 1] { work(id); }).detach();
   }
 
   void run(int threads, Index tasks, Team::Call call, void* context) {
     for (Index first = 0; first < tasks;) {
-      const Turn turn(turns_);
+      const std::lock_guard guard(lock_);
       first = run_from(first, threads, tasks, call, context);
     }
   }
@@ -134,15 +127,16 @@ class ThreadPool {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // Tasks from `first` on until there are no more, or the turn is over and others wait; returns the first that is left.
+  // Runs tasks from `first` on until none is left, or the time slice ends and another caller waits; returns the first
+  // that has not run.
   Index run_from(Index first, int threads, Index tasks, Team::Call call, void* context) {
     call_ = call, context_ = context, tasks_ = tasks, threads_ = threads;
-    turn_end_ = Clock::now() + turn_time;
+    slice_end_ = Clock::now() + time_slice;
     next_.store(first, std::memory_order_relaxed);
     epoch_.fetch_add(1);  // odd: open
     epoch_.notify_all();
     take_tasks(0);
-    epoch_.fetch_add(1);  // even: closed; a worker that has not begun stays out
+    epoch_.fetch_add(1);  // even: closed; a worker that has not entered stays out
     auto none_inside = [this] { return inside_.load() == 0; };
     while (!spin_until(none_inside)) std::this_thread::yield();
     return next_.load(std::memory_order_relaxed);
@@ -151,13 +145,14 @@ class ThreadPool {
   void take_tasks(int worker) {
     for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
       call_(context_, i, worker);
-      // Only where tasks are left: the line that says who waits is another core's, and a job's end would wait for it.
-      if (next_.load(std::memory_order_relaxed) < tasks_ && turns_.awaited() && Clock::now() > turn_end_) return;
+      // Only while tasks are left: contended() reads a cache line that other cores write, which would delay a job's
+      // end.
+      if (next_.load(std::memory_order_relaxed) < tasks_ && lock_.contended() && Clock::now() > slice_end_) return;
     }
   }
 
-  // The caller closes the job and then looks who is inside; a worker steps inside and then looks whether the job is
-  // still open. Both in one total order, so one of them sees the other.
+  // The caller closes the job and then reads how many workers are inside; a worker enters and then reads whether the
+  // job is still open. Both are sequentially consistent, so one of them sees the other.
   void work(int id) {
     ask_for_short_slices();
     std::uint32_t seen = 0;
@@ -172,13 +167,13 @@ class ThreadPool {
     }
   }
 
-  Turns turns_;
+  TicketLock lock_;
   std::atomic<int> workers_{0};
   Team::Call call_ = nullptr;
   void* context_ = nullptr;
   Index tasks_ = 0;
   int threads_ = 0;
-  Clock::time_point turn_end_;
+  Clock::time_point slice_end_;
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
   alignas(64) std::atomic<Index> next_{0};
   alignas(64) std::atomic<int> inside_{0};
@@ -190,7 +185,7 @@ std::mutex process_lock;
 ThreadPool* pool = nullptr;  // never destroyed: its threads live as long as the process
 
 #if defined(__linux__)
-// A child has none of its parent's threads, and maybe a lock that nobody in it will release: it starts a new pool.
+// A child has none of its parent's threads, and may inherit a lock that no thread of it holds: it starts a new pool.
 void before_fork() { process_lock.lock(); }
 void after_fork_in_parent() { process_lock.unlock(); }
 void after_fork_in_child() {

@@ -1,12 +1,13 @@
 // One pool of threads for the whole process, lent to one job at a time.
 //
-// Several engines and callers therefore never run more threads than the largest of them asked for. Who comes first is
-// served first, and a job that keeps others waiting is interrupted between two tasks and comes in line again: a short
-// request beside a long one waits for a part of its jobs and not for all of them. A job is a number of independent
-// tasks taken one by one, so a worker that is late, because it was parked or another process has its core, costs
-// nothing: the others take its tasks, and nobody waits for a worker that has not begun. Workers spin briefly between
-// jobs and then park: a barrier that only spins costs a scheduler tick each time as soon as another process wants the
-// core.
+// Several engines and callers therefore never run more threads than the largest of them asked for. Callers are served
+// in the order of arrival. A job that keeps others waiting is interrupted between two tasks and queues again, so that a
+// short request beside a long one waits for some of its jobs and not for all of them.
+//
+// A job is a number of independent tasks that threads take one by one. A late worker, which was parked or has lost its
+// core, therefore costs nothing: the others take its tasks, and nobody waits for a worker that has not begun. Workers
+// spin briefly between jobs and then park: a barrier that only spins costs a scheduler tick each time as soon as
+// another process needs the core.
 #pragma once
 
 #include <mutex>
@@ -17,11 +18,11 @@ namespace distilfast {
 
 class ThreadPool;
 
-// Guards short critical sections and is never held across a fork.
+// For short critical sections; never held across a fork.
 std::mutex& process_mutex();
 
-// So many threads of the pool, the caller's own among them; with one thread there is no need of the pool. What a task
-// leaves behind for a worker's later tasks is safe between runs, but another caller's jobs may come in between.
+// `threads` threads, of which the caller's own is one and the others are the pool's; one thread alone needs no pool.
+// Between two runs of a team the pool can run jobs of other callers.
 class Team {
  public:
   explicit Team(int threads);

@@ -54,12 +54,12 @@ class Loader {
     return on_device(tensor(name, static_cast<std::size_t>(size)));
   }
   void pack_for_operands(const std::string& name, const DeviceBuffer& plain, Dense& dense) {
-    const HostTensor channels = tensor(name + ".wide", static_cast<std::size_t>(wide_channels(dense.k)));
+    const HostTensor channels = tensor(name + ".outlier_channels", static_cast<std::size_t>(wide_channels(dense.k)));
     const std::vector<std::int32_t> numbers(channels.data, channels.data + channels.size);
-    const DeviceBuffer centre = vector(name + ".centre", dense.k);
+    const DeviceBuffer centre = vector(name + ".channel_shift", dense.k);
     DeviceBuffer wide(numbers.size() * sizeof(std::int32_t));
     upload(wide.data(), numbers.data(), wide.bytes(), stream_);
-    dense.int8_bias = vector(name + ".centred_bias", dense.n);
+    dense.int8_bias = vector(name + ".shifted_bias", dense.n);
     dense.int8_weight = DeviceBuffer(packed_int8_bytes(dense.n, dense.k));
     pack_int8(reinterpret_cast<const float*>(plain.data()), reinterpret_cast<const float*>(centre.data()),
               reinterpret_cast<const std::int32_t*>(wide.data()), dense.n, dense.k, dense.int8_weight.data(), stream_);

@@ -30,7 +30,8 @@ struct HostTensor {
 };
 
 // Called with a tensor's canonical name; nothing where the model has none. int8 asks for what
-// distilfast/backends/cuda.py adds to each linear of the encoder: `.centre`, `.wide` (as floats) and `.centred_bias`.
+// distilfast/backends/cuda.py adds to each linear of the encoder: `.channel_shift`, `.outlier_channels` (as floats) and
+// `.shifted_bias`.
 using FindTensor = std::function<std::optional<HostTensor>(const std::string& name)>;
 
 // A linear; int8 has W packed twice, for few rows and for operands.

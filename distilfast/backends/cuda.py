@@ -89,7 +89,7 @@ class CudaBackend:
         if self._precision != "int8":
             return tensors
         made = quantize.channels(weights.config, tensors, self._module.wide_channels)
-        return tensors | {name.replace(".bias", ".centred_bias"): tensor for name, tensor in made.items()}
+        return tensors | {name.replace(".bias", ".shifted_bias"): tensor for name, tensor in made.items()}
 
     def forward(
         self,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from distilfast.kernels.encoder import Shape
-    from distilfast.kernels.program import Program
+    from distilfast.kernels.runner import ShapeRunner
 
 __all__ = ["PRECISIONS", "TritonBackend", "family", "is_interpreted", "unavailable"]
 
@@ -56,7 +56,7 @@ class TritonBackend:
         self._version = triton.__version__
         self._stream = None if self._is_interpreted else torch.cuda.Stream(self._device)
         self._lock = _INTERPRETER if self._is_interpreted else threading.Lock()
-        self._programs: OrderedDict[Shape, Program] = OrderedDict()
+        self._runners: OrderedDict[Shape, ShapeRunner] = OrderedDict()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     @property
@@ -124,7 +124,7 @@ class TritonBackend:
             caller = self._caller(stream)
             self._wait_for(caller)
             try:
-                results = self._program(batch, rows, hidden).run(batch, rows)
+                results = self._runner(batch, rows, hidden).run(batch, rows)
             except (torch.OutOfMemoryError, TooManyTokens):
                 self._release()
                 raise BackendError(f"{self._gpu} cannot run {batch.num_tokens} tokens at once.") from None
@@ -138,7 +138,7 @@ class TritonBackend:
             "gpu": self._gpu,
             "packed_bytes": self._weight_bytes,
             "scratch_bytes": self._storage.nbytes,
-            "shapes": len(self._programs),
+            "shapes": len(self._runners),
         }
 
     def _caller(self, handle: int | None) -> torch.cuda.Stream | None:
@@ -163,7 +163,7 @@ class TritonBackend:
             none = np.zeros((0, self._outputs), np.float32)
             return (self._in_pieces(batch, None, hidden)[0] if hidden else None), none
         try:
-            return self._fetch(self._program(batch, rows, hidden).run(batch, rows))
+            return self._fetch(self._runner(batch, rows, hidden).run(batch, rows))
         except TooManyTokens:
             pass
         except torch.OutOfMemoryError:
@@ -176,35 +176,35 @@ class TritonBackend:
     def _traced(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace) -> Results:
         """All rows, kernel by kernel, every intermediate fetched."""
 
-        def keep(name: str, values: torch.Tensor) -> None:
+        def record(name: str, values: torch.Tensor) -> None:
             flat = name.endswith("probabilities")
             count = len(values) if flat else len(rows) if rows is not None and name.startswith("head.") else tokens
             trace[name] = values[:count].float().cpu().numpy().copy()
 
         tokens = batch.num_tokens
-        hidden_state, output = self._fetch(self._program(batch, rows, hidden=True).run(batch, rows, keep))
+        hidden_state, output = self._fetch(self._runner(batch, rows, hidden=True).run(batch, rows, record))
         return (hidden_state if hidden else None), output
 
-    def _program(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Program:
-        """The program of the batch's shape; raises TooManyTokens or torch.OutOfMemoryError."""
+    def _runner(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> ShapeRunner:
+        """The runner of the batch's shape; raises TooManyTokens or torch.OutOfMemoryError."""
         import torch
 
-        from distilfast.kernels.program import Program, shape_of
+        from distilfast.kernels.runner import ShapeRunner, shape_of
         from distilfast.kernels.tuning import LARGEST_BUCKET
 
         if batch.num_tokens > LARGEST_BUCKET:
             raise TooManyTokens
         shape = shape_of(batch, rows, hidden)
-        if shape not in self._programs:
+        if shape not in self._runners:
             needed = self._encoder.bytes_for(shape)
             if needed > self._storage.nbytes:
                 self._release()  # their graphs hold the old addresses
                 self._storage = torch.empty(needed, dtype=torch.uint8, device=self._device)
-            while len(self._programs) >= MOST_GRAPHS:
-                self._programs.popitem(last=False)
-            self._programs[shape] = Program(self._encoder, shape, self._storage, self._stream)
-        self._programs.move_to_end(shape)
-        return self._programs[shape]
+            while len(self._runners) >= MOST_GRAPHS:
+                self._runners.popitem(last=False)
+            self._runners[shape] = ShapeRunner(self._encoder, shape, self._storage, self._stream)
+        self._runners.move_to_end(shape)
+        return self._runners[shape]
 
     def _fetch(self, results: tuple[torch.Tensor | None, torch.Tensor | None]) -> Results:
         """Copy the results to the host through pinned memory, once the stream has computed them."""
@@ -223,12 +223,12 @@ class TritonBackend:
         return hidden, output
 
     def _release(self) -> None:
-        """Free the programs and the scratch memory; the weights stay."""
+        """Free the runners and the scratch memory; the weights stay."""
         import torch
 
         if self._stream is not None:
             self._stream.synchronize()
-        self._programs.clear()
+        self._runners.clear()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 
     def _upload(self, name: str, tensor: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-// csrc/cpu/isa_amx.cpp over the tile unit in plain C++.
+// csrc/cpu/isa_amx.cpp with the simulated tile unit.
 #include "cpu/vec/avx512.h"
 #include "tile_unit.h"
 

@@ -1,4 +1,4 @@
-"""AMX's linears beside those of the vector ISAs, and what the compiler makes of the real ones."""
+"""AMX's linears compared with those of the vector ISAs, and the instructions of the real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distilfast import _cpu
-from distilfast.quantize import wide_channels
+from distilfast.quantize import outlier_channels
 
 SIZES = ((1, 1, 1), (16, 32, 64), (17, 33, 65), (33, 48, 1100), (70, 100, 768), (550, 65, 130))
 
@@ -21,22 +21,22 @@ def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
     """The same chain of the same exact sums for each element; ``_cpu`` is the module that has both."""
     rng = np.random.default_rng(2026)
     for tokens, n, k in SIZES:
-        x, weight, bias, centre = (rng.standard_normal(s).astype(np.float32) for s in ((tokens, k), (n, k), n, k))
-        wide = np.sort(rng.permutation(k)[: wide_channels(k)]).astype(np.int32)
+        x, weight, bias, shift = (rng.standard_normal(s).astype(np.float32) for s in ((tokens, k), (n, k), n, k))
+        outliers = np.sort(rng.permutation(k)[: outlier_channels(k)]).astype(np.int32)
         how = {"precision": "int8", "threads": threads}
-        got = _cpu.Linear(weight, bias, centre, wide, isa="amx_simulated", **how)(x, "gelu")
-        assert np.array_equal(got, _cpu.Linear(weight, bias, centre, wide, isa="avx512", **how)(x, "gelu"))
+        got = _cpu.Linear(weight, bias, shift, outliers, isa="amx_simulated", **how)(x, "gelu")
+        assert np.array_equal(got, _cpu.Linear(weight, bias, shift, outliers, isa="avx512", **how)(x, "gelu"))
 
 
-# A bf16 number is off by 2^-8 of what it stands for at most, so each further part is 2^-8 of the one before. bf16: both
-# operands are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24
-# each, and the sum is rounded. The hundredth that is added below is for the squares of all this.
+# bf16 rounds by at most 2^-8 of a value, so each further term is at most 2^-8 of the one before. bf16: both operands
+# are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24 each, and
+# the sum is rounded. The hundredth that is added below is for the squares of all this.
 AT_MOST = {"bf16": 2 * 2.0**-8, "bf16x3": 3 * 2.0**-16, "fp32": 3 * 2.0**-24}
 
 
 @pytest.mark.parametrize("precision", AT_MOST)
 def test_what_is_left_out_is_small_for_every_product(amx_simulated, precision):
-    """K = 1: each element is one product of two numbers, in all their parts, over many binades."""
+    """K = 1: each element is one product of two values, in all their terms, over many binades."""
     rng = np.random.default_rng(2026)
     x, weight = (
         (rng.choice([-1, 1], n) * 2 ** rng.uniform(-30, 30, n)).astype(np.float32)[:, None] for n in (200, 210)
@@ -46,10 +46,10 @@ def test_what_is_left_out_is_small_for_every_product(amx_simulated, precision):
     assert (np.abs(got - truth) <= 1.01 * AT_MOST[precision] * np.abs(truth)).all()
 
 
-def test_a_small_numbers_parts_are_not_lost_beside_a_large_one(amx_simulated):
+def test_the_small_terms_are_not_lost_beside_a_large_value(amx_simulated):
     """The small products of all of K are added before the large ones: 2^24 does not swallow them one by one."""
     k = 4096
-    weight = np.full((1, k), 1 + 2.0**-12, np.float32)  # the second part is 2^-12
+    weight = np.full((1, k), 1 + 2.0**-12, np.float32)  # the second term is 2^-12
     x = np.ones((1, k), np.float32)
     x[0, 0] = 2.0**24
     truth = float(x[0].astype(np.float64) @ weight[0].astype(np.float64))
@@ -76,7 +76,7 @@ def test_the_real_kernels_are_made_of_tile_instructions():
     products = re.findall(r"(tdp\w+)\s+%tmm(\d),%tmm(\d),%tmm(\d)", listing)
     assert {name for name, *_ in products} == {"tdpbf16ps", "tdpbssd"}
     for _, columns, rows, sums in products:
-        assert int(sums) < 4 <= int(rows) < int(columns), "sums lie in tiles 0 to 3, then x, then W"
+        assert int(sums) < 4 <= int(rows) < int(columns), "accumulators are tiles 0 to 3, then x, then W"
     count = {name: len(re.findall(rf"\b{name}\b", listing)) for name in ("ldtilecfg", "tilerelease")}
     assert count["ldtilecfg"] >= 4, "each linear configures the tiles"
     assert count["tilerelease"] >= count["ldtilecfg"]

@@ -89,7 +89,7 @@ def test_denormals_are_zero_and_become_zero(unit):
     assert product(0, 2, denormal) == 0
     assert product(0, tiny, 0.5) == 0, "a denormal result is zero"
     assert product(denormal, 1, 1) == 1
-    assert product(denormal, 0, 1) == 0, "denormal sums are zero"
+    assert product(denormal, 0, 1) == 0, "denormal accumulators are zero"
     assert np.isnan(product(np.nan, 1, 1))
     assert np.isnan(product(0, np.inf, 0))
     assert product(0, np.inf, -1) == -np.inf
@@ -163,11 +163,11 @@ def test_a_tile_that_was_never_written_is_a_fault(unit):
 @pytest.mark.parametrize(
     ("c", "a", "b", "sentence"),
     [
-        ((16, 64), (16, 64), (15, 64), "#UD: A and B have not the same K."),
-        ((16, 64), (16, 60), (16, 64), "#UD: A and B have not the same K."),
-        ((15, 64), (16, 64), (16, 64), "#UD: the sums have not the rows of A."),
-        ((16, 64), (16, 64), (16, 60), "#UD: the sums have not the columns of B."),
-        ((16, 64), (16, 62), (16, 64), "#UD: a row does not end behind a whole slot."),
+        ((16, 64), (16, 64), (15, 64), "#UD: A and B do not have the same K."),
+        ((16, 64), (16, 60), (16, 64), "#UD: A and B do not have the same K."),
+        ((15, 64), (16, 64), (16, 64), "#UD: the accumulators do not have the rows of A."),
+        ((16, 64), (16, 64), (16, 60), "#UD: the accumulators do not have the columns of B."),
+        ((16, 64), (16, 62), (16, 64), "#UD: a row does not end at a whole k-pack."),
     ],
 )
 def test_shapes_that_do_not_meet_are_a_fault(unit, c, a, b, sentence):

@@ -1,4 +1,4 @@
-// The tile unit in plain C++ as the Python module _tile_unit, for tests of the unit itself.
+// The simulated tile unit as the Python module _tile_unit, for tests of the unit itself.
 //
 // A tile is uint8 [rows, bytes of a row], rows up to 16 and bytes up to 64; its shape is what it is configured to.
 #include "tile_unit.h"
@@ -18,28 +18,28 @@ void shape(TileConfig& config, int tile, const Bytes& like) {
   config.bytes[tile] = static_cast<unsigned short>(like.shape(1));
 }
 
-// sums + a b, in tiles of these shapes.
+// accumulators + a b, in tiles of these shapes.
 template <class Add>
-Bytes product(const Bytes& sums, const Bytes& a, const Bytes& b, Add add) {
+Bytes product(const Bytes& accumulators, const Bytes& a, const Bytes& b, Add add) {
   TileConfig config;
   config.palette = 1;
-  shape(config, 0, sums), shape(config, 4, a), shape(config, 6, b);
+  shape(config, 0, accumulators), shape(config, 4, a), shape(config, 6, b);
   TileUnit::configure(config);
-  TileUnit::load<0>(sums.data(), sums.shape(1));
+  TileUnit::load<0>(accumulators.data(), accumulators.shape(1));
   TileUnit::load<4>(a.data(), a.shape(1));
   TileUnit::load<6>(b.data(), b.shape(1));
   add();
-  Bytes out({sums.shape(0), sums.shape(1)});
+  Bytes out({accumulators.shape(0), accumulators.shape(1)});
   TileUnit::store<0>(out.mutable_data(), out.shape(1));
   TileUnit::release();
   return out;
 }
 
-Bytes bf16_product(const Bytes& sums, const Bytes& a, const Bytes& b) {
-  return product(sums, a, b, [] { TileUnit::add_bf16_products<0, 4, 6>(); });
+Bytes bf16_product(const Bytes& accumulators, const Bytes& a, const Bytes& b) {
+  return product(accumulators, a, b, [] { TileUnit::add_bf16_products<0, 4, 6>(); });
 }
-Bytes int8_product(const Bytes& sums, const Bytes& a, const Bytes& b) {
-  return product(sums, a, b, [] { TileUnit::add_int8_products<0, 4, 6>(); });
+Bytes int8_product(const Bytes& accumulators, const Bytes& a, const Bytes& b) {
+  return product(accumulators, a, b, [] { TileUnit::add_int8_products<0, 4, 6>(); });
 }
 
 // The 64 bytes that ldtilecfg reads.

@@ -1,8 +1,8 @@
-// The tile unit of AMX in plain C++, for machines without one: the kernels' text is compiled behind this header instead
-// of csrc/cpu/vec/tile_unit.h, and behaves as Intel's manual (volume 2: LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD) says.
+// The tile unit of AMX in plain C++, for machines without one: the kernels' source is compiled with this header instead
+// of csrc/cpu/vec/tile_unit.h. It behaves as Intel's manual (volume 2: LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD) says.
 //
-// What the processor answers with an exception is a call of tile_fault here, and so is a tile that was never written:
-// the processor would multiply whatever lies there.
+// Where the processor raises an exception this calls tile_fault. It also does for a tile that was never written, which
+// the processor would multiply, whatever it contains.
 #pragma once
 
 #include <cfloat>
@@ -24,7 +24,7 @@ struct TileState {
 };
 thread_local TileState tile_state;
 
-// Denormals are taken for zero and made zero, and the sign stays; NaN is no number below the smallest.
+// Denormals become zero with their sign, as operands and as results; a NaN stays.
 inline float flushed(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0.0f, x) : x; }
 
 struct TileUnit {
@@ -61,14 +61,15 @@ struct TileUnit {
       std::memcpy(static_cast<char*>(to) + row * stride, tile_state.data[tile][row], bytes(tile));
   }
 
-  // The even and the odd numbers of k are two chains of fused multiply-adds from zero; their sum is added to `sums`.
-  template <int sums, int a, int b>
+  // The even and the odd numbers of k are two chains of fused multiply-adds from zero; their sum is added to
+  // `accumulators`.
+  template <int accumulators, int a, int b>
   static void add_bf16_products() {
-    require_product<sums, a, b>();
+    require_product<accumulators, a, b>();
     float even[16][16] = {}, odd[16][16] = {}, c[16][16];
     for (int k = 0; k < rows(b); ++k) widen(tile_state.data[b][k], even[k], odd[k]);
-    std::memcpy(c, tile_state.data[sums], sizeof c);
-    for (int row = 0; row < rows(sums); ++row) {
+    std::memcpy(c, tile_state.data[accumulators], sizeof c);
+    for (int row = 0; row < rows(accumulators); ++row) {
       float a_even[16], a_odd[16], even_sum[16] = {}, odd_sum[16] = {};
       widen(tile_state.data[a][row], a_even, a_odd);
       for (int k = 0; k < bytes(a) / 4; ++k)
@@ -76,31 +77,31 @@ struct TileUnit {
           even_sum[column] = flushed(__builtin_fmaf(a_even[k], even[k][column], even_sum[column]));
           odd_sum[column] = flushed(__builtin_fmaf(a_odd[k], odd[k][column], odd_sum[column]));
         }
-      for (int column = 0; column < bytes(sums) / 4; ++column)
+      for (int column = 0; column < bytes(accumulators) / 4; ++column)
         c[row][column] = flushed(flushed(c[row][column]) + flushed(even_sum[column] + odd_sum[column]));
     }
-    std::memcpy(tile_state.data[sums], c, sizeof c);
+    std::memcpy(tile_state.data[accumulators], c, sizeof c);
   }
 
   // Products of signed bytes, summed modulo 2^32.
-  template <int sums, int a, int b>
+  template <int accumulators, int a, int b>
   static void add_int8_products() {
-    require_product<sums, a, b>();
+    require_product<accumulators, a, b>();
     std::int32_t b_byte[4][16][16];  // [byte of the four][k / 4][column]
     for (int k = 0; k < 16; ++k)
       for (int column = 0; column < 16; ++column)
         for (int i = 0; i < 4; ++i)
           b_byte[i][k][column] = static_cast<signed char>(tile_state.data[b][k][4 * column + i]);
-    for (int row = 0; row < rows(sums); ++row) {
+    for (int row = 0; row < rows(accumulators); ++row) {
       std::uint32_t sum[16];
-      std::memcpy(sum, tile_state.data[sums][row], sizeof sum);
+      std::memcpy(sum, tile_state.data[accumulators][row], sizeof sum);
       for (int k = 0; k < bytes(a) / 4; ++k)
         for (int i = 0; i < 4; ++i) {
           const std::int32_t from_a = static_cast<signed char>(tile_state.data[a][row][4 * k + i]);
           for (int column = 0; column < 16; ++column)
             sum[column] += static_cast<std::uint32_t>(from_a * b_byte[i][k][column]);
         }
-      std::memcpy(tile_state.data[sums][row], sum, static_cast<std::size_t>(bytes(sums)));
+      std::memcpy(tile_state.data[accumulators][row], sum, static_cast<std::size_t>(bytes(accumulators)));
     }
   }
 
@@ -122,23 +123,23 @@ struct TileUnit {
     require_tile<tile>();
     require(tile_state.written[tile], "This tile was never written.");
   }
-  template <int sums, int a, int b>
+  template <int accumulators, int a, int b>
   static void require_product() {
-    static_assert(sums != a && a != b && b != sums);  // #UD
-    require_written<sums>(), require_written<a>(), require_written<b>();
-    require(bytes(a) % 4 == 0 && bytes(b) % 4 == 0, "#UD: a row does not end behind a whole slot.");
-    require(rows(sums) == rows(a), "#UD: the sums have not the rows of A.");
-    require(bytes(sums) == bytes(b), "#UD: the sums have not the columns of B.");
-    require(bytes(a) / 4 == rows(b), "#UD: A and B have not the same K.");
+    static_assert(accumulators != a && a != b && b != accumulators);  // #UD
+    require_written<accumulators>(), require_written<a>(), require_written<b>();
+    require(bytes(a) % 4 == 0 && bytes(b) % 4 == 0, "#UD: a row does not end at a whole k-pack.");
+    require(rows(accumulators) == rows(a), "#UD: the accumulators do not have the rows of A.");
+    require(bytes(accumulators) == bytes(b), "#UD: the accumulators do not have the columns of B.");
+    require(bytes(a) / 4 == rows(b), "#UD: A and B do not have the same K.");
   }
 
-  // The lower and the upper bf16 of each slot of a row.
+  // The lower and the upper bf16 of each k-pack of a row.
   static void widen(const unsigned char* row, float* lower, float* upper) {
-    std::uint32_t slot[16];
-    std::memcpy(slot, row, sizeof slot);
+    std::uint32_t k_packs[16];
+    std::memcpy(k_packs, row, sizeof k_packs);
     for (int i = 0; i < 16; ++i) {
-      lower[i] = flushed(__builtin_bit_cast(float, slot[i] << 16));
-      upper[i] = flushed(__builtin_bit_cast(float, slot[i] & 0xffff0000u));
+      lower[i] = flushed(__builtin_bit_cast(float, k_packs[i] << 16));
+      upper[i] = flushed(__builtin_bit_cast(float, k_packs[i] & 0xffff0000u));
     }
   }
 };

@@ -1,4 +1,4 @@
-"""Each kernel test runs on every ISA of this machine with kernels of its own, one at a time, and on simulated AMX."""
+"""A kernel runs in every ISA of this machine that has it as its own (identities.py), and in simulated AMX."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import naive
 import numpy as np
 import pytest
+from identities import each_isa, each_kernel
 
 from distilfast import _cpu, reference
 from distilfast.parity.budgets import to_bf16
@@ -15,12 +16,6 @@ WITH_BF16_PRODUCTS = ("amx", "amx_simulated", "avx512_bf16", "ref")
 """The others multiply in fp32, which costs them no more."""
 COARSE = 6.5e-6
 """The relative error of 2^x where its result is rounded to bf16 anyway."""
-
-
-@pytest.fixture(params=["fp32", "bf16"])
-def precision(request: pytest.FixtureRequest) -> str:
-    """Each type of operand; int8 has bf16's attention."""
-    return str(request.param)
 
 
 def ends(lengths):
@@ -47,12 +42,14 @@ def check(qkv, cu_seqlens, heads, isa, precision):
     assert naive.error(probabilities, weights) <= naive.allowed(naive_weights, weights) + coarse
 
 
+@each_kernel("attention")
 @pytest.mark.parametrize("lengths", RAGGED)
 @pytest.mark.parametrize("head_size", [8, 17, 32, 33, 64, 80, 144])
 def test_ragged_batches(isa, precision, normal, lengths, head_size):
     check(normal(sum(lengths), 3 * 2 * head_size), ends(lengths), 2, isa, precision)
 
 
+@each_kernel("attention")
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 10.0, 100.0])
 def test_extreme_scores(isa, precision, normal, scale):
     """Flat, and so steep that a row looks at one key alone: an exp that overflows would show."""
@@ -61,6 +58,7 @@ def test_extreme_scores(isa, precision, normal, scale):
     check(qkv, ends((33, 7)), 1, isa, precision)
 
 
+@each_isa("attention")
 def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
     """Rounding them beforehand changes no bit where they are rounded, and nothing is rounded elsewhere."""
     lengths = (33, 1, 64)
@@ -77,6 +75,7 @@ def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
         assert results[:2] == results[2:]
 
 
+@each_kernel("attention")
 def test_exp_everywhere(isa, precision):
     """Probabilities over the largest one are exp(score): with d = 1 and q = 1 the keys are the scores.
 
@@ -96,6 +95,7 @@ def test_exp_everywhere(isa, precision):
     assert (np.abs(got / truth - 1) <= bound)[normal_numbers].all()
 
 
+@each_kernel("attention")
 def test_equal_keys_give_the_mean(isa, precision, normal):
     qkv = NARROW[precision](normal(17, 3 * 32))
     qkv[:, 32:64] = qkv[0, 32:64]
@@ -104,6 +104,7 @@ def test_equal_keys_give_the_mean(isa, precision, normal):
     assert np.allclose(got, qkv[:, 64:].mean(axis=0), atol=1e-6)
 
 
+@each_kernel("attention")
 @pytest.mark.parametrize("column", [0, 64, 128])
 def test_a_nan_stays_where_it_belongs(isa, precision, normal, column):
     """In q it spoils its row, in k and v its sequence, and never the other sequence or head."""
@@ -116,6 +117,7 @@ def test_a_nan_stays_where_it_belongs(isa, precision, normal, column):
     assert np.isfinite(got).all()
 
 
+@each_kernel("attention")
 def test_probabilities_are_extra(isa, precision, normal):
     """Asking for them changes no bit."""
     qkv, cu_seqlens = normal(70, 3 * 2 * 32), ends((33, 37))
@@ -124,6 +126,7 @@ def test_probabilities_are_extra(isa, precision, normal):
     assert np.array_equal(got, attention(qkv, cu_seqlens, 2, isa, precision)[0])
 
 
+@each_kernel("attention")
 @pytest.mark.parametrize("head_size", [17, 32, 64])
 def test_bits_do_not_depend_on_the_batch_or_threads(isa, precision, normal, head_size):
     """Threads cut the longest sequence into pieces; what each asks of its neighbours' work would show."""

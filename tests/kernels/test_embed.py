@@ -5,11 +5,13 @@ from __future__ import annotations
 import naive
 import numpy as np
 import pytest
+from identities import each_isa
 
 from distilfast import _cpu, reference
 from distilfast.batch import PackedBatch
 
 
+@each_isa("embed")
 @pytest.mark.parametrize("width", [1, 16, 33, 384, 768])
 @pytest.mark.parametrize("types", [False, True])
 def test_against_the_reference(isa, normal, rng, width, types):
@@ -30,6 +32,7 @@ def test_against_the_reference(isa, normal, rng, width, types):
     assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(x, weight, bias, 1e-3), truth)
 
 
+@each_isa("embed")
 def test_no_types_given_means_all_zero(isa, normal):
     word, position, kind, ones = normal(5, 24), normal(5, 24), normal(2, 24), np.ones(24, np.float32)
     ids = np.arange(5, dtype=np.int32)

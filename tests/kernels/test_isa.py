@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from identities import owners
 
 from distilfast import _cpu
 from distilfast.backends import cpu
@@ -37,6 +39,57 @@ def test_each_isa_multiplies_bf16_in_its_own_way(normal, isas):
     x, weight, bias = normal(9, 768), normal(64, 768), normal(64)
     found = results(lambda isa: _cpu.Linear(weight, bias, isa=isa, precision="bf16")(x), *isas)
     assert len(set(found)) == len(found)
+
+
+# Whose function each table runs, in fp32, bf16x3, bf16 and int8.
+LINEAR = {
+    "ref": ("ref fp32", "ref fp32", "ref bf16", "ref int8"),
+    "avx2": ("avx2 fp32", "avx2 fp32", "avx2 bf16", "avx2 int8"),
+    "avx2_vnni": ("avx2 fp32", "avx2 fp32", "avx2 bf16", "avx2_vnni int8"),
+    "avx512": ("avx512 fp32", "avx512 fp32", "avx512 bf16", "avx512 int8"),
+    "avx512_vnni": ("avx512 fp32", "avx512 fp32", "avx512 bf16", "avx512_vnni int8"),
+    "avx512_bf16": ("avx512 fp32", "avx512 fp32", "avx512_bf16 bf16", "avx512_vnni int8"),
+    "amx": ("amx fp32", "amx bf16x3", "amx bf16", "amx int8"),
+}
+ATTENTION = {
+    "ref": ("ref fp32", "ref fp32", "ref bf16", "ref bf16"),
+    "avx2": ("avx2 fp32",) * 4,
+    "avx2_vnni": ("avx2 fp32",) * 4,
+    "avx512": ("avx512 fp32",) * 4,
+    "avx512_vnni": ("avx512 fp32",) * 4,
+    "avx512_bf16": ("avx512 fp32", "avx512 fp32", "avx512_bf16 bf16", "avx512_bf16 bf16"),
+    "amx": ("avx512 fp32", "avx512 fp32", "avx512_bf16 bf16", "avx512_bf16 bf16"),
+}
+OTHERS = {isa: ("avx512 fp32" if row[0] in ("amx fp32", "avx512 fp32") else row[0],) for isa, row in LINEAR.items()}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have ref alone")
+@pytest.mark.parametrize(
+    ("operation", "table"),
+    [("linear", LINEAR), ("attention", ATTENTION), ("embed", OTHERS), ("add_layer_norm", OTHERS)],
+)
+def test_what_is_shared_is_the_same_function(operation, table):
+    """The tests of an operation run each function once, where it is somebody's own: that is sound as long as this is.
+
+    Also of ISAs that this processor lacks: the tables are there.
+    """
+    first = {identity: " ".join(kernel) for identity, kernel in owners(operation).items()}
+    identities = _cpu.kernel_identities()
+    found = {
+        isa: tuple(first[own[operation, each]] for each in cpu.PRECISIONS if (operation, each) in own)
+        for isa, own in identities.items()
+    }
+    assert found == table
+
+
+def test_simulated_amx_shares_what_amx_shares(amx_simulated_module):
+    """Its linears are nobody else's; all else is avx512_bf16's."""
+    tables = amx_simulated_module.kernel_identities()
+    simulated, real = tables.pop("amx_simulated"), tables["avx512_bf16"]
+    of_others = {identity for table in tables.values() for identity in table.values()}
+    for key, identity in simulated.items():
+        assert (identity not in of_others) if key[0] == "linear" else (identity == real[key])
+    assert len({identity for key, identity in simulated.items() if key[0] == "linear"}) == len(cpu.PRECISIONS)
 
 
 def test_the_environment_forces_one(monkeypatch, isa):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import naive
 import numpy as np
 import pytest
+from identities import each_isa, each_kernel
 
 from distilfast import _cpu, reference
-from distilfast.backends import cpu
 from distilfast.parity.budgets import to_bf16, to_two_bf16
-from distilfast.quantize import wide_channels
+from distilfast.quantize import outlier_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257)
 # (N, K): panels are 48, 32, 24 and 16 columns wide, blocks of K are 256, 512 and 1,024 long, tiles of K 32 and 64.
@@ -49,27 +49,21 @@ def groups_of_64(x, isa):
         first += most
 
 
-def to_int8(x, wide, isa):
-    """[R, K] as int8 multiplies it: groups of 64 turned and in steps of their own, then the channels that are wide."""
-    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), wide), ((0, 0), (0, -x.shape[1] % 64)))
+def to_int8(x, outliers, isa):
+    """[R, K] as int8 multiplies it: groups of 64, rotated and quantised each by itself, then the outlier channels."""
+    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
     rounded = [to_int8_steps(turned(group)) / 8 for group in groups_of_64(masked, isa)]  # 8 in x and in W: H Ht = 64 I
-    return np.concatenate([*rounded, x[:, wide]], axis=1)
+    return np.concatenate([*rounded, x[:, outliers]], axis=1)
 
 
 def channels(x):
-    """A centre, and the channels that are widest around it."""
-    centre = x.mean(axis=0)
-    reach = np.abs(x - centre).max(axis=0)
-    return centre, np.sort(np.argsort(-reach)[: wide_channels(len(reach))]).astype(np.int32)
+    """A channel shift, and the channels that reach farthest from it."""
+    shift = x.mean(axis=0)
+    reach = np.abs(x - shift).max(axis=0)
+    return shift, np.sort(np.argsort(-reach)[: outlier_channels(len(reach))]).astype(np.int32)
 
 
 NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
-
-
-@pytest.fixture(params=cpu.PRECISIONS)
-def precision(request: pytest.FixtureRequest) -> str:
-    """Each type of operand."""
-    return str(request.param)
 
 
 # What the GELU of bf16 and int8 operands may be off by: csrc/cpu/vec/math.h.
@@ -78,7 +72,7 @@ COARSE_GELU = 8.2e-6
 
 def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, channels=(None, None)):
     if precision == "int8" and channels[0] is None:
-        channels = np.zeros(x.shape[1], np.float32), np.arange(wide_channels(x.shape[1]), dtype=np.int32)
+        channels = np.zeros(x.shape[1], np.float32), np.arange(outlier_channels(x.shape[1]), dtype=np.int32)
     return _cpu.Linear(weight, bias, *channels, isa=isa, precision=precision, threads=threads)(x, activation)
 
 
@@ -89,9 +83,9 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
         precision = "fp32"  # by which it is computed there
     left_out = 0.0
     if precision == "int8":
-        centre, wide = channels(x)
-        got = linear(x, weight, bias, activation, **how, channels=(centre, wide))
-        x, weight = to_int8(x - centre, wide, isa), to_int8(weight, wide, isa)
+        shift, outliers = channels(x)
+        got = linear(x, weight, bias, activation, **how, channels=(shift, outliers))
+        x, weight = to_int8(x - shift, outliers, isa), to_int8(weight, outliers, isa)
     else:
         got = linear(x, weight, bias, activation, **how)
         if precision == "bf16x3":  # hi·hi + hi·lo + lo·hi, without lo·lo
@@ -106,10 +100,11 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     assert naive.error(got, truth) <= naive.allowed(usual, reference.linear(*exact, activation)) + coarse
 
 
-def test_as_many_channels_are_wide_as_the_kernels_think():
-    assert all(_cpu.wide_channels(k) == wide_channels(k) for k in range(1, 4000))
+def test_python_and_the_kernels_agree_on_the_number_of_outlier_channels():
+    assert all(_cpu.outlier_channels(k) == outlier_channels(k) for k in range(1, 4000))
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(isa, precision, normal, size):
     n, k = size
@@ -118,17 +113,20 @@ def test_sizes(isa, precision, normal, size):
         check(normal(rows, k), weight, bias, "none", isa, precision)
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", [(2304, 768), (768, 3072), (384, 1536)])
 def test_the_models_own_sizes(isa, precision, normal, size):
     n, k = size
     check(normal(17, k), normal(n, k, scale=0.04), normal(n), "none", isa, precision, threads=2)
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
 def test_activations(isa, precision, normal, activation):
     check(normal(33, 64, scale=0.5), normal(50, 64, scale=0.5), normal(50), activation, isa, precision)
 
 
+@each_isa("linear", "bf16")
 def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
     """K = 1, so that each result is one product: of the nearest bf16 numbers, ties to even, and no others."""
     x = np.concatenate(
@@ -145,6 +143,7 @@ def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
     assert np.array_equal(got[0], to_bf16(x[:, 0]))
 
 
+@each_isa("linear", "fp32")
 def test_gelu_everywhere(isa):
     """Every part of the line, the tails and the seams of the approximation; K = 1 hands x through unchanged."""
     x = np.concatenate([np.linspace(-14, 14, 20001), [-100.0, -1e30, 1e30, 0.0, -1e-30, 1e-30]]).astype(np.float32)
@@ -156,7 +155,7 @@ def test_gelu_everywhere(isa):
     assert got[np.abs(x) > 14].tolist() == [0, 0, np.float32(1e30)]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@each_kernel("linear", "bf16", "int8")
 def test_coarse_gelu_everywhere(isa, precision):
     """That of bf16 and int8 operands, at numbers that bf16 keeps; where K = 1, int8 rounds nothing."""
     x = np.unique(to_bf16(np.concatenate([np.linspace(-14, 14, 20001), [-1e30, 1e30, 1e-30]]).astype(np.float32)))
@@ -171,6 +170,7 @@ def test_coarse_gelu_everywhere(isa, precision):
     assert got[x == 0] == 0
 
 
+@each_kernel("linear")
 def test_a_nan_stays_a_nan(isa, precision, normal):
     x = normal(9, 64)
     x[4, 7] = np.nan
@@ -179,6 +179,7 @@ def test_a_nan_stays_a_nan(isa, precision, normal):
     assert np.isfinite(np.delete(got, 4, axis=0)).all()
 
 
+@each_kernel("linear")
 @pytest.mark.parametrize("size", [(49, 513), (768, 768)])
 def test_bits_do_not_depend_on_rows_or_threads(isa, precision, normal, size):
     n, k = size

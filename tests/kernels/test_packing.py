@@ -1,4 +1,4 @@
-"""The bytes of packed weights: they are kept on disk, so a change of them must change the layout's name."""
+"""The bytes of packed weights: they are kept on disk, so a change of them must change the layout's id."""
 
 from __future__ import annotations
 
@@ -13,28 +13,23 @@ from distilfast.backends import cpu
 
 # Rows and columns straddle panels of 16, 24 and 48 columns and blocks of 256 and of 384 of K; K is odd in ffn_out.
 WIDTH, FFN, LABELS = 260, 401, 3
-# What `packed_layout` says, and the CRC-32 of the bytes. Another CRC is another packing: raise `packing` beside the
-# kernel, or `parts_layout` in csrc/cpu/model.cpp, and enter both here anew; this test prints them.
+# The layout of a model's linears, with the head's where it is another, and the CRC-32 of the bytes. Another CRC is
+# another layout: raise the version beside the kernel, or `packed_weights_version` in csrc/cpu/model.cpp, and enter the
+# id and the CRC here anew; the test prints them.
 KNOWN = {
-    "bf16 products, panels of 32, packing 1, parts 1": 0x20D2C1D9,
-    "bf16x3 by fp32 fma, which is more exact and faster here, panels of 24, packing 1, parts 1": 0xD22D969B,
-    "bf16x3 by fp32 fma, which is more exact and faster here, panels of 48, packing 1, parts 1": 0x5F5CA373,
-    "bf16x3 by fp32 operands, summed in fp64, which is more exact, panels of 16, packing 1, parts 1": 0xD38594F1,
-    "bf16x3 products, panels of 32, packing 1, parts 1": 0x587D3E05,
-    "fp32 as six bf16 products, panels of 32, packing 1, parts 1": 0x8F5752CD,
-    "bf16 dot product (vdpbf16ps), panels of 48, packing 1, parts 1": 0x247D5F76,
-    "bf16 operands, summed in fp64, panels of 16, packing 1, parts 1": 0x5053361F,
-    "bf16 operands, widened to fp32 fma, panels of 24, packing 1, parts 1": 0x08A3EB4D,
-    "bf16 operands, widened to fp32 fma, panels of 48, packing 1, parts 1": 0x247D5F76,
-    "fp32 fma, panels of 24, packing 1, parts 1": 0xD22D969B,
-    "fp32 fma, panels of 48, packing 1, parts 1": 0x5F5CA373,
-    "fp32 operands, summed in fp64, panels of 16, packing 1, parts 1": 0xD38594F1,
-    "int8 dot product (vpdpbusd), panels of 24, packing 3; head": 0x7E5D2E49,
-    "int8 dot product (vpdpbusd), panels of 48, packing 3; head": 0x4C6212BB,
-    "int8 products, panels of 32, packing 2; head": 0x30CDA663,
-    "int8 operands, summed in fp64, panels of 16, packing 2; head": 0x810BC001,
-    "int8 operands, widened to int16 (vpmaddwd), panels of 24, packing 3; head": 0x7E5D2E49,
-    "int8 operands, widened to int16 (vpmaddwd), panels of 48, packing 3; head": 0x4C6212BB,
+    "f32/nr48/v1": 0x5F5CA373,
+    "f32/nr24/v1": 0xD22D969B,
+    "f32/unblocked/nr16/v1": 0xD38594F1,
+    "3xbf16/tiles/nr32/v1": 0x8F5752CD,
+    "2xbf16/tiles/nr32/v1": 0x587D3E05,
+    "bf16/nr48/v1": 0x247D5F76,
+    "bf16/nr24/v1": 0x08A3EB4D,
+    "bf16/unblocked/nr16/v1": 0x5053361F,
+    "bf16/tiles/nr32/v1": 0x20D2C1D9,
+    "int8/g64/nr48/v3,head=bf16/nr48/v1": 0x4C6212BB,
+    "int8/g64/nr24/v3,head=bf16/nr24/v1": 0x7E5D2E49,
+    "int8/g64/unblocked/nr16/v2,head=bf16/unblocked/nr16/v1": 0x810BC001,
+    "int8/g64/tiles/nr32/v2,head=bf16/tiles/nr32/v1": 0x30CDA663,
 }
 
 
@@ -60,7 +55,8 @@ def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads:
     tensors = {"embed.word": pattern(9, WIDTH), "embed.position": pattern(7, WIDTH)}
     for name, (n, k) in linears.items():
         tensors |= {f"{name}.weight": pattern(n, k), f"{name}.bias": pattern(n)}
-        tensors |= {f"{name}.centre": pattern(k), f"{name}.wide": np.arange(_cpu.wide_channels(k), dtype=np.float32)}
+        outliers = np.arange(_cpu.outlier_channels(k), dtype=np.float32)
+        tensors |= {f"{name}.channel_shift": pattern(k), f"{name}.outlier_channels": outliers}
     for name in ("embed.norm", "layer.0.attention_norm", "layer.0.output_norm"):
         tensors |= {f"{name}.weight": pattern(WIDTH), f"{name}.bias": pattern(WIDTH)}
     return _cpu.Encoder(
@@ -80,17 +76,24 @@ def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads:
 
 
 def test_the_bytes_of_a_layout_are_the_known_ones(isa: str, precision: str) -> None:
-    layout = re.sub(r" \((simulated|tdp\w+)\)", "", _cpu.packed_layout(isa, precision))
-    if precision == "int8":  # whose head is bf16, in a layout that stands above
-        layout, head, rest = layout.partition("; head")
-        assert rest.removeprefix(" ") in KNOWN
-        layout += head
+    layout, head, weights = _cpu.packed_layout(isa, precision).split(",")
+    assert weights == "weights=v1"
+    if head != f"head={layout}":
+        layout += f",{head}"
     crc = zlib.crc32(encoder(isa, precision).packed)
     assert KNOWN.get(layout) == crc, f"{layout!r}: 0x{crc:08X},"
 
 
+def test_an_id_is_short_and_without_prose(isa: str, precision: str) -> None:
+    """Kernels that write the same bytes share it: off AMX fp32 and bf16x3 do."""
+    layout = _cpu.packed_layout(isa, precision)
+    assert re.fullmatch(r"[0-9a-z/=,]+", layout)
+    if "amx" not in isa:
+        assert _cpu.packed_layout(isa, "bf16x3") == _cpu.packed_layout(isa, "fp32")
+
+
 def test_every_byte_is_packed(isa: str, precision: str) -> None:
-    """Not left as memory was, between the parts and behind them either: the second image lies where the first did."""
+    """No byte is left as the memory was, in the padding either: the second block lies where the first did."""
     first = encoder(isa, precision).packed.copy()
     assert encoder(isa, precision, threads=1).packed.tobytes() == first.tobytes()
 
@@ -107,9 +110,9 @@ def test_packed_weights_are_read_in_place_and_answer_alike(isa: str, precision: 
         assert one.tobytes() == other.tobytes()
 
 
-def test_an_image_of_another_size_is_refused(isa: str, precision: str) -> None:
+def test_packed_weights_of_another_size_are_refused(isa: str, precision: str) -> None:
     packed = encoder(isa, precision).packed
-    with pytest.raises(ValueError, match="does not have the model's size"):
+    with pytest.raises(ValueError, match="do not have the model's size"):
         encoder(isa, precision, packed[:-1])
 
 

@@ -152,21 +152,21 @@ def test_tanh_near_zero_and_far_out(normal):
 
 GPU_FAMILIES = tuning.FAMILIES if DEVICE == "cpu" else (backend.family(torch.device(DEVICE)),)
 EVERY_TILE = {
-    (is_narrow, tuning.tile(op, gpu, is_narrow, rows))
-    for op in ("linear", "linear_gelu", "linear_parts")
+    (is_half, tuning.tile(op, gpu, is_half, rows))
+    for op in ("linear", "linear_gelu", "linear_split_k")
     for gpu in GPU_FAMILIES
-    for is_narrow in (True, False)
+    for is_half in (True, False)
     for rows in (1 << n for n in range(4, 17))
 }
 
 
-@pytest.mark.parametrize(("is_narrow", "tile"), sorted(EVERY_TILE, key=str), ids=str)
-def test_linear_every_tile_of_the_table(normal, is_narrow, tile):
+@pytest.mark.parametrize(("is_half", "tile"), sorted(EVERY_TILE, key=str), ids=str)
+def test_linear_every_tile_of_the_table(normal, is_half, tile):
     """One row and one column more than a tile holds, and a depth that no part divides."""
     rows, n, k = tile.block_m + 1, tile.block_n + 1, 2 * tile.block_k + 8
-    precision = "fp16" if is_narrow else "fp32"
+    precision = "fp16" if is_half else "fp32"
     x, weight, bias = (NARROW[precision](a) for a in (normal(rows, k), normal(n, k, scale=0.1), normal(n)))
-    out = poisoned(tile.parts, rows, n)
+    out = poisoned(tile.split_k, rows, n)
     linear(on_device(x, precision), on_device(weight, precision), on_device(bias), "none", out, counted(rows), tile)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)))
     check(out.sum(dim=0).cpu().numpy(), truth, naive.linear(x, weight, bias))

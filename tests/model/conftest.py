@@ -8,29 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isas import isas
 
 from distilfast import Engine
-from distilfast.backends import cpu
 from distilfast.synthetic import write_checkpoint
 
-_THERE = {} if cpu.unavailable() else cpu.isas()
-SHARED = ("avx512_vnni", "avx2_vnni") if _THERE.get("avx512_bf16") else ("avx2_vnni",)
-"""The ISAs that have nothing of their own here but int8 products, those of avx2_vnni have a test of their own."""
 
-
-def _isas() -> list[object]:
-    """Every other ISA of the extension, and simulated AMX; those that this processor has not are skipped and say so."""
-    missing = cpu.unavailable()
-    supported = {name: there for name, there in _THERE.items() if name not in SHARED} or {"none": False}
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(not there, reason=missing or f"this processor has no {name}"))
-        for name, there in (supported | {"amx_simulated": True}).items()
-    ]
-
-
-@pytest.fixture(params=_isas())
+@pytest.fixture(params=isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set in turn, forced by DISTILFAST_ISA for whatever is loaded in the test."""
+    """Each instruction set with functions of its own in fp32, forced by DISTILFAST_ISA for whatever a test loads."""
     if request.param == "amx_simulated":
         request.getfixturevalue("amx_simulated")
     monkeypatch.setenv("DISTILFAST_ISA", request.param)

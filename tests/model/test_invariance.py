@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isas import isas_and_precisions
 
 from distilfast import Engine, PackedBatch
 from distilfast.backends import cpu
@@ -28,6 +29,8 @@ LENGTHS = (250, 192, 130, 129, 128, 127, 96, 65, 64, 63, 47, 33, 32, 31, 30, 17,
 THREADS = (1, 2, 3, 7)
 TASKS = ("feature-extraction", "text-classification", "fill-mask")
 VOCABULARY, MASK = 300, 299
+
+each_kernel = pytest.mark.parametrize(("isa", "precision"), isas_and_precisions(*cpu.PRECISIONS), indirect=["isa"])
 
 Answers = list[np.ndarray]
 """For each sequence what the task gives for it: hidden states, or logits."""
@@ -110,7 +113,7 @@ def test_any_place_in_a_batch(
     assert_same([together[0], *together[-2:]], [wanted] * 3)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@each_kernel
 @pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
 def test_rows_that_nobody_reads_change_nothing(
     checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], task: str, precision: str
@@ -127,7 +130,7 @@ def test_rows_that_nobody_reads_change_nothing(
             assert_same(list(engine(ids, mask, **asked).logits), skipped)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@each_kernel
 def test_any_rows_of_a_masked_lm(
     checkpoint: Callable[[str], Path], forced_engine: Load, sequences: list[list[int]], precision: str
 ) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from identities import SIMULATED
+from isas import isas_and_precisions
 
 from distilfast import Engine, parity
 from distilfast.backends import cpu
@@ -15,11 +17,11 @@ WIDE = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "vocab_size": 256, "max_pos
 """Widths that end inside a panel and inside a block of K."""
 
 
-@pytest.fixture(params=[name for name in cpu.PRECISIONS if name != "fp32"])
-def precision(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+PRECISIONS = [name for name in cpu.PRECISIONS if name != "fp32"]
+each_kernel = pytest.mark.parametrize(("isa", "precision"), isas_and_precisions(*PRECISIONS), indirect=["isa"])
 
 
+@each_kernel
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 def test_every_intermediate_keeps_its_budget(tiny_checkpoint: Make, isa: str, precision, model_type):
     directory = tiny_checkpoint(model_type, "fill-mask", config=WIDE if model_type == "distilbert" else {})
@@ -38,6 +40,7 @@ def test_int8_products_of_256_bits_keep_their_budget(tiny_checkpoint: Make, monk
     assert parity.check_invariance(directory, backend="cpu", precision="int8").passed
 
 
+@each_kernel
 def test_full_size_keeps_its_budget(full_checkpoint: Callable[[str], Path], isa: str, precision):
     if isa == "ref":
         pytest.skip("plain C++ takes minutes for a model of this size")
@@ -45,17 +48,21 @@ def test_full_size_keeps_its_budget(full_checkpoint: Callable[[str], Path], isa:
     assert report.passed, report.sentence
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_trained_weights_keep_their_budget(minilm: Path, precision):
     report = parity.compare(minilm, backend="cpu", precision=precision)
     assert report.passed, report.sentence
 
 
+@each_kernel
 def test_batch_and_threads_change_no_bit(tiny_checkpoint: Make, isa: str, precision):
     directory = tiny_checkpoint("distilbert", "text-classification", config=WIDE)
     outcome = parity.check_invariance(directory, backend="cpu", precision=precision)
     assert outcome.passed
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("isa", [name for name, there in cpu.isas().items() if there] + [SIMULATED], indirect=True)
 def test_info_says_how_it_is_computed(tiny_checkpoint: Make, isa: str, precision):
     info = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend="cpu", precision=precision).info()
     assert info["arithmetic"].startswith(f"{precision} ")

@@ -24,7 +24,7 @@ if reason := backend.unavailable():
 
 import torch
 
-from distilfast.kernels import program, tuning
+from distilfast.kernels import runner, tuning
 from distilfast.weights import Weights
 
 Make = Callable[..., Path]
@@ -116,14 +116,14 @@ def test_pieces_answer_as_one_batch(checkpoint: Path, monkeypatch):
 def test_out_of_memory_halves_the_batch_and_the_engine_works_on(checkpoint: Path, monkeypatch):
     engine, batch = load(checkpoint), batch_of()
     wanted = engine.logits(batch)
-    run, most = program.Program.run, 50
+    run, most = runner.ShapeRunner.run, 50
 
     def limited(self: Any, batch: PackedBatch, *rest: Any) -> Any:
         if batch.num_tokens > most:
             raise torch.OutOfMemoryError
         return run(self, batch, *rest)
 
-    monkeypatch.setattr(program.Program, "run", limited)
+    monkeypatch.setattr(runner.ShapeRunner, "run", limited)
     assert same(engine.logits(batch), wanted)
     most = 20
     with pytest.raises(BackendError, match=r"has too little memory for a sequence of 40 tokens\.$"):

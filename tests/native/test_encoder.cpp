@@ -45,7 +45,7 @@ struct Fixture {
   Fixture(const Kernels& kernels, int threads) {
     encoder = std::make_unique<Encoder>(
         shape, head, [this](const std::string& name) { return tensors(name); }, kernels, Precision::fp32,
-        std::span<const float>(), threads);
+        std::span<const std::byte>(), threads);
   }
 };
 
@@ -92,14 +92,14 @@ TEST(an_encoder_over_packed_weights_asks_for_no_linear) {
       };
       const Encoder packs(shape, head, find, *kernels, precision, {}, 2);
       only_norms = true;
-      const std::span<const float> packed = packs.model().image.floats();
+      const std::span<const std::byte> packed = packs.model().packed_weights.bytes();
       const Encoder reads(shape, head, find, *kernels, precision, packed, 2);
-      CHECK(reads.model().image.floats().data() == packed.data());
+      CHECK(reads.model().packed_weights.bytes().data() == packed.data());
       const Batch batch({3, 40, 1, 17});
       CHECK(head_of(reads, batch) == head_of(packs, batch));
       bool refused = false;
       try {
-        const Encoder wrong(shape, head, find, *kernels, precision, packed.first(packed.size() - 16), 2);
+        const Encoder wrong(shape, head, find, *kernels, precision, packed.first(packed.size() - 64), 2);
       } catch (const std::invalid_argument&) {
         refused = true;
       }
@@ -107,15 +107,16 @@ TEST(an_encoder_over_packed_weights_asks_for_no_linear) {
     }
 }
 
-TEST(an_image_has_the_same_bytes_with_any_threads) {
+TEST(packed_weights_have_the_same_bytes_with_any_threads) {
   for (const Kernels* kernels : supported_kernels()) {
     const Fixture one(*kernels, 1), more(*kernels, 3);
-    const std::span<const float> a = one.encoder->model().image.floats(), b = more.encoder->model().image.floats();
+    const std::span<const std::byte> a = one.encoder->model().packed_weights.bytes(),
+                                     b = more.encoder->model().packed_weights.bytes();
     CHECK(a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
   }
 }
 
-// Sizes straddle the eight lanes and the parts that threads take.
+// Sizes straddle the eight lanes and the pieces that threads take.
 TEST(a_checksum_sees_every_changed_bit_whoever_computes_it) {
   Team one(1), more(3);
   for (const std::size_t size : {1, 63, 64, 65, 1 << 20, (1 << 20) + 1, (3 << 20) - 1}) {

@@ -5,7 +5,7 @@
 #include <new>
 
 #include "check.h"
-#include "cpu/stages.h"
+#include "cpu/parallel.h"
 
 using namespace distilfast;
 
@@ -19,18 +19,18 @@ bool close(const std::vector<float>& a, const std::vector<float>& b, float toler
   return true;
 }
 
-// So many floats on a cache line and not one more: the sanitizer watches what lies behind them.
+// So many bytes on a cache line and not one more: the sanitizer watches what lies past them.
 class Exactly {
  public:
-  explicit Exactly(Index floats)
-      : data_(static_cast<float*>(::operator new(static_cast<std::size_t>(floats) * sizeof(float), line))) {}
+  explicit Exactly(Index bytes)
+      : data_(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), line))) {}
   ~Exactly() { ::operator delete(data_, line); }
   Exactly(const Exactly&) = delete;
-  float* data() const { return data_; }
+  std::byte* data() const { return data_; }
 
  private:
   static constexpr std::align_val_t line{64};
-  float* data_;
+  std::byte* data_;
 };
 
 // The same operation by one ISA and by ref, compared.
@@ -42,15 +42,15 @@ void against_ref(Run run, float tolerance = 1e-4f) {
 }
 
 std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
-  const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3), centre = numbers(k, 4);
-  std::vector<std::int32_t> wide;
-  for (Index i = 0; i < wide_channels(k); ++i) wide.push_back(static_cast<std::int32_t>(i));
+  const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3), channel_shift = numbers(k, 4);
+  std::vector<std::int32_t> outlier_channels;
+  for (Index i = 0; i < outlier_count(k); ++i) outlier_channels.push_back(static_cast<std::int32_t>(i));
   const Buffer packed(Dense::packed_size(kernels, n, k));
-  Dense::pack(kernels, {w.data(), n, k, centre.data(), wide.data()}, b.data(), packed.data(), team);
+  Dense::pack(kernels, {w.data(), n, k, channel_shift.data(), outlier_channels.data()}, b.data(), packed.data(), team);
   const Dense dense(kernels, n, k, packed.data());
-  const Exactly operands(kernels.operands_size(rows, k));
+  const Exactly packed_a(kernels.packed_a_size(rows, k));
   std::vector<float> out(rows * n);
-  linear_stage(dense, x.data(), rows, act, out.data(), operands.data(), false, team);
+  parallel_linear(dense, x.data(), rows, act, out.data(), packed_a.data(), false, team);
   return out;
 }
 
@@ -72,7 +72,7 @@ TEST(linear_matches_ref) {
           });
 }
 
-// Each ISA rounds other groups, as tests/kernels/test_linear.py knows: that test is exact.
+// Each ISA quantises slightly other values, which tests/kernels/test_linear.py accounts for exactly.
 TEST(int8_linear_is_near_ref) {
   Team team(1);
   for (const Index rows : row_counts)
@@ -98,12 +98,13 @@ TEST(attention_matches_ref) {
         against_ref(
             [&](const Kernels& all, Team& team) {
               const AttentionKernels& kernels = all.attention(precision);
-              std::vector<float> scratch(kernels.scratch(d, std::max(length, 3))), out(ends.back() * width);
+              const Exactly scratch(kernels.scratch(d, std::max(length, 3)));
+              std::vector<float> out(ends.back() * width);
               std::vector<float> probabilities(heads * (length * length + 9));
               const Attention op{qkv.data(), qkv.data() + width, qkv.data() + 2 * width,
                                  3 * width,  3 * width,          d,
                                  0.3f,       out.data(),         width};
-              attention_stage(kernels, op, plan, {scratch.data(), 0}, probabilities.data(), team);
+              parallel_attention(kernels, op, plan, {scratch.data(), 0}, probabilities.data(), team);
               out.insert(out.end(), probabilities.begin(), probabilities.end());
               return out;
             },
@@ -123,9 +124,9 @@ TEST(embed_and_add_layer_norm_match_ref) {
         const Embed op{ids.data(),  positions.data(), types ? kinds.data() : nullptr,
                        word.data(), position.data(),  types ? type.data() : nullptr,
                        norm.view(), x.data()};
-        embed_stage(kernels, op, 3, team);
-        add_layer_norm_stage(kernels, norm, x.data(), residual.data(), 3, y.data(), team);
-        add_layer_norm_stage(kernels, norm, y.data(), nullptr, 3, y.data(), team);
+        parallel_embed(kernels, op, 3, team);
+        parallel_add_layer_norm(kernels, norm, x.data(), residual.data(), 3, y.data(), team);
+        parallel_add_layer_norm(kernels, norm, y.data(), nullptr, 3, y.data(), team);
         x.insert(x.end(), y.begin(), y.end());
         return x;
       });

@@ -1,5 +1,5 @@
 // add_layer_norm: out = (y - mean(y)) / sqrt(var(y) + eps) * weight + bias with y = x + residual, [T, D] -> [T, D],
-// in plain C++: sums in double, two passes.
+// in plain C++: accumulated in double, in two passes.
 #pragma once
 
 #include <cmath>

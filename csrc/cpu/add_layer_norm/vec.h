@@ -9,12 +9,12 @@
 namespace distilfast {
 namespace {
 
-// Calls part(column, lanes) along a row: whole vectors, then what is left.
-template <class Part>
-inline void in_columns(Index width, Part part) {
+// Calls body(column, lanes) along a row: whole vectors, then what is left.
+template <class Body>
+inline void in_columns(Index width, Body body) {
   Index column = 0;
-  for (; column + Vec::width <= width; column += Vec::width) part(column, Index{Vec::width});
-  if (column < width) part(column, width - column);
+  for (; column + Vec::width <= width; column += Vec::width) body(column, Index{Vec::width});
+  if (column < width) body(column, width - column);
 }
 
 // Normalises a row in place.

@@ -1,4 +1,4 @@
-// attention: out = softmax(q kt / sqrt(d)) v for one head of one sequence, in plain C++: sums in double.
+// attention: out = softmax(q kt / sqrt(d)) v for one head of one sequence, in plain C++, accumulated in double.
 #pragma once
 
 #include <cmath>
@@ -9,36 +9,37 @@
 namespace distilfast {
 namespace {
 
-Index attention_scratch(Index, Index keys) { return keys; }
+Index attention_scratch(Index, Index keys) { return keys * Index{sizeof(float)}; }
 
-// Operands are rounded: q, k, v and the probabilities before they are divided by their sum.
+// The operands, rounded to their type, are q, k, v and the probabilities before these are divided by their sum.
 template <class Operands>
-void attention(const Attention& op, const AttentionPart& part, float* scratch) {
+void attention(const Attention& op, const AttentionTask& task, std::byte* scratch) {
+  float* scores = view<float>(scratch);
   const auto operand = [](float x) { return static_cast<double>(Operands::round(x)); };
-  const Index keys = part.keys.end - part.keys.begin, d = op.head_size;
-  for (Index row = part.queries.begin; row < part.queries.end; ++row) {
-    const float* q = op.q + row * op.q_stride + part.head * d;
-    const float* k = op.k + part.keys.begin * op.kv_stride + part.head * d;
-    const float* v = op.v + part.keys.begin * op.kv_stride + part.head * d;
+  const Index keys = task.keys.end - task.keys.begin, d = op.head_size;
+  for (Index row = task.queries.begin; row < task.queries.end; ++row) {
+    const float* q = op.q + row * op.q_stride + task.head * d;
+    const float* k = op.k + task.keys.begin * op.kv_stride + task.head * d;
+    const float* v = op.v + task.keys.begin * op.kv_stride + task.head * d;
     double high = -INFINITY, total = 0.0;
     for (Index j = 0; j < keys; ++j) {
       double score = 0.0;
       for (Index c = 0; c < d; ++c) score += operand(q[c]) * operand(k[j * op.kv_stride + c]);
-      scratch[j] = static_cast<float>(score * op.scale);
-      high = scratch[j] > high ? scratch[j] : high;
+      scores[j] = static_cast<float>(score * op.scale);
+      high = scores[j] > high ? scores[j] : high;
     }
     for (Index j = 0; j < keys; ++j) {
-      scratch[j] = static_cast<float>(std::exp(scratch[j] - high));
-      total += scratch[j];
+      scores[j] = static_cast<float>(std::exp(scores[j] - high));
+      total += scores[j];
     }
     for (Index c = 0; c < d; ++c) {
       double sum = 0.0;
-      for (Index j = 0; j < keys; ++j) sum += operand(scratch[j]) * operand(v[j * op.kv_stride + c]);
-      op.out[row * op.out_stride + part.head * d + c] = static_cast<float>(sum / total);
+      for (Index j = 0; j < keys; ++j) sum += operand(scores[j]) * operand(v[j * op.kv_stride + c]);
+      op.out[row * op.out_stride + task.head * d + c] = static_cast<float>(sum / total);
     }
-    if (part.probabilities)
+    if (task.probabilities)
       for (Index j = 0; j < keys; ++j)
-        part.probabilities[(row - part.queries.begin) * keys + j] = static_cast<float>(scratch[j] / total);
+        task.probabilities[(row - task.queries.begin) * keys + j] = static_cast<float>(scores[j] / total);
   }
 }
 

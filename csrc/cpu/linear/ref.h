@@ -1,4 +1,4 @@
-// linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], in plain C++: every sum in double, rounded once.
+// linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], in plain C++: accumulated in double, rounded once.
 #pragma once
 
 #include <cmath>
@@ -9,21 +9,20 @@
 namespace distilfast {
 namespace {
 
-// Sixteen columns at a time, [k][column], so that a compiler for any machine finds something to vectorise.
+// Packed W: panels of sixteen columns, [k][column], without k-blocks: any compiler can vectorise over the columns.
 constexpr Index panel = 16;
-constexpr Index part_step = 1;
-constexpr Index part_rows = 256;
+constexpr Index mc_multiple = 1;
+constexpr Index mc = 256;
 
-// Raise this with every change of the bytes that `pack_linear` writes: packed weights outlive the program on disk, and
-// what another version wrote is not read. tests/kernels/test_packing.py knows the bytes of each version.
-constexpr int packing = 1;
-
-struct AsItIs {
+// Types of operands. Raise a version with every change of the packed bytes: see linear/vec.h.
+struct Fp32 {
+  static constexpr PackedLayout layout{"f32/unblocked", 1};
   static float round(float x) { return x; }
 };
 
-// To the nearest bf16, ties to even; kept as fp32.
-struct ToBf16 {
+// To the nearest bf16, ties to even; stored as fp32.
+struct Bf16 {
+  static constexpr PackedLayout layout{"bf16/unblocked", 1};
   static float round(float x) {
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -33,17 +32,18 @@ struct ToBf16 {
   }
 };
 
-Index packed_size(Index n, Index k) { return (n + panel - 1) / panel * panel * k; }
+Index packed_size(Index n, Index k) { return (n + panel - 1) / panel * panel * k * Index{sizeof(float)}; }
 
 template <class Operands>
-void pack_linear(const LinearSource& source, Range panels, float* packed) {
+void pack_linear(const LinearSource& source, Range panels, std::byte* packed) {
+  float* to = view<float>(packed);
   const float* weight = source.weight;
   const Index n = source.n, k_total = source.k;
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index k = 0; k < k_total; ++k)
       for (Index j = 0; j < panel; ++j) {
         const Index row = p * panel + j;
-        packed[(p * k_total + k) * panel + j] = row < n ? Operands::round(weight[row * k_total + k]) : 0.0f;
+        to[(p * k_total + k) * panel + j] = row < n ? Operands::round(weight[row * k_total + k]) : 0.0f;
       }
 }
 
@@ -61,8 +61,8 @@ inline double apply(Activation activation, double x) {
   return x;
 }
 
-Index no_operands(Index, Index) { return 0; }
-void make_no_operands(const Linear&, Range) {}
+Index no_packed_a(Index, Index) { return 0; }
+void pack_no_a(const Linear&, Range) {}
 
 // x [T, depth] and W as packed from `weight` on.
 template <class Operands>
@@ -73,26 +73,27 @@ void multiply(const Linear& op, const float* x, Index x_stride, const float* wei
     for (Index row = rows.begin; row < rows.end; ++row) {
       const float* a = x + row * x_stride;
       const float* w = weight + p * depth * panel;
-      double sum[panel] = {};
+      double accumulators[panel] = {};
       for (Index k = 0; k < depth; ++k)
-        for (Index j = 0; j < panel; ++j) sum[j] += static_cast<double>(Operands::round(a[k])) * w[k * panel + j];
+        for (Index j = 0; j < panel; ++j)
+          accumulators[j] += static_cast<double>(Operands::round(a[k])) * w[k * panel + j];
       for (Index j = 0; j < panel && p * panel + j < n; ++j) {
         const Index column = p * panel + j;
         op.out[row * op.out_stride + column] =
-            static_cast<float>(apply(op.activation, sum[j] + op.packed.bias[column]));
+            static_cast<float>(apply(op.activation, accumulators[j] + op.packed.bias[column]));
       }
     }
 }
 
 template <class Operands>
 void linear(const Linear& op, Range rows, Range panels) {
-  multiply<Operands>(op, op.x, op.x_stride, op.packed.weight, op.packed.k, rows, panels);
+  multiply<Operands>(op, op.x, op.x_stride, view<float>(op.packed.weight), op.packed.k, rows, panels);
 }
 
 template <class Operands>
 constexpr LinearKernels linear_kernels(const char* arithmetic) {
-  return {arithmetic,  packing,          panel,           part_step, part_rows, packed_size, pack_linear<Operands>,
-          no_operands, make_no_operands, linear<Operands>};
+  return {arithmetic,  Operands::layout,      panel,       mc_multiple, mc,
+          packed_size, pack_linear<Operands>, no_packed_a, pack_no_a,   linear<Operands>};
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct Vec {
   static Vec zero() { return {_mm256_setzero_ps()}; }
   static Vec all(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  // The first n floats, zeros behind them; nothing is read past them.
+  // The first n floats, zero-padded past n; nothing is read past them.
   static Vec load(const float* p, long n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, long n) const { _mm256_maskstore_ps(p, first(n), v); }
@@ -25,13 +25,14 @@ struct Vec {
   }
 };
 
-// Eight int32, the sums of int8 products.
+// Eight int32, the accumulators of int8 products, or eight k-packs.
 struct IntVec {
   __m256i v;
 
   static IntVec zero() { return {_mm256_setzero_si256()}; }
   static IntVec all(int x) { return {_mm256_set1_epi32(x)}; }
-  void store(float* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static IntVec load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+  void store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -52,23 +53,21 @@ inline Vec scale(Vec a, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
-// The first n lanes of a, zeros behind them.
+// The first n lanes of a, zero-padded past n.
 inline Vec keep(Vec a, long n) {
   const __m256 lane = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
   return {_mm256_and_ps(a.v, _mm256_cmp_ps(lane, _mm256_set1_ps(static_cast<float>(n)), _CMP_LT_OQ))};
 }
-// Both numbers of a slot of bf16, widened; and the nearest bf16 number, as fp32 (not for NaN).
-inline Vec lower_bf16(Vec a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 16))}; }
-inline Vec upper_bf16(Vec a) {
-  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(-65536)))};
-}
+// Either value of a bf16 k-pack, widened to fp32; and the nearest bf16 value, as fp32 (not for NaN).
+inline Vec lower_bf16(IntVec a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(a.v, 16))}; }
+inline Vec upper_bf16(IntVec a) { return {_mm256_castsi256_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(-65536)))}; }
 inline Vec round_to_bf16(Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
   return {_mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)))};
 }
-// Lanes whose numbers differ by Distance change places.
+// Exchanges the lanes whose numbers differ by Distance.
 template <int Distance>
 inline Vec exchange(Vec a) {
   if constexpr (Distance == 1)
@@ -102,19 +101,15 @@ inline void store_int8(const IntVec (&a)[4], To to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to(0)), _mm256_castsi256_si128(all));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to(1)), _mm256_extracti128_si256(all, 1));
 }
-// Bytes 0 and 2, or 1 and 3, of each four, none of them negative; and sums of the products of such pairs.
-inline Vec even_bytes_to_int16(Vec a) {
-  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi16(0xff)))};
-}
-inline Vec odd_bytes_to_int16(Vec a) { return {_mm256_castsi256_ps(_mm256_srli_epi16(_mm256_castps_si256(a.v), 8))}; }
-inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
-  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
+// Bytes 0 and 2, or 1 and 3, of each four unsigned bytes, as int16; and sums of the products of such pairs.
+inline IntVec even_bytes_to_int16(IntVec a) { return {_mm256_and_si256(a.v, _mm256_set1_epi16(0xff))}; }
+inline IntVec odd_bytes_to_int16(IntVec a) { return {_mm256_srli_epi16(a.v, 8)}; }
+inline IntVec add_int16_products(IntVec a, IntVec b, IntVec sum) {
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
 }
 #if defined(__AVXVNNI__)
 // Sums of the products of four bytes, a's unsigned and b's signed.
-inline IntVec add_int8_products(Vec a, Vec b, IntVec sum) {
-  return {_mm256_dpbusd_avx_epi32(sum.v, _mm256_castps_si256(a.v), _mm256_castps_si256(b.v))};
-}
+inline IntVec add_int8_products(IntVec a, IntVec b, IntVec sum) { return {_mm256_dpbusd_avx_epi32(sum.v, a.v, b.v)}; }
 #endif
 // rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then halves of registers.
 inline void transpose(Vec (&rows)[8]) {

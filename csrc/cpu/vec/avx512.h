@@ -14,7 +14,7 @@ struct Vec {
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec all(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  // The first n floats, zeros behind them; nothing is read past them.
+  // The first n floats, zero-padded past n; nothing is read past them.
   static Vec load(const float* p, long n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, long n) const { _mm512_mask_storeu_ps(p, first(n), v); }
@@ -23,14 +23,14 @@ struct Vec {
   static __mmask16 first(long n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
-// Sixteen int32, the sums of int8 products.
+// Sixteen int32, the accumulators of int8 products, or sixteen k-packs.
 struct IntVec {
   __m512i v;
 
   static IntVec zero() { return {_mm512_setzero_si512()}; }
   static IntVec all(int x) { return {_mm512_set1_epi32(x)}; }
-  static IntVec load(const float* p) { return {_mm512_loadu_si512(p)}; }
-  void store(float* p) const { _mm512_storeu_si512(p, v); }
+  static IntVec load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  void store(void* p) const { _mm512_storeu_si512(p, v); }
 };
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -48,20 +48,18 @@ inline Vec less(Vec a, Vec b, Vec then, Vec otherwise) {
 }
 // a * 2^n for integral n.
 inline Vec scale(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-// The first n lanes of a, zeros behind them.
+// The first n lanes of a, zero-padded past n.
 inline Vec keep(Vec a, long n) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1u), a.v)}; }
-// Both numbers of a slot of bf16, widened; and the nearest bf16 number, as fp32 (not for NaN).
-inline Vec lower_bf16(Vec a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))}; }
-inline Vec upper_bf16(Vec a) {
-  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(-65536)))};
-}
+// Either value of a bf16 k-pack, widened to fp32; and the nearest bf16 value, as fp32 (not for NaN).
+inline Vec lower_bf16(IntVec a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+inline Vec upper_bf16(IntVec a) { return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))}; }
 inline Vec round_to_bf16(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
   return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
 }
-// Lanes whose numbers differ by Distance change places.
+// Exchanges the lanes whose numbers differ by Distance.
 template <int Distance>
 inline Vec exchange(Vec a) {
   if constexpr (Distance == 1)
@@ -97,19 +95,15 @@ inline void store_int8(const IntVec (&a)[4], To to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to(2)), _mm512_extracti32x4_epi32(all, 2));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to(3)), _mm512_extracti32x4_epi32(all, 3));
 }
-// Bytes 0 and 2, or 1 and 3, of each four, none of them negative; and sums of the products of such pairs.
-inline Vec even_bytes_to_int16(Vec a) {
-  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi16(0xff)))};
-}
-inline Vec odd_bytes_to_int16(Vec a) { return {_mm512_castsi512_ps(_mm512_srli_epi16(_mm512_castps_si512(a.v), 8))}; }
-inline IntVec add_int16_products(Vec a, Vec b, IntVec sum) {
-  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+// Bytes 0 and 2, or 1 and 3, of each four unsigned bytes, as int16; and sums of the products of such pairs.
+inline IntVec even_bytes_to_int16(IntVec a) { return {_mm512_and_si512(a.v, _mm512_set1_epi16(0xff))}; }
+inline IntVec odd_bytes_to_int16(IntVec a) { return {_mm512_srli_epi16(a.v, 8)}; }
+inline IntVec add_int16_products(IntVec a, IntVec b, IntVec sum) {
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
 }
 #if defined(__AVX512VNNI__)
 // Sums of the products of four bytes, a's unsigned and b's signed.
-inline IntVec add_int8_products(Vec a, Vec b, IntVec sum) {
-  return {_mm512_dpbusd_epi32(sum.v, _mm512_castps_si512(a.v), _mm512_castps_si512(b.v))};
-}
+inline IntVec add_int8_products(IntVec a, IntVec b, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
 #endif
 // rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then quarters of registers.
 inline void transpose(Vec (&rows)[16]) {
@@ -139,6 +133,14 @@ inline void transpose(Vec (&rows)[16]) {
     rows[c].v = _mm512_shuffle_f32x4(even, even2, 0x88), rows[8 + c].v = _mm512_shuffle_f32x4(even, even2, 0xdd);
     rows[4 + c].v = _mm512_shuffle_f32x4(odd, odd2, 0x88), rows[12 + c].v = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
   }
+}
+inline void transpose(IntVec (&rows)[16]) {
+  Vec lanes[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) lanes[i].v = _mm512_castsi512_ps(rows[i].v);
+  transpose(lanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i].v = _mm512_castps_si512(lanes[i].v);
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }

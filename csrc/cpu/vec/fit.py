@@ -1,7 +1,7 @@
 """Prints the polynomial coefficients of math.h: python csrc/cpu/vec/fit.py (needs numpy and mpmath).
 
 Each is a weighted least-squares fit on Chebyshev nodes, reweighted until the error is level (Lawson's method), in
-long double, then rounded to float32. The figure behind each is the largest error of the rounded polynomial when it is
+long double, then rounded to float32. The figure beside each is the largest error of the rounded polynomial when it is
 evaluated exactly.
 """
 
@@ -12,12 +12,12 @@ mp.mp.dps = 40
 
 
 def relative(x, y):
-    """Weight of an error: one part of the function's value counts the same everywhere."""
+    """Weight of an error: errors relative to the function's value count the same everywhere."""
     return 1 / np.abs(y)
 
 
 def absolute(x, y):
-    """Weight of an error: all the same."""
+    """Weight of an error: absolute errors count the same everywhere."""
     return np.ones_like(y)
 
 
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     half = float(mp.log(2) / 2)
     show("exp_poly", *fit(mp.exp, -half, half, 6, relative))
     show("exp2_poly", *fit(lambda x: mp.mpf(2) ** x, -0.5, 0.5, 6, relative))
-    # 1 + x q(x), so that 2^0 is exact; what q is off by, 2^x is by at most (1 - 2^-x) of it, 0.42 at x = -1/2.
+    # 1 + x q(x), so that 2^0 is exact; a relative error of q becomes at most (2^-x - 1) of it in 2^x, 0.42 at x = -1/2.
     coefficients, error = fit(lambda x: (mp.mpf(2) ** x - 1) / x, -0.5, 0.5, 3, relative)
     show("coarse_exp2_poly", [1.0, *coefficients], 0.42 * error)
     show("erf_poly", *fit(lambda t: mp.erf(mp.sqrt(t)) / mp.sqrt(t), 1e-9, 0.85, 6, relative))

@@ -36,7 +36,7 @@ inline Vec polynomial(const float (&coefficients)[N], Vec x) {
 inline Vec exp(Vec x) {
   x = min(Vec::all(88.0f), max(Vec::all(-87.3f), x));  // this order keeps a NaN
   const Vec n = round(x * Vec::all(1.44269504f));
-  // log(2) in two parts: the first has few enough bits for n * part to be exact.
+  // log(2) as a sum of two: the first has few enough bits for its product with n to be exact.
   const Vec r = fma(n, Vec::all(-1.42860677e-06f), fma(n, Vec::all(-0.693145752f), x));
   return scale(polynomial(exp_poly, r), n);
 }
@@ -50,8 +50,8 @@ inline Vec exp2(Vec x, const float (&coefficients)[N]) {
   return scale(polynomial(coefficients, x - n), n);
 }
 
-// x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf; further
-// out by 1 - erfc, whose logarithm is nearly a parabola. The left tail is x erfc / 2, so nothing cancels there.
+// x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, the exact form (arXiv 1606.08415). Near zero by the series of erf, elsewhere
+// by 1 - erfc, whose logarithm is nearly a parabola. The left tail is x erfc / 2, so nothing cancels there.
 inline Vec gelu(Vec x) {
   const Vec half = Vec::all(0.5f);
   const Vec z = x * Vec::all(0.707106781f);
@@ -72,7 +72,7 @@ inline Vec coarse_gelu(Vec x) {
   return fma(distance, polynomial(gelu_tail_poly, centred), max(x, Vec::zero()));
 }
 
-// Which of them the operands of a `linear` deserve: their `Gelu`.
+// The precision of GELU that fits the operands of a `linear`: their `Gelu`.
 struct ExactGelu {
   static Vec of(Vec x) { return gelu(x); }
 };

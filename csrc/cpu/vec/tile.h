@@ -1,10 +1,11 @@
-// The matrix product that `linear` and `attention` rest on: C [rows, columns] = A [rows, depth] B [depth, columns] for
-// a few rows and a panel of columns, with the sums in registers.
+// The micro-kernel of `linear` and `attention`: C [rows, columns] = A [rows, depth] B [depth, columns] for a few rows
+// and one panel of columns, with the accumulators in registers.
 //
-// Each element is one chain of fused multiply-adds, k = 0, 1, 2 …, whatever the number of rows: that is what makes the
-// answers independent of the batch. A is read row-major, one broadcast a row; B is a packed panel [depth][columns] of
-// 4-byte slots. What a slot holds, and how it is multiplied, is the Operands' affair: one fp32 number here, two bf16
-// numbers in linear/bf16.h.
+// Each element is one chain of fused multiply-adds, k = 0, 1, 2 …, whatever the number of rows: that makes the answers
+// independent of the batch. A is row-major and each of its elements is broadcast; B is a packed panel [depth][columns].
+// Both consist of k-packs, 4 bytes with the values of one, two or four consecutive k; depth counts k-packs. The
+// template parameter Operands has the types A and B of their elements and multiplies them: fp32 here, pairs of bf16 in
+// linear/bf16.h, four int8 in linear/int8.h.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -12,88 +13,96 @@
 namespace distilfast {
 namespace {
 
+// Two bf16, four int8 or two int16 values; an fp32 value is a float.
+using KPack = std::uint32_t;
+
 struct Fp32 {
-  using Sum = Vec;
-  static constexpr int steps = 1;  // products of a slot, one after the other
-  static Vec column(const float* slot, int) { return Vec::load(slot); }
-  static Vec row(const float* a, Index slot, int) { return Vec::all(a[slot]); }
-  static Vec multiply_add(Vec row, Vec column, Vec sum) { return fma(row, column, sum); }
+  using A = float;
+  using B = float;
+  using Accumulator = Vec;
+  static constexpr int products = 1;  // multiply-adds for one k-pack, one after the other
+  static Vec column(const float* k_pack, int) { return Vec::load(k_pack); }
+  static Vec row(const float* a, Index k_pack, int) { return Vec::all(a[k_pack]); }
+  static Vec multiply_add(Vec row, Vec column, Vec accumulator) { return fma(row, column, accumulator); }
 };
 
-template <int Vectors>
-inline void fetch_vectors(const float* p) {
+template <int Vectors, class B>
+inline void prefetch_vectors(const B* p) {
 #pragma GCC unroll 4
   for (int j = 0; j < Vectors; ++j) __builtin_prefetch(p + j * Vec::width, 0, 2);
 }
 
 template <int Rows, int Vectors, class Operands = Fp32>
 struct Tile {
+  using A = typename Operands::A;
+  using B = typename Operands::B;
   static constexpr int columns = Vectors * Vec::width;
-  typename Operands::Sum sum[Rows][Vectors];
+  typename Operands::Accumulator accumulators[Rows][Vectors];
 
-  // sum = A B, `depth` in slots. On the way `Fetched` vectors of each row are fetched of a panel that will be wanted.
-  template <int Fetched = 0>
-  inline __attribute__((always_inline)) void multiply(const float* a, Index a_stride, const float* b, Index depth,
-                                                      const float* wanted = nullptr) {
+  // accumulators = A B. The main loop also prefetches the first `Prefetched` vectors of each row of `next_panel`.
+  template <int Prefetched = 0>
+  inline __attribute__((always_inline)) void multiply(const A* a, Index a_stride, const B* b, Index depth,
+                                                      const B* next_panel = nullptr) {
     clear();
     for (Index k = 0; k < depth; ++k, b += columns) {
-      if constexpr (Fetched > 0) fetch_vectors<Fetched>(wanted + k * columns);
-      add_slot(a, a_stride, k, b);
+      if constexpr (Prefetched > 0) prefetch_vectors<Prefetched>(next_panel + k * columns);
+      add_k_pack(a, a_stride, k, b);
     }
   }
 
   inline __attribute__((always_inline)) void clear() {
-    each([](int, int, auto& element) { element = Operands::Sum::zero(); });
+    each([](int, int, auto& accumulator) { accumulator = Operands::Accumulator::zero(); });
   }
 
-  // sum += column `slot` of A times the row `b` of B.
-  inline __attribute__((always_inline)) void add_slot(const float* a, Index a_stride, Index slot, const float* b) {
+  // accumulators += column `k_pack` of A times the row `b` of B.
+  inline __attribute__((always_inline)) void add_k_pack(const A* a, Index a_stride, Index k_pack, const B* b) {
 #pragma GCC unroll 2
-    for (int step = 0; step < Operands::steps; ++step) {
-      Vec column[Vectors];
+    for (int product = 0; product < Operands::products; ++product) {
+      decltype(Operands::column(b, product)) column[Vectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, step);
+      for (int j = 0; j < Vectors; ++j) column[j] = Operands::column(b + j * Vec::width, product);
 #pragma GCC unroll 16
       for (int i = 0; i < Rows; ++i) {
-        const Vec x = Operands::row(a + i * a_stride, slot, step);
+        const auto x = Operands::row(a + i * a_stride, k_pack, product);
 #pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = Operands::multiply_add(x, column[j], sum[i][j]);
+        for (int j = 0; j < Vectors; ++j) accumulators[i][j] = Operands::multiply_add(x, column[j], accumulators[i][j]);
       }
     }
   }
 
-  // Calls part(row, vector, sum), unrolled, so that the sums stay in registers.
-  template <class Part>
-  inline __attribute__((always_inline)) void each(Part part) {
+  // Calls body(row, vector, accumulator), unrolled, so that the accumulators stay in registers.
+  template <class Body>
+  inline __attribute__((always_inline)) void each(Body body) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) part(i, j, sum[i][j]);
+      for (int j = 0; j < Vectors; ++j) body(i, j, accumulators[i][j]);
   }
 };
 
-template <int Rows, class Part>
-inline void one_row_tile(Index rows, Index row, Part& part) {
+template <int Rows, class Body>
+inline void one_row_tile(Index rows, Index row, Body& body) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      part.template operator()<Rows>(row);
+      body.template operator()<Rows>(row);
     else
-      one_row_tile<Rows - 1>(rows, row, part);
+      one_row_tile<Rows - 1>(rows, row, body);
   }
 }
 
-// Calls part<count>(first row) over `rows` rows, at most `Most` at a time and as evenly as can be: nine rows are five
-// and four, since a tile of one row waits for its own sums.
-template <int Most, class Part>
-inline void in_row_tiles(Range rows, Part part) {
-  const Index count = rows.end - rows.begin, tiles = (count + Most - 1) / Most;
+// Calls body<count>(first row) for tiles of at most `Max` rows, split as evenly as possible: nine rows become five and
+// four, since a tile of one row has too few independent accumulators to hide the latency of a multiply-add.
+template <int Max, class Body>
+inline void in_row_tiles(Range rows, Body body) {
+  const Index count = rows.end - rows.begin, tiles = (count + Max - 1) / Max;
   for (Index tile = 0; tile < tiles; ++tile) {
     const Index begin = rows.begin + count * tile / tiles, end = rows.begin + count * (tile + 1) / tiles;
-    one_row_tile<Most>(end - begin, begin, part);
+    one_row_tile<Max>(end - begin, begin, body);
   }
 }
 
-inline Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline Index divide_up(Index n, Index by) { return (n + by - 1) / by; }
+inline Index round_up(Index n, Index multiple) { return divide_up(n, multiple) * multiple; }
 
 }  // namespace
 }  // namespace distilfast

@@ -1,9 +1,10 @@
 // The tile unit of AMX: eight tiles, and the instructions on them that the kernels use.
 //
-// Its second implementation, in plain C++, is tests/amx/tile_unit.h: a kernel includes neither and is compiled behind
-// one or the other. Written as the compiler's own intrinsics are, but for two things: a tile's number is a template
-// argument, where gcc's intrinsics want a digit; and the loads say that they read memory. (gcc 12's say that
-// _tile_loadconfig reads eight bytes and _tile_loadd none, and it deletes the stores before them at -O2.)
+// Its second implementation, in plain C++, is tests/amx/tile_unit.h: a kernel includes neither, and each translation
+// unit includes one of the two before the kernel. Written like the compiler's own intrinsics except that a tile's
+// number is a template argument, where gcc's intrinsics need a literal digit, and that the loads declare the memory
+// they read. (With gcc 12's, _tile_loadconfig declares eight bytes and _tile_loadd none, and -O2 deletes the stores
+// before them.)
 #pragma once
 
 #include "cpu/vec/tile_config.h"
@@ -12,9 +13,9 @@ namespace distilfast {
 namespace {
 
 struct TileUnit {
-  // The shapes are a thread's own, and whatever else runs in it may have changed them: set them where work begins.
+  // The configuration belongs to the thread, and other code in it can have changed it: set it where work begins.
   static void configure(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
-  // Empty tiles cost nothing when the thread is switched.
+  // Released tiles cost nothing at a context switch.
   static void release() { asm volatile("tilerelease" ::: "memory"); }
 
   template <int tile>
@@ -30,15 +31,15 @@ struct TileUnit {
   static void store(void* to, long stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(tile) : "memory");
   }
-  // sums [16, 16] += a [16, 32] b [32, 16] in fp32; b's rows are pairs of k: [16][column][2].
-  template <int sums, int a, int b>
+  // accumulators [16, 16] += a [16, 32] b [32, 16] in fp32; b's rows are k-packs of two: [16][column][2].
+  template <int accumulators, int a, int b>
   static void add_bf16_products() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(accumulators), "i"(a), "i"(b));
   }
-  // sums [16, 16] += a [16, 64] b [64, 16] in int32, of signed bytes; b's rows are four of k: [16][column][4].
-  template <int sums, int a, int b>
+  // accumulators [16, 16] += a [16, 64] b [64, 16] in int32, of signed bytes; b's rows are k-packs of four.
+  template <int accumulators, int a, int b>
   static void add_int8_products() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(accumulators), "i"(a), "i"(b));
   }
 };
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from distilfast.batch import PackedBatch, bucket_for
-from distilfast.kernels.encoder import Arena, Encoder, Inputs, Keep, Shape
+from distilfast.kernels.encoder import Arena, Encoder, Inputs, Recorder, Shape
 
 Results = tuple[torch.Tensor | None, torch.Tensor | None]
 
@@ -20,8 +20,8 @@ def shape_of(batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Shape
     return Shape(tokens, tokens if all_rows else min(tokens, bucket_for(len(rows))), all_rows, hidden)
 
 
-class Program:
-    """Runs batches of one shape, one at a time, in ``storage``, which other programs of the engine use too."""
+class ShapeRunner:
+    """Runs batches of one shape, one at a time, in ``storage``, which all runners of the engine share."""
 
     def __init__(self, encoder: Encoder, shape: Shape, storage: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
         """``storage``: uint8, at least ``encoder.bytes_for(shape)``; ``stream``: None on the CPU (interpreted)."""
@@ -32,21 +32,21 @@ class Program:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
-    def run(self, batch: PackedBatch, rows: np.ndarray | None, keep: Keep | None = None) -> Results:
+    def run(self, batch: PackedBatch, rows: np.ndarray | None, record: Recorder | None = None) -> Results:
         """Start a forward; returns (last hidden state [T, D] where the shape has it, head output [R, N] or None).
 
-        Both are fp32 and lie in the program's buffers. On a GPU they are there when the stream has come so far.
-        ``keep`` is told of every intermediate; with it no graph is used.
+        Both are fp32 views of the runner's buffers. On a GPU they are valid once the stream has reached this point.
+        ``record`` is called with every intermediate; with it no graph is used.
         """
         if self._stream is None:
-            return self._start(batch, rows, keep)
+            return self._start(batch, rows, record)
         with torch.cuda.stream(self._stream):
-            return self._start(batch, rows, keep)
+            return self._start(batch, rows, record)
 
-    def _start(self, batch: PackedBatch, rows: np.ndarray | None, keep: Keep | None) -> Results:
+    def _start(self, batch: PackedBatch, rows: np.ndarray | None, record: Recorder | None) -> Results:
         self._stage(batch, rows)
-        if self._stream is None or keep is not None:
-            self._outputs = self._encoder.run(self._shape, self._buffers, keep)
+        if self._stream is None or record is not None:
+            self._outputs = self._encoder.run(self._shape, self._buffers, record)
         elif self._graph is None:
             self._capture(self._stream)
         else:
@@ -57,10 +57,10 @@ class Program:
         return hidden, None if output is None or rows is None else output[: len(rows)]
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        """Run once as it is, which compiles the kernels, and once into a graph, which runs nothing."""
+        """Run once, which compiles the kernels, and capture a second run, which executes nothing."""
         self._outputs = self._encoder.run(self._shape, self._buffers)
         graph = torch.cuda.CUDAGraph()
-        # Other engines of this process may work meanwhile: what their threads do is not ours.
+        # thread_local: other engines of this process may launch work meanwhile, which must not break the capture.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._encoder.run(self._shape, self._buffers)
         self._graph = graph
