@@ -140,9 +140,9 @@ def test_auto_chooses_what_was_measured(machine, rows, facts, precision, names, 
     assert (len(choice.winners) > 0) == (why.startswith("the faster one"))
 
 
-def test_a_wish_is_not_overruled(machine):
+def test_an_explicit_backend_is_not_overruled(machine):
     machine(CROSSING)
-    assert backends.choose("triton", "bf16") == backends.Choice(("triton",), "asked for")
+    assert backends.choose("triton", "bf16") == backends.Choice(("triton",), "requested")
 
 
 class FakeBackend:
