@@ -71,7 +71,7 @@ def _fine_tunes(arguments: argparse.Namespace) -> Iterator[Job]:
 
 
 def _results(jobs: list[Any], arguments: argparse.Namespace, console: Console) -> Iterator[Result]:
-    """What can be evaluated; what cannot is told in one line, and the others go on."""
+    """The results; a job that cannot be evaluated is reported in one line, and the others go on."""
     with Progress(console=console, transient=True) as progress:
         for dataset, model, data in jobs:
             for precision in arguments.precision or ["fp32"]:

@@ -1,4 +1,4 @@
-"""Everything that a GPU can tell, in one command of under eight minutes that needs nothing from outside.
+"""All checks and measurements on a GPU, in one command of under eight minutes that needs no network.
 
 ``make gpu-check`` runs it: the kernels' and the backend's tests on the device in every type, the proof in full size
 layer by layer, the roofs, the latency grid beside transformers and torch.compile. Each step has a time limit, and none
@@ -63,7 +63,7 @@ def steps(out: Path, model: Path) -> list[Step]:
     spread = ("-n", "6") if importlib.util.find_spec("xdist") else ()
     return [
         Step("tests on the device", python(*PYTEST, "-k", f"not host and not {FLAT}", *spread, *TESTS), 170),
-        # By itself: it looks at the memory that anyone uses.
+        # Alone: it checks the memory in use on the whole device.
         Step("10,000 shapes", python(*PYTEST, "-k", f"device and {FLAT}", "tests/cuda"), 40),
         *sanitizers(),
         Step(
@@ -99,7 +99,7 @@ def sanitizers() -> list[Step]:
 
 
 def main() -> None:
-    """Run the steps, tell how each went, and end with the number that failed as a sentence."""
+    """Run the steps, print the result of each, and end with those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=rows.RESULTS / f"{date.today()}-gpu.jsonl", help="result rows")
     arguments = parser.parse_args()
@@ -140,7 +140,7 @@ def _run(step: Step, end: float) -> bool:
 
 
 def _parity(model: Path, out: Path) -> bool:
-    """Every intermediate of a full-size model in each precision, held against float64."""
+    """Every intermediate of a full-size model in each precision, compared with float64."""
     passed = True
     for name, precision in ((name, precision) for name, every in BACKENDS.items() for precision in every):
         try:
@@ -151,8 +151,8 @@ def _parity(model: Path, out: Path) -> bool:
             continue
         print(f"· parity {name} {precision}: {'PASS' if report.passed else 'FAIL'}: {report.sentence}", flush=True)
         passed = passed and report.passed
-        told = {"what": "layers", "device": "cuda", **report.to_dict(), "model": "synthetic"}
-        rows.append(out, [{**told, **rows.provenance("cuda")}])
+        facts = {"what": "layers", "device": "cuda", **report.to_dict(), "model": "synthetic"}
+        rows.append(out, [{**facts, **rows.provenance("cuda")}])
     return passed
 
 

@@ -28,7 +28,7 @@ PREPARED, UNPREPARED = "prepared", "first start"
 WRONG = {"fp32": 1e-5, "bf16x3": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "int8": 0.5}
 """Relative error of the last hidden state from which on a contestant does not compute this model in its precision.
 
-Wide, since it only tells wrong from right: a tanh-GELU or a bf16 run behind an fp32 name is off by 1e-3 and more, a
+Generous, since it only separates wrong from right: a tanh-GELU or a bf16 run labelled fp32 is off by 1e-3 and more, a
 graph that lost a mask by 1. How good an int8 is, the error beside it says.
 """
 
@@ -39,7 +39,7 @@ def row(what: str, worker: Worker, **facts: Any) -> Row:
 
 
 def absent(contestant: Contestant, reason: str) -> Row:
-    """Who cannot take part, and why."""
+    """A contestant that cannot take part, and why."""
     return {"what": "absent", **_who(contestant), "reason": reason}
 
 
@@ -89,8 +89,8 @@ def _latency(run: Run, what: str, cold_l2: bool) -> Iterator[Row]:
     config = ModelConfig.from_file(run.directory / "config.json")
     equal = [case for case in cases if isinstance(case, workloads.Case) and not case.ragged]
     tokens = {case.name: case.batch * case.tokens for case in equal}
-    question = _Question("samples", lambda case: case.batches(run.directory), (cold_l2,))
-    for each in _in_turn(run, what, cases, question):
+    call = _Call("samples", lambda case: case.batches(run.directory), (cold_l2,))
+    for each in _interleaved(run, what, cases, call):
         if each["what"] == what and each["case"] in tokens:
             each |= _linear_work(config, tokens[each["case"]], each["precision"])
         yield each
@@ -110,13 +110,13 @@ def text(run: Run) -> Iterator[Row]:
     if workloads.unavailable() is not None:
         return iter(())
     cases = [workloads.Ragged("clinc150", batch=1, count=16), workloads.Ragged("clinc150")]
-    return _in_turn(run, "text", cases, _Question("text_samples", lambda case: case.texts()))
+    return _interleaved(run, "text", cases, _Call("text_samples", lambda case: case.texts()))
 
 
 def cold_start(run: Run) -> Iterator[Row]:
     """Seconds from the start of a process to its first answer, all files in the page cache.
 
-    Everybody with all that it prepares in place; ourselves also with no packed weights on disk, which we then write.
+    Every contestant with all its prepared files in place; distilfast also without packed weights, which it then writes.
     """
     batches = workloads.Case(1, 16).batches(run.directory)
     readings: dict[tuple[Worker, str], list[float]] = {}
@@ -174,7 +174,7 @@ def neighbour(run: Run) -> Iterator[Row]:
         process.start()
     try:
         cases = [workloads.Case(1, 16), workloads.Case(1, 128)]
-        yield from _in_turn(run, "neighbour", cases, _Question("samples", lambda case: case.batches(run.directory)))
+        yield from _interleaved(run, "neighbour", cases, _Call("samples", lambda case: case.batches(run.directory)))
     finally:
         stop.set()
         for process in neighbours:
@@ -184,7 +184,7 @@ def neighbour(run: Run) -> Iterator[Row]:
 def load(run: Run) -> Iterator[Row]:
     """Latency, waiting included, of short requests that arrive at fixed mean rates.
 
-    Who is overloaded at one rate, so that half of the requests wait for over a second, is not asked at higher ones.
+    A contestant that is overloaded at one rate, so that half of its requests wait for over a second, skips higher ones.
     """
     if workloads.unavailable() is not None:
         return
@@ -207,7 +207,7 @@ def load(run: Run) -> Iterator[Row]:
 
 
 def roof(run: Run) -> Iterator[Row]:
-    """What the machine can do at most; it belongs to no contestant."""
+    """The peaks of the machine; they belong to no contestant."""
     found = roofs.measure_gpu() if run.device == "cuda" else roofs.measure(run.threads)
     yield {"what": "roof", "device": run.device, **found}
 
@@ -225,29 +225,29 @@ ALL: dict[str, Callable[[Run], Iterator[Row]]] = {
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What a worker is asked about a case: ``name(inputs(case), seconds, warm, *options)`` gives seconds of calls."""
+class _Call:
+    """A method of ``worker.Runner``: ``name(inputs(case), seconds, warm, *options)`` gives the seconds of calls."""
 
     name: str
     inputs: Callable[[Any], Any]
     options: tuple[Any, ...] = ()
 
 
-def _in_turn(run: Run, what: str, cases: Sequence[Any], question: _Question) -> Iterator[Row]:
+def _interleaved(run: Run, what: str, cases: Sequence[Any], call: _Call) -> Iterator[Row]:
     """Rounds of samples of every contestant on every case; a round is a short time of each, one after the other."""
     least, most = run.plan.rounds
     with _bar(run, what, len(cases) * most) as advance:
         for case in cases:
             readings: dict[Worker, list[list[float]]] = {worker: [] for worker in run.workers}
-            inputs, end = question.inputs(case), None
-            for turn in range(most):
-                if turn >= least and time.perf_counter() > end:
-                    advance(case.name, steps=most - turn)
+            inputs, end = call.inputs(case), None
+            for count in range(most):
+                if count >= least and time.perf_counter() > end:
+                    advance(case.name, steps=most - count)
                     break
                 for worker in list(readings):
                     try:
-                        arguments = (inputs, run.plan.sample, turn > 0, *question.options)
-                        readings[worker].append(worker(question.name, *arguments))
+                        arguments = (inputs, run.plan.sample, count > 0, *call.options)
+                        readings[worker].append(worker(call.name, *arguments))
                     except Failure as failure:
                         del readings[worker]
                         yield row("absent", worker, case=case.name, reason=str(failure))
@@ -288,7 +288,7 @@ def _bar(run: Run, name: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def _be_busy(stop: Any, core: int) -> None:
-    """A neighbour: arithmetic on one core until told to end."""
+    """A neighbour: arithmetic on one core until ``stop`` is set."""
     os.sched_setaffinity(0, {core})
     x = 1.0
     while not stop.is_set():

@@ -68,7 +68,7 @@ def _kind(row: Row) -> tuple[str, str]:
 
 
 def _identity(row: Row) -> tuple[object, ...]:
-    """What a row tells of: a newer one of the same replaces it."""
+    """What identifies a measurement: a newer row of the same replaces it."""
     names = ("contestant", "precision", "case", "rate", "dataset", "model")
     return *_kind(row), *(row.get(name) for name in names)
 
@@ -114,7 +114,7 @@ def versions(found: Sequence[Row]) -> str:
 
 
 def fill_readme(path: Path, found: Sequence[Row]) -> None:
-    """Replace what stands between the marks; raises SystemExit where they are missing."""
+    """Replace the text between the marks; raises SystemExit where they are missing."""
     text = path.read_text(encoding="utf-8")
     if _BEGIN not in text or _END not in text:
         raise SystemExit(f"error: {path} lacks the marks {_BEGIN} and {_END}.")

@@ -1,4 +1,4 @@
-"""Result rows: one JSON object for each measurement, with where it comes from; files are only ever added to."""
+"""Result rows: one JSON object for each measurement, with its provenance; files are only ever appended to."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def gpu_facts() -> Row:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" behind it where the tree has changes of its own.
+    """The checkout's commit, followed by "+" where the tree has uncommitted changes.
 
-    A copy of the tree without its history is told by GIT_COMMIT in the environment.
+    For a copy of the tree without its history GIT_COMMIT in the environment names it.
     """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
 
-    if told := os.environ.get("GIT_COMMIT"):
-        return told
+    if given := os.environ.get("GIT_COMMIT"):
+        return given
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
@@ -85,7 +85,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """All rows of the files; raises ValueError for one that does not say where it comes from."""
+    """All rows of the files; raises ValueError for one without its provenance."""
     rows = []
     for path in paths:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

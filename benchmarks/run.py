@@ -5,10 +5,10 @@
     python -m benchmarks.run --device cuda      the same on a GPU, with CUDA events, and with a cold L2 as well
     python -m benchmarks.run --only latency --contestants "distilfast fp32,onnxruntime fp32"
 
-Contestants run in processes of their own, with the same weights, ids and threads, and take turns in short rounds, so
-that a busy moment hits all of them. Without --model a full-size DistilBERT with seeded weights is written first.
-Each row is appended to a file of benchmarks/results/ as soon as it is measured; several runs with the same --out make
-one report. `python -m benchmarks.report` makes tables and plots.
+Contestants run in processes of their own, with the same weights, ids and threads, and are timed alternately in short
+rounds, so that a busy moment affects all of them. Without --model a full-size DistilBERT with seeded weights is written
+first. Each row is appended to a file of benchmarks/results/ as soon as it is measured; several runs with the same --out
+make one report. `python -m benchmarks.report` makes tables and plots.
 """
 
 from __future__ import annotations
@@ -119,14 +119,14 @@ def _checkpoint(model: Path | None, scratch: Path) -> Path:
 
 
 def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
-    everybody = contestants(arguments.device)
+    every = contestants(arguments.device)
     if arguments.contestants is None:
-        return [c for c in everybody if not arguments.quick or _is_quick(c)]
-    known = {str(contestant): contestant for contestant in everybody}
-    asked = [name.strip() for name in arguments.contestants.split(",")]
-    if unknown := [name for name in asked if name not in known]:
+        return [c for c in every if not arguments.quick or _is_quick(c)]
+    known = {str(contestant): contestant for contestant in every}
+    chosen = [name.strip() for name in arguments.contestants.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
         raise SystemExit(f"error: {', '.join(unknown)} unknown; there are {', '.join(known)}.")
-    return [known[name] for name in asked]
+    return [known[name] for name in chosen]
 
 
 def _is_quick(contestant: Contestant) -> bool:
@@ -162,7 +162,7 @@ def _dismiss(run: Run, worker: Worker) -> None:
 
 
 def _right(run: Run) -> Iterator[rows.Row]:
-    """Parity, always; whoever is not right is not timed."""
+    """Parity, always; a contestant with wrong results is not timed."""
     right = set()
     for row in measure.parity(run):
         if row.get("verdict") == "right":

@@ -38,7 +38,7 @@ QUICK = Plan((3, 5), sample=0.2, case=8.0, starts=1, cap=5.0, rates=(10, 40), ar
 
 @dataclass(frozen=True)
 class Run:
-    """What every measurement is given."""
+    """The parameters and the contestants of one run."""
 
     directory: Path
     scratch: Path

@@ -43,7 +43,7 @@ def tails(rows: Sequence[Row]) -> Cells:
 
 
 def yardstick(row: Row) -> str:
-    """Which of ours a contestant is held against: the one of its precision, else fp32; on a GPU our first backend."""
+    """Which of ours a contestant is compared with: the one of its precision, else fp32; on a GPU our first backend."""
     ours = list(row["ratio_to_distilfast"])
     like = [name for name in ours if name.split()[-1] == row["precision"]]
     return (like or [name for name in ours if name.split()[-1] == "fp32"] or ours or [""])[0]
@@ -116,7 +116,7 @@ def roofs(rows: Sequence[Row]) -> Cells:
 
 
 def absent(rows: Sequence[Row]) -> Cells:
-    """Who did not take part, and why."""
+    """The contestants that did not take part, and why."""
     return [["absent", "case", "reason"], *([_who(row), row.get("case", "all"), row["reason"]] for row in rows)]
 
 

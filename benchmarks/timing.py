@@ -1,4 +1,4 @@
-"""The clocks, and what a list of their readings says."""
+"""The clocks, and statistics of their readings."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class CudaClock:
         call()
         self._end.record()
         self._end.synchronize()
-        return float(self._begin.elapsed_time(self._end)) / 1e3  # it tells milliseconds
+        return float(self._begin.elapsed_time(self._end)) / 1e3  # in milliseconds
 
 
 def samples(call: Call, seconds: float, every: int = 1, clock: Clock = wall) -> list[float]:
     """Seconds of single calls, one after the other, until ``seconds`` have passed.
 
-    Their number is a multiple of ``every``: where calls take turns with so many inputs, each has its share.
+    Their number is a multiple of ``every``: where calls cycle through so many inputs, each is run equally often.
     """
     readings: list[float] = []
     end = time.perf_counter() + seconds
@@ -66,8 +66,8 @@ def percentiles(readings: list[float]) -> dict[str, float]:
 def ratio(theirs: list[list[float]], ours: list[list[float]], draws: int = 2000) -> tuple[float, float, float]:
     """Median of theirs over median of ours, with a 95 % interval: (ratio, low, high).
 
-    Both are lists of rounds that were run in turn; the bootstrap draws whole rounds, since readings of one round share
-    the machine's mood.
+    Both are lists of rounds that were run alternately; the bootstrap draws whole rounds, since the readings of a round
+    share the state of the machine.
     """
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""One contestant in a process of its own, asked through a pipe: what it answers, how long it takes, what it holds."""
+"""One contestant in its own process, called through a pipe: its outputs, its latency, its memory."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from benchmarks.engines import Contestant, Forward
 from benchmarks.workloads import pad
 from distilfast.tokenizer import Tokenizer
 
-PATIENCE = 600.0
-"""Seconds for one question, to load, to compile for a shape or to measure; whoever takes longer is ended."""
+TIMEOUT = 600.0
+"""Seconds for one call: loading, compiling for a shape, or measuring; after that the process is killed."""
 
 Batch = tuple[Any, Any]
 """(ids, mask)."""
@@ -35,7 +35,7 @@ class Failure(Exception):
 
 
 class Worker:
-    """The process and the pipe to it."""
+    """A contestant's process, and the pipe to it."""
 
     def __init__(
         self, contestant: Contestant, directory: Path, threads: int, scratch: Path, packed: Path | None = None
@@ -62,19 +62,19 @@ class Worker:
         """Wait until the contestant is loaded; raises Failure."""
         self.detail = self._answer()["detail"]
 
-    def __call__(self, question: str, *arguments: Any) -> Any:
-        """Ask one of the questions below, and wait for the answer; raises Failure."""
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        """Call a method of ``Runner`` in the process, and wait for its result; raises Failure."""
         try:
-            self._pipe.send((question, arguments))
+            self._pipe.send((method, arguments))
         except (OSError, ValueError):
             raise Failure("The process has ended.") from None
         return self._answer()
 
     def _answer(self) -> Any:
         try:
-            if not self._pipe.poll(PATIENCE):
+            if not self._pipe.poll(TIMEOUT):
                 self.close()
-                raise Failure(f"There was no answer within {PATIENCE:.0f} s.")
+                raise Failure(f"There was no answer within {TIMEOUT:.0f} s.")
             answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             raise Failure(f"The process ended with status {self._process.wait()}.") from None
@@ -89,8 +89,8 @@ class Worker:
         self._process.wait()
 
 
-class Session:
-    """A loaded contestant: what it is asked."""
+class Runner:
+    """A loaded contestant, and the measurements of it."""
 
     def __init__(self, forward: Forward, contestant: Contestant, directory: Path) -> None:
         """Clocks and transfers are those of the contestant's device."""
@@ -105,13 +105,13 @@ class Session:
     def samples(self, batches: list[Batch], seconds: float, warm: bool, cold_l2: bool = False) -> list[float]:
         """Seconds of forwards alone, one batch after the other; where not ``warm``, each shape is first run twice.
 
-        The arrays are on the contestant's device before, and its answer stays there.
+        The inputs are on the contestant's device already, and its outputs stay there.
         """
         placed = [self._placed(batch) for batch in batches]
         for batch in [] if warm else placed * 2:
             self._forward(*batch)
-        turn = cycle(placed)
-        return timing.samples(lambda: self._forward(*next(turn)), seconds, len(placed), self._clock(cold_l2))
+        inputs = cycle(placed)
+        return timing.samples(lambda: self._forward(*next(inputs)), seconds, len(placed), self._clock(cold_l2))
 
     def text_samples(self, texts: list[list[str]], seconds: float, warm: bool) -> list[float]:
         """Seconds from a list of strings to its last hidden states; every contestant has the same tokeniser."""
@@ -122,8 +122,8 @@ class Session:
 
         for group in [] if warm else texts:
             run(group)
-        turn = cycle(texts)
-        return timing.samples(lambda: run(next(turn)), seconds, len(texts))
+        groups = cycle(texts)
+        return timing.samples(lambda: run(next(groups)), seconds, len(texts))
 
     def memory_of_shapes(self, shapes: list[tuple[int, int]], every: int, seconds: float) -> list[float]:
         """Resident MiB after each ``every`` of the shapes, as many as ``seconds`` allow, two readings at least."""
@@ -146,7 +146,7 @@ class Session:
     def load(self, batches: list[Batch], rate: float, seconds: float) -> list[float]:
         """Latencies, waiting included, of requests that arrive at random, ``rate`` a second, whatever the server does.
 
-        One request at a time, first come first served. What is still waiting at the end counts with the wait it had.
+        One request at a time, in the order of arrival. Requests still waiting at the end count with their wait so far.
         """
         rng = np.random.default_rng(int(rate * 1000))
         arrivals = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * seconds))))
@@ -184,23 +184,23 @@ class Session:
 
 
 def main(*words: str) -> None:
-    """The process: load, then answer questions until the pipe is closed."""
+    """The process: load, then serve calls until the pipe is closed."""
     warnings.simplefilter("ignore")
     *who, directory, threads, scratch, pipe_number = words
     contestant, pipe = Contestant(*who), Connection(int(pipe_number))
-    sessions: list[Session] = []
+    runners: list[Runner] = []
 
     def load() -> dict[str, str]:
         forward, detail = contestant.module.load(contestant, Path(directory), int(threads), Path(scratch))
-        sessions.append(Session(forward, contestant, Path(directory)))
+        runners.append(Runner(forward, contestant, Path(directory)))
         return {"detail": detail}
 
     _reply(pipe, load)
-    for question, arguments in _questions(pipe):
-        _reply(pipe, partial(getattr(sessions[0], question), *arguments))
+    for method, arguments in _calls(pipe):
+        _reply(pipe, partial(getattr(runners[0], method), *arguments))
 
 
-def _questions(pipe: Connection) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _calls(pipe: Connection) -> Iterator[tuple[str, tuple[Any, ...]]]:
     while True:
         try:
             yield pipe.recv()
@@ -211,9 +211,9 @@ def _questions(pipe: Connection) -> Iterator[tuple[str, tuple[Any, ...]]]:
 def _reply(pipe: Connection, call: Callable[[], Any]) -> None:
     try:
         answer = call()
-    except Exception as error:  # whatever a contestant raises, the others go on
+    except Exception as error:  # one contestant's error does not stop the others
         lines = str(error).strip().splitlines() or ["no reason given"]
-        answer = f"{type(error).__name__}: {lines[0]}"  # a string is never an answer
+        answer = f"{type(error).__name__}: {lines[0]}"  # a string is an error
     pipe.send(answer)
 
 

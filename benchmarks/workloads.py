@@ -1,4 +1,4 @@
-"""What is run: the same ids for every contestant, padded as they are in life."""
+"""The inputs: the same ids for every contestant, padded as in practice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @dataclass(frozen=True)
 class Case:
-    """``batch`` sequences of ``tokens`` tokens of no meaning; where ``ragged``, of 1 to so many, and padded."""
+    """``batch`` sequences of ``tokens`` random tokens; where ``ragged``, of 1 to so many, and padded."""
 
     batch: int
     tokens: int

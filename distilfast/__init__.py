@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distilfast.pipelines import pipeline
     from distilfast.tokenizer import Tokenizer
 
-# Public name -> its module; imported on first use, so that `import distilfast` costs next to nothing.
+# Public name -> its module, which is imported on first use: `import distilfast` alone imports nothing heavy.
 _PUBLIC = {
     "BackendError": "errors",
     "ConfigError": "errors",

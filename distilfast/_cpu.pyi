@@ -31,7 +31,7 @@ class Encoder:
         packed: Bytes | None,
         threads: int,
     ) -> None:
-        """``head``: columns, activation and "does LayerNorm follow?" of each linear; ``tensors``: canonical names.
+        """``head``: columns, activation, and whether LayerNorm follows, of each linear; ``tensors``: canonical names.
 
         ``packed``: what another encoder of the same shape, ``packed_layout`` and tensors had as ``packed``; then the
         linears are not looked up in ``tensors``, and nothing is copied. None: pack them.

@@ -24,13 +24,13 @@ def architecture() -> int:
     """The current device's compute capability, as 80 or 90."""
 
 def used_memory() -> int:
-    """Bytes of the current device's memory that are in use, by anyone."""
+    """Bytes of the current device's memory that are in use by all processes."""
 
 def outlier_channels(k: int) -> int:
     """How many outlier channels of a linear of depth K stay bf16 in W8A8 (batches of more than 64 tokens)."""
 
 class DeviceArray:
-    """float32 [rows, columns] on the device; nobody writes over it while someone holds it."""
+    """float32 [rows, columns] on the device; not overwritten while it is referenced."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -61,7 +61,7 @@ class Encoder:
         persistent: bool,
         clusters: bool,
     ) -> None:
-        """``head``: columns, activation and "does a LayerNorm follow?" of each linear; ``tensors``: canonical names.
+        """``head``: columns, activation, and whether LayerNorm follows, of each linear; ``tensors``: canonical names.
 
         int8 needs for each linear of the encoder ``.channel_shift`` and ``.outlier_channels`` of
         ``distilfast.quantize.channels``, and its bias as ``.shifted_bias``.

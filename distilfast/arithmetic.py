@@ -1,12 +1,12 @@
-"""What ``reference.py`` computes with: matrix products, sums, exp, erf and tanh, in float64 and in naive float32.
+"""What ``operations.py`` computes with: matrix products, sums, exp, erf and tanh, in float64 and in naive float32.
 
-In float64 they are the truth. Its sums are numpy's, in whatever order the BLAS library likes: two orders differ by
-1e-15, where the errors that are measured against it are 1e-8 and more (tests/python/test_arithmetic.py).
+In float64 they are the truth. Sums are numpy's, in an order that the BLAS library chooses: two orders differ by 1e-15,
+where the errors that are measured against them are 1e-8 and more (tests/python/test_arithmetic.py).
 
-In float32 they are naive, and their own error is what a kernel's is measured by. That error depends on the order of
-summation, so the order is written here and no library chooses it: terms are added one after the other in blocks, and
-the sums of the blocks likewise, with one rounding for each operation. A transcendental is computed in float64 and
-rounded once. All of it rests on IEEE's basic operations alone, so the bits are the same on every processor and with
+In float32 they are naive, and their own error is the yardstick for a kernel's. That error depends on the order of
+summation, so the order is fixed here and not left to a library: the terms of a block are added one after the other,
+and so are the sums of the blocks, with one rounding for each operation. A transcendental is computed in float64 and
+rounded once. Only the basic operations of IEEE 754 are used, so the bits are the same on every processor and with
 every version of numpy and BLAS.
 
 The blocks are as long as a careful kernel's: 256 terms of a linear, as BLAS libraries and csrc/cpu/linear block K; 32
@@ -58,7 +58,7 @@ def _chain(x: np.ndarray) -> np.ndarray:
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """e^x; below -708 as there."""
+    """e^x; x is clipped to [−708, 709]."""
     return _in_chunks(_exp, x)
 
 
@@ -127,7 +127,7 @@ def _exp(x: np.ndarray) -> np.ndarray:
 
 
 def _tanh(x: np.ndarray) -> np.ndarray:
-    """By e^2|x| − 1, whose leading digits do not cancel near zero."""
+    """By e^2|x| − 1, which does not cancel near zero."""
     power, fraction = _exp_parts(np.minimum(np.abs(x), 20.0) * 2.0)
     less_one = (power - 1.0) + power * fraction
     return np.copysign(less_one / (less_one + 2.0), x)

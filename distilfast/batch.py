@@ -1,4 +1,4 @@
-"""The batch without padding: the only form in which tokens travel below the engine."""
+"""Batches without padding: the only form in which the engine and its backends handle tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """A batch whose numbers lie on the GPU, where the host never sees them.
+    """A batch whose arrays are in GPU memory; the host never reads them.
 
     ``input_ids`` [T], ``cu_seqlens`` [B + 1] and ``token_types`` [T] or None, as in ``PackedBatch``: contiguous arrays
-    of int32 or int64 that speak DLPack or ``__cuda_array_interface__``. A token's position is its place in its
-    sequence. The caller sees to it that they are made on the stream that the forward is given (or another one, if
-    their interface names it), and not written to before what that stream then has is done.
+    of int32 or int64 with DLPack or ``__cuda_array_interface__``. A token's position is its index in its sequence. The
+    arrays must be written on the stream that the forward is given, or on the stream that their interface names, and
+    must not be written to before the work enqueued on that stream has finished.
     """
 
     input_ids: Any
@@ -42,11 +42,11 @@ class DeviceBatch:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """T tokens of B sequences, end to end.
+    """T tokens of B sequences, concatenated.
 
     ``input_ids`` int32 [T]; ``positions`` int32 [T], the row of the position table of each token;
     ``cu_seqlens`` int32 [B + 1], where sequence b is ``cu_seqlens[b]:cu_seqlens[b + 1]``; ``token_types``
-    int32 [T] or None; ``mask`` bool [B, L], where each token stood in the padded input, or None if there was none.
+    int32 [T] or None; ``mask`` bool [B, L], where each token was in the padded input; None if it was not padded.
     """
 
     input_ids: np.ndarray
@@ -110,7 +110,7 @@ class PackedBatch:
     ) -> PackedBatch:
         """Pack integer ``input_ids`` [B, L], keeping the tokens where ``mask`` [B, L] is not zero.
 
-        A kept token keeps its column as its position, so a mask with leading or inner holes is exact too.
+        The position of a token is its column, so masks with leading or inner zeros are exact too.
         Raises InputError for a row with nothing left.
         """
         keep = np.ones(input_ids.shape, bool) if mask is None else np.asarray(mask) != 0
@@ -145,7 +145,7 @@ def bucket_for(tokens: int) -> int:
 
 
 def _int32(name: str, values: np.ndarray) -> np.ndarray:
-    """The same numbers as int32; raises InputError for what is no integer or does not fit, for a cast would wrap it."""
+    """The same numbers as int32; raises InputError for other types, and for values that a cast would wrap."""
     if not np.issubdtype(values.dtype, np.integer):
         raise InputError(f"{name} have dtype {values.dtype}; integers are needed.")
     limits = np.iinfo(np.int32)

@@ -1,13 +1,13 @@
-"""Packed weights on disk, so that the next process maps what this one packed.
+"""Packed weights on disk, so that later processes map what this one packed.
 
-A file is named by its key, a digest of all that its bytes depend on: the checkpoint's content, the layout of the packed
-weights and this version of distilfast. It is written under a temporary name and renamed, so a reader finds all of it or
-nothing; header and body have checksums, and what is damaged, foreign or of another version is packed anew and written
-over. All processes map the same pages. Whatever goes wrong with the disk is no error: the weights are packed as if
-there were no cache, and ``Entry.origin`` says so.
+A file is named by its key, a digest of everything that its bytes depend on: the checkpoint's content, the layout of the
+packed weights and the version of distilfast. It is written under a temporary name and then renamed, so a reader finds
+all of it or nothing. Header and body have checksums; a file that is damaged, owned by another user or of another
+version is ignored and written again. All processes map the same pages. An I/O error is not raised: the weights are
+packed as if there were no cache, and ``Entry.origin`` says so.
 
-The digest of a checkpoint's file takes longer than all the rest, so it is remembered by path, size, inode, mtime and
-ctime; not that of a file that was changed so recently that it could change again within one tick of these clocks.
+Digesting a checkpoint takes longer than everything else, so digests are kept by path, size, inode, mtime and ctime. A
+file that changed within the last two seconds is not kept: it could change again without a new timestamp.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from distilfast.checkpoint import StoredFile
 from distilfast.config import cache_directory
 
 MOST_BYTES = 4 << 30
-"""Bound of all files together; the file whose last use is longest ago goes first."""
+"""Limit of all files together; the least recently used file is removed first."""
 MOST_DIGESTS = 64
-"""Digests that are remembered."""
+"""How many digests of checkpoints are kept."""
 SETTLED_NS = 2_000_000_000
 """How old the last change of a file must be for its digest to be remembered: the coarsest clock of a file system."""
 MOST_WAIT_S = 2.0
-"""For another process to write its packed weights, before this one writes its own."""
+"""How long to wait for another process that is writing, before this one writes too."""
 
 _SUFFIX, _TEMPORARY, _DIGESTS = ".packed", ".tmp", "digests.json"
 # Magic, format of this file, bytes of the body, its checksum, the key; zeros up to a page, whose last four bytes are
@@ -48,7 +48,7 @@ _SUFFIX, _TEMPORARY, _DIGESTS = ".packed", ".tmp", "digests.json"
 _HEADER = struct.Struct("<8sIxxxxQQ32s")
 _MAGIC, _FORMAT = b"DFPACKED", 1
 _PAGE = 4096
-_PART = 16 << 20  # bytes of a checkpoint that one thread digests at a time
+_BLOCK = 16 << 20  # bytes of a checkpoint that one thread digests at a time
 
 
 Checksum = Callable[[np.ndarray], int]
@@ -56,9 +56,9 @@ Checksum = Callable[[np.ndarray], int]
 
 
 class Entry:
-    """One model's packed weights in the cache, there or not.
+    """One model's packed weights in the cache, whether they exist or not.
 
-    ``packed``: uint8, read-only and mapped, or None. ``origin``: where the weights come from, in words.
+    ``packed``: uint8, read-only and mapped, or None. ``origin``: where the weights come from, as a phrase.
     """
 
     def __init__(self, path: Path | None, key: bytes, origin: str, checksum: Checksum) -> None:
@@ -68,14 +68,14 @@ class Entry:
         self.origin = origin if self.packed is None else f"cache ({path})"
 
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
-        """Write ``packed`` (uint8, flat) and map what was written; None where that cannot be.
+        """Write ``packed`` (uint8, flat) and map what was written; None where that fails.
 
-        Where another process that started meanwhile has written it already, that file is mapped: all share its pages.
+        Where another process has written the file in the meantime, that file is mapped, so that all share its pages.
         """
         if self._path is None:
             return None
         try:
-            with _turn_to_write(self._path.parent):
+            with _writer_lock(self._path.parent):
                 written = _read(self._path, self._key, self._checksum)
                 if written is None:
                     _write(self._path, self._key, packed, self._checksum)
@@ -88,7 +88,7 @@ class Entry:
 
 
 def find(files: Sequence[StoredFile], facts: Mapping[str, object], checksum: Checksum, threads: int) -> Entry:
-    """The entry for what is packed of ``files`` in the way that ``facts`` (of JSON's types) describe.
+    """The entry for ``files`` packed in the way that ``facts``, values of JSON's types, describe.
 
     ``checksum``: the 64-bit checksum that a body is stored with; ``threads``: how many digest a checkpoint's file.
     Raises nothing.
@@ -115,7 +115,7 @@ def find(files: Sequence[StoredFile], facts: Mapping[str, object], checksum: Che
 
 
 def _read(path: Path, key: bytes, checksum: Checksum) -> np.ndarray | None:
-    """The mapped body of a whole file with this key that can be trusted, or None."""
+    """The mapped body of a complete, trusted file with this key, or None."""
     with contextlib.suppress(OSError), _opened(path) as file:
         size = os.fstat(file).st_size - _PAGE
         header = os.pread(file, _PAGE, 0)
@@ -125,14 +125,14 @@ def _read(path: Path, key: bytes, checksum: Checksum) -> np.ndarray | None:
         if (magic, version, body_bytes, stored_key) != (_MAGIC, _FORMAT, size, key):
             return None
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-        # For the reason that csrc/cpu/arena.h gives; a system that has none for files is only slower.
+        # Huge pages for the reason given in csrc/cpu/arena.h; a system without them for files is only slower.
         with contextlib.suppress(OSError, AttributeError):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         body = np.frombuffer(mapped, np.uint8, offset=_PAGE)
         if checksum(body) != stored_checksum:
             return None
         with contextlib.suppress(OSError):  # a read-only disk
-            os.utime(path)  # its last use, by which _evict goes
+            os.utime(path)  # the time of its last use, which _evict reads
         return body
     return None
 
@@ -150,10 +150,10 @@ def _crc(data: bytes) -> bytes:
 
 
 def _evict(kept: Path) -> None:
-    """Remove the files used longest ago until the bound is kept; never ``kept``, whatever its size."""
+    """Remove the least recently used files until the limit is kept; never ``kept``, whatever its size."""
     files = []
     for path in kept.parent.glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process removed it
             status = path.stat()
             files.append((path != kept, -status.st_mtime_ns, status.st_size, path))
     total = 0
@@ -168,32 +168,32 @@ def _evict(kept: Path) -> None:
 
 
 def _digest(directory: Path, file: StoredFile, threads: int) -> str:
-    """The file's content as hexadecimal SHA-256 digits of its parts' digests; from memory where it is unchanged."""
-    remembered = _remembered(directory)
+    """SHA-256, in hexadecimal, of the digests of the file's blocks; a kept one where the file is unchanged."""
+    kept = _kept_digests(directory)
     path, status = os.path.abspath(file.path), file.status
     identity = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-    found = remembered.get(path)
+    found = kept.get(path)
     if isinstance(found, list) and found[:-1] == identity and isinstance(found[-1], str):
         return found[-1]
     now = time.time_ns()
     digest = _digest_of(file.data, threads)
     if max(status.st_mtime_ns, status.st_ctime_ns) < now - SETTLED_NS:
-        remembered.pop(path, None)  # the newest last
-        latest = dict([*remembered.items(), (path, [*identity, digest])][-MOST_DIGESTS:])
+        kept.pop(path, None)  # the newest last
+        latest = dict([*kept.items(), (path, [*identity, digest])][-MOST_DIGESTS:])
         with contextlib.suppress(OSError):
             _replace(directory / _DIGESTS, [json.dumps(latest).encode()])
     return digest
 
 
 def _digest_of(data: mmap.mmap, threads: int) -> str:
-    from concurrent.futures import ThreadPoolExecutor  # not before it is needed: most starts do without
+    from concurrent.futures import ThreadPoolExecutor  # imported here: most starts do not need it
 
-    with memoryview(data) as view, ThreadPoolExecutor(threads) as pool:  # hashlib lets go of the interpreter's lock
-        parts = pool.map(lambda at: hashlib.sha256(view[at : at + _PART]).digest(), range(0, len(view), _PART))
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+    with memoryview(data) as view, ThreadPoolExecutor(threads) as pool:  # hashlib releases the GIL
+        blocks = pool.map(lambda at: hashlib.sha256(view[at : at + _BLOCK]).digest(), range(0, len(view), _BLOCK))
+        return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
-def _remembered(directory: Path) -> dict[str, Any]:
+def _kept_digests(directory: Path) -> dict[str, Any]:
     try:
         with _opened(directory / _DIGESTS) as file:
             found = json.loads(os.read(file, 1 << 20))
@@ -232,8 +232,8 @@ def _prepare(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _turn_to_write(directory: Path) -> Iterator[None]:
-    """One process at a time, but for one that waited too long for another, which may have been stopped. OSError."""
+def _writer_lock(directory: Path) -> Iterator[None]:
+    """One writer at a time; a process that has waited MOST_WAIT_S writes without the lock. Raises OSError."""
     _prepare(directory)
     lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -246,7 +246,7 @@ def _turn_to_write(directory: Path) -> Iterator[None]:
 
 
 def _locked(file: int) -> bool:
-    """Whether the lock could be had; a file system without locks has one for everybody."""
+    """Whether the lock was acquired; on a file system without locks always true."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -256,16 +256,16 @@ def _locked(file: int) -> bool:
     return True
 
 
-def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write ``parts`` as ``path`` all at once: readers have the old file or the new one. Raises OSError."""
+def _replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write ``pieces`` to ``path`` atomically: readers see the old file or the new one. Raises OSError."""
     _prepare(path.parent)
     number, name = _temporary(path.parent)
     try:
         with open(number, "wb") as file:
-            for part in parts:
-                file.write(part)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
-            # No fsync, which takes seconds on a busy disk: what a power failure leaves of a file, its checksums tell.
+            # No fsync, which takes seconds on a busy disk: the checksums detect what a power failure leaves behind.
             os.rename(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -274,8 +274,8 @@ def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def _temporary(directory: Path) -> tuple[int, str]:
-    """A new file, open and locked for as long as this process has it open: others see that its writer is alive."""
-    import tempfile  # as above
+    """A new file, locked while this process has it open, so that others see that its writer is alive."""
+    import tempfile  # imported here, as above
 
     while True:
         number, name = tempfile.mkstemp(suffix=_TEMPORARY, prefix=".", dir=directory)
@@ -287,11 +287,11 @@ def _temporary(directory: Path) -> tuple[int, str]:
             os.unlink(name)
             os.close(number)
             raise
-        os.close(number)  # another process took it for abandoned before it was locked
+        os.close(number)  # another process removed it as abandoned before it was locked
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Remove temporary files whose writer has died, and with it the lock on its file."""
+    """Remove temporary files that no process has locked: their writers have died."""
     for path in directory.glob(f".*{_TEMPORARY}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """From a directory or hub id to the tensors in its files, under the names they are stored with.
 
-A tensor is made when it is asked for: who has its packed form already never reads it.
+A tensor is read on first access, so a process that maps its packed form never reads it.
 
 Format of model.safetensors: the README of huggingface/safetensors (8 bytes little-endian header length, a JSON header
 with dtype, shape and data_offsets of each tensor, then the data).
@@ -61,7 +61,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A mapped file and its status when it was opened: whoever replaces the path later changes neither."""
+    """A mapped file and its status when it was opened; replacing the path later changes neither."""
 
     path: Path
     status: os.stat_result
@@ -70,7 +70,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by stored name, and the files that they all lie in; no files where a pickle was read."""
+    """Tensors by stored name, and the files that hold them; no files where a pickle was read."""
 
     tensors: dict[str, Stored]
     files: tuple[StoredFile, ...] = ()
@@ -230,6 +230,6 @@ def _from_torch(tensor: Any) -> Stored:
 
 
 def _clause(error: Exception) -> str:
-    """The first sentence of another library's message, to end one of ours."""
+    """The first sentence of another library's message, quoted at the end of one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0].rstrip(".: ")

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says, in one vocabulary, and the four environment variables.
+"""A checkpoint's config.json under one set of names, and the four environment variables.
 
 DistilBERT and BERT spell the same sizes differently; ``ModelConfig`` has one name for each. Sources: the
 ``DistilBertConfig`` and ``BertConfig`` pages of the transformers documentation.
@@ -68,7 +68,7 @@ class ModelConfig:
     token_types: int  # rows of the token-type table; 0 for DistilBERT
     pad_token_id: int
     task: Task
-    tied: bool  # is the masked-LM projection the word table?
+    tied: bool  # the masked-LM projection is the word table
     num_labels: int
     id2label: dict[int, str] = field(default_factory=dict)
     problem_type: str | None = None
@@ -97,11 +97,11 @@ class ModelConfig:
         """Translate the keys of one ``config.json``; raises ConfigError naming every problem at once."""
         model_type = raw.get("model_type")
         if model_type not in _KEYS:
-            raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {_spoken(_KEYS)}.")
+            raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {_joined(_KEYS)}.")
         keys = _KEYS[model_type] | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
         missing = sorted(key for key in keys.values() if key not in raw)
         if missing:
-            raise ConfigError(f"config.json lacks {_spoken(missing)}.")
+            raise ConfigError(f"config.json lacks {_joined(missing)}.")
         values = {name: raw[key] for name, key in keys.items()}
         _check_values(values, keys)
         _check_encoder_only(raw)
@@ -125,7 +125,7 @@ def _check_values(values: dict[str, Any], keys: dict[str, str]) -> None:
     for name, value in values.items():
         if name == "activation":
             if value not in ACTIVATIONS:
-                raise ConfigError(f"activation {value!r} is not supported; distilfast has {_spoken(ACTIVATIONS)}.")
+                raise ConfigError(f"activation {value!r} is not supported; distilfast has {_joined(ACTIVATIONS)}.")
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"config.json says {keys[name]} = {value!r}; a positive integer is needed.")
     if values["hidden_size"] % values["num_heads"]:
@@ -159,10 +159,10 @@ def _task(raw: dict[str, Any]) -> Task:
     for suffix, task in _TASKS.items():
         if architecture.endswith(suffix) and architecture[: -len(suffix)].lower() in ("", *_KEYS):
             return task
-    raise ConfigError(f"architecture {architecture!r} is not supported; distilfast has heads for {_spoken(_TASKS)}.")
+    raise ConfigError(f"architecture {architecture!r} is not supported; distilfast has heads for {_joined(_TASKS)}.")
 
 
-def _spoken(names: Any) -> str:
+def _joined(names: Any) -> str:
     return ", ".join(str(name) for name in names)
 
 
@@ -176,18 +176,18 @@ def cache_directory() -> Path | None:
 
     Raises OSError where the user has no home directory.
     """
-    wish = environment("CACHE")
-    if wish == "off":
+    chosen = environment("CACHE")
+    if chosen == "off":
         return None
-    chosen = Path(wish or os.path.join(_user_cache(), "distilfast"))
+    directory = Path(chosen or os.path.join(_user_cache(), "distilfast"))
     try:
-        return chosen.expanduser()
+        return directory.expanduser()
     except RuntimeError:
         raise OSError("there is no home directory") from None
 
 
 def _user_cache() -> str:
-    """``XDG_CACHE_HOME``, which its specification wants ignored where it is relative, or its default."""
+    """``XDG_CACHE_HOME``, or its default; the specification says to ignore a relative path."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     return chosen if os.path.isabs(chosen) else "~/.cache"
 

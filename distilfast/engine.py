@@ -33,7 +33,7 @@ class Engine:
         threads: int | None = None,
         directory: Path | None = None,
     ) -> None:
-        """Take over loaded weights; most callers want ``from_pretrained``."""
+        """From loaded weights; most callers use ``from_pretrained``."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads}; a positive integer is needed.")
         choice = backends.choose(backend, precision)
@@ -210,7 +210,7 @@ class Engine:
         return backend.forward_on_device(batch, self._rows_of_head(batch, rows), hidden, stream)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Run each (batch, length) once, so that no later forward of its bucket waits for a kernel or a graph."""
+        """Run each (batch, length) once, so that no later forward of its bucket compiles or captures anything."""
         for batch, length in shapes:
             packed = PackedBatch.from_sequences([[0] * length] * batch)
             if self.task == "feature-extraction":
@@ -294,7 +294,7 @@ class Engine:
         return columns
 
     def _check(self, batch: PackedBatch) -> None:
-        """What the kernels rely on: indices inside their tables, lengths that add up."""
+        """Checks what the kernels rely on: indices inside their tables, lengths that add up."""
         if not batch.num_tokens:
             raise InputError("The batch is empty; at least one token is needed.")
         for name in ("positions", "token_types"):
@@ -315,7 +315,7 @@ class Engine:
 
 
 def _integers(name: str, values: Any) -> np.ndarray:
-    """An integer array of what the caller passed; raises InputError for anything else."""
+    """What the caller passed, as an integer array; raises InputError for anything else."""
     if _is_torch(values):
         if values.is_floating_point():  # numpy has no bfloat16
             raise InputError(f"{name} has dtype {str(values.dtype).removeprefix('torch.')}; integers are needed.")
@@ -334,7 +334,7 @@ def _integers(name: str, values: Any) -> np.ndarray:
 
 
 def _flatten(ids: np.ndarray, *others: np.ndarray | None) -> tuple[Any, ...]:
-    """The choices of [B, choices, L] as sequences of their own."""
+    """Each choice of [B, choices, L] as one sequence."""
     return tuple(None if array is None else array.reshape(-1, ids.shape[-1]) for array in (ids, *others))
 
 
@@ -351,7 +351,7 @@ def _check_range(name: str, array: np.ndarray, size: int) -> None:
 
 
 def _computed(array: np.ndarray | None) -> np.ndarray:
-    """A result that the backend was asked for, and therefore returned."""
+    """A result that was requested of the backend, which therefore is not None."""
     assert array is not None
     return array
 
@@ -380,8 +380,8 @@ def _is_torch(values: Any) -> bool:
 
 
 def _as_torch(outputs: Outputs, device: Any) -> Outputs:
-    """Where the ids came from: on the host without a copy."""
-    import torch  # the caller's own: it came in with the ids
+    """As torch tensors on the device of the ids; on the CPU without a copy."""
+    import torch  # imported by the caller already, who passed a tensor
 
     def convert(value: Any) -> Any:
         return tuple(map(convert, value)) if isinstance(value, tuple) else torch.from_numpy(value).to(device)

@@ -1,4 +1,4 @@
-"""Every error a caller can meet, one class per kind, each message one sentence."""
+"""Every error that the package raises, one class for each kind; each message is one sentence."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ class WeightsError(DistilfastError, ValueError):
 
 
 class BackendError(DistilfastError, RuntimeError):
-    """A backend, ISA or precision was asked for and cannot be had."""
+    """The requested backend, ISA or precision is not available, or cannot run the model or batch."""

@@ -1,6 +1,6 @@
-"""A head is data: which token rows it reads, and up to three linears on top of them.
+"""A head as data: which token rows it reads, and up to three linears on top of them.
 
-So a new head costs no kernel, and a backend computes only the rows a head reads. Source of each head: the
+A new head needs no new kernel, and a backend computes only the rows that the head reads. Source of each head: the
 ``DistilBertFor…`` and ``BertFor…`` classes of transformers.
 """
 

@@ -1,4 +1,4 @@
-"""What this machine offers: backends, ISAs, threads, and what would be chosen."""
+"""What this machine has: backends, ISAs, threads, and what would be chosen."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _cache() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it, else the architecture."""
+    """The processor's name as the system reports it, else the architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

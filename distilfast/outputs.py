@@ -1,4 +1,4 @@
-"""What an engine answers with, under the field names of transformers."""
+"""The result of calling an engine, with the field names of transformers."""
 
 from __future__ import annotations
 

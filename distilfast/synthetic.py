@@ -1,7 +1,7 @@
 """Checkpoints with seeded weights in the hub's own file layout.
 
-``python -m distilfast.synthetic DIR --task fill-mask``: for tests, the demo and benchmarks, where trained weights
-cannot be had. The files are what ``save_pretrained`` of transformers writes, tensor for tensor, so the real loading
+``python -m distilfast.synthetic DIR --task fill-mask``: for tests and benchmarks, where trained weights
+are not available. The files are what ``save_pretrained`` of transformers writes, tensor for tensor, so the real loading
 code runs on them. Gaussian weights alone would flatter int8: a trained DistilBERT carries a few huge channels through
 every layer (308 and 381 of 768), made here by the gains and biases of the LayerNorms.
 """

@@ -287,7 +287,7 @@ def _checked_vocabulary(path: Path, vocabulary: Any) -> dict[str, int]:
 
 
 def _as_serialized(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """For every other class, for instance PreTrainedTokenizerFast: tokenizer.json is the whole truth."""
+    """For every other class, for instance PreTrainedTokenizerFast: tokenizer.json says everything."""
     from tokenizers import Tokenizer as Backend
 
     try:

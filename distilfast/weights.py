@@ -66,7 +66,7 @@ _MASKED_LM: dict[str, Modules] = {
         "head.1": ("cls.predictions.decoder", "VD"),
     },
 }
-# Tensors a checkpoint may hold that the asked task does not read: buffers, and the heads of other tasks.
+# Tensors that a checkpoint may hold and the loaded task does not read: buffers, and the heads of other tasks.
 _KNOWN = (
     "embeddings.position_ids",
     "embeddings.token_type_ids",
@@ -82,7 +82,7 @@ _LISTED = 8  # names of one kind in one error message
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a checkpoint keeps one canonical tensor: ``pieces``, each of ``shape``, one below the other."""
+    """Where a checkpoint keeps one canonical tensor: ``pieces``, each of ``shape``, one above the next."""
 
     name: str
     pieces: tuple[str, ...]
@@ -90,7 +90,7 @@ class StoredTensor:
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
-    """The canonical tensors of a checkpoint, each made when it is first asked for: read, widened, joined.
+    """The canonical tensors of a checkpoint, each made on first access: read, widened to float32, concatenated.
 
     ``files`` hold all of them, or are none where a pickle was read; ``needs`` says from which stored tensors each
     one is made.
@@ -132,7 +132,7 @@ class Weights:
     tensors: Mapping[str, np.ndarray]
 
     def check_finite(self) -> None:
-        """Read every value of a checkpoint that nobody has read yet; raises WeightsError for NaN or inf."""
+        """Read every value that has not been checked yet; raises WeightsError for NaN or inf."""
         if isinstance(self.tensors, StoredTensors):
             self.tensors.check_finite()
 
@@ -149,7 +149,7 @@ def load_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
 
 
 def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
-    """Like ``load_weights``, but no value is read before it is asked for: whoever uses them calls ``check_finite``."""
+    """Like ``load_weights``, but values are read on first access; the caller has to call ``check_finite``."""
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
     checkpoint = open_checkpoint(directory)

@@ -1,9 +1,9 @@
-"""The contestants, one module for each library, named as it.
+"""The contestants, one module for each library, under its name.
 
 A module has ``ENTRIES``, pairs (variant, precision), and two functions: ``unavailable(contestant) -> str | None``, why
 it cannot run here, in one sentence; and ``load(contestant, directory, threads, scratch) -> Loaded``, which prepares the
-checkpoint with no manual step. What took long to prepare stays in ``scratch`` and is used again. A precision is named
-as the library computes it, and ``load`` raises RuntimeError where it would run in another one.
+checkpoint with no manual step. What takes long to prepare is kept in ``scratch`` and reused. The precision is
+what the library computes in, and ``load`` raises RuntimeError where it would run in another one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Contestant:
-    """One library in one precision on one device; ``variant`` tells two ways of using it apart ("sdpa", "eager")."""
+    """One library in one precision on one device; ``variant`` distinguishes two ways of using it ("sdpa", "eager")."""
 
     library: str
     precision: str
@@ -56,7 +56,7 @@ class Contestant:
 
 
 def contestants(device: str = "cpu") -> list[Contestant]:
-    """Everybody, ourselves first; who cannot run on ``device`` says so when asked."""
+    """All of them, distilfast first; ``unavailable`` says which cannot run on ``device``."""
     return [
         Contestant(library, precision, variant, device)
         for library in MODULES

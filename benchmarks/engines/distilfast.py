@@ -1,9 +1,9 @@
-"""Ourselves, through the public engine: the CPU backend, and on a GPU the backends "triton" and "cuda" as variants.
+"""distilfast, through its public engine: the CPU backend, and on a GPU the backends "triton" and "cuda" as variants.
 
-What the backend "cuda" has and leaves off until it is known to be faster is a variant too: "cuda clusters".
+Options of the backend "cuda" that are off until they are known to be faster are variants too: "cuda clusters".
 
 On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there,
-runs, and where there is padding spreads the rows out again, for the others answer so.
+runs, and puts padding back where the input has it, as the outputs of the others have it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def unavailable(contestant: Contestant) -> str | None:
 
 
 def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -> Loaded:
-    """See ``benchmarks.engines``. An option stays on: the process is the contestant's own."""
+    """See ``benchmarks.engines``. An option stays on: the contestant has a process of its own."""
     if contestant.variant in OPTIONS:
         setattr(backends.module("cuda"), OPTIONS[contestant.variant][0], True)
     engine = distilfast.Engine.from_pretrained(

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind its transformer optimiser, which fuses attention, GELU and skip-LayerNorm.
+"""ONNX Runtime with its transformer optimiser, which fuses attention, GELU and skip-LayerNorm.
 
 int8 is dynamic, with a scale for each output channel.
 """
@@ -58,7 +58,7 @@ def _quantised(path: Path, scratch: Path) -> Path:
         from onnx import TensorProto
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # Behind the fused operators shape inference ends; the type of what they give has to be said.
+        # Shape inference ends at the fused operators; the types of their outputs have to be declared.
         options = {"DefaultTensorType": TensorProto.FLOAT}
         quantize_dynamic(
             str(path), str(quantised), per_channel=True, weight_type=QuantType.QInt8, extra_options=options

@@ -1,6 +1,6 @@
-"""OpenVINO with its precision said: on hosts that have bf16 units it would otherwise take them for an fp32 model.
+"""OpenVINO with an explicit precision: on hosts with bf16 units it would otherwise use them for an fp32 model.
 
-What it compiled is asked, not believed: the linears of its runtime model tell their precision, the processor's flags
+The precision is read back: the linears of its runtime model report theirs, and the processor's flags
 which units there are for it. Without such units bf16 would be fp32 under another name, or emulated.
 """
 

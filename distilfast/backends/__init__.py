@@ -1,4 +1,4 @@
-"""Which backend? Chosen once, at load, and said: never a silent fallback."""
+"""The backends, and the choice among them: made once, at load, and reported. There is no silent fallback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLASSES = {"cpu": "CpuBackend", "triton": "TritonBackend", "cuda": "CudaBackend
 
 
 def names() -> tuple[str, ...]:
-    """Every backend there is."""
+    """The names of all backends."""
     return tuple(_CLASSES)
 
 
@@ -38,8 +38,8 @@ class Choice:
 
 
 def choose(name: str, precision: Precision) -> Choice:
-    """The backend for a wish ("auto" or a name); raises BackendError where the wish cannot be met."""
-    why = "asked for"
+    """The backend for a name or "auto"; raises BackendError where it is not available."""
+    why = "requested"
     if name == "auto" and (forced := environment("BACKEND")):
         name, why = forced, "DISTILFAST_BACKEND asks for it"
     choice = _choose_measured(precision) if name == "auto" else Choice((name,), why)
@@ -75,6 +75,6 @@ def _choose_measured(precision: Precision) -> Choice:
 
 
 def create(choice: Choice, threads: int | None) -> Any:
-    """A backend, not loaded yet."""
+    """The chosen backend, without a model."""
     made = {name: getattr(module(name), _CLASSES[name])(threads) for name in choice.names}
     return made[choice.names[0]] if len(made) == 1 else BucketBackend(made, choice.winners)

@@ -1,4 +1,4 @@
-"""The one door between the engine and a way to run the encoder."""
+"""The interface between the engine and its backends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Trace = dict[str, np.ndarray]
 """Every named intermediate of one forward, in the order of computation:
 
 ``embed`` [T, D]; for each layer i ``layer.<i>.qkv`` [T, 3D], ``.probabilities`` (each sequence's [H, L, L], flat,
-end to end), ``.context`` [T, D], ``.attention_out`` [T, D], ``.attention_norm`` [T, D], ``.ffn_in`` [T, F] (after
+concatenated), ``.context`` [T, D], ``.attention_out`` [T, D], ``.attention_norm`` [T, D], ``.ffn_in`` [T, F] (after
 the activation), ``.ffn_out`` [T, D], ``.output`` [T, D]; and for each linear j of the head ``head.<j>`` [R, N].
 """
 
@@ -25,15 +25,16 @@ Results = tuple[np.ndarray | None, np.ndarray | None]
 
 
 class Backend(Protocol):
-    """One way to run the encoder. Chosen once, at load; owns its packed weights and its scratch."""
+    """One implementation of the encoder, chosen once, at load; it owns its packed weights and its scratch memory."""
 
     name: str  # "cpu", "reference"
     detail: str  # "avx512 fp32, 2 threads": what `info` and every benchmark row print
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
-        """Take the weights over; raises BackendError for a precision this backend does not have.
+        """Load the weights; raises BackendError for a precision that this backend does not have.
 
-        Nobody has looked at their values yet: ``weights.check_finite()`` does, unless what was packed of them is known.
+        Their values have not been checked: the backend calls ``weights.check_finite()``, unless it maps packed weights
+        from the cache, which were checked when they were packed.
         """
         ...
 
@@ -57,7 +58,7 @@ class Backend(Protocol):
         ...
 
     def info(self) -> dict[str, object]:
-        """What only this backend has to say: its ISA, threads, the bytes it holds."""
+        """Facts of this backend alone: its ISA, threads, the bytes it holds."""
         ...
 
 
@@ -70,7 +71,7 @@ class DeviceResults(Protocol):
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
     ) -> tuple[Any, Any]:
-        """``Backend.forward`` with fp32 arrays on the GPU, which speak DLPack and are not copied.
+        """``Backend.forward`` with fp32 arrays on the GPU, which have DLPack and are not copied.
 
         The host does not wait for them; ``stream`` does, a handle, None for torch's current one. Raises BackendError
         for a batch that has to be run in pieces.

@@ -1,7 +1,7 @@
-"""Two GPU backends, and for each batch the one that was measured to be faster at so many tokens.
+"""Two GPU backends, of which each batch is run by the one that was measured to be faster at its number of tokens.
 
-The weights are on the GPU twice, 0.2 GB of each copy for a DistilBERT of bf16, beside the 24 GB and more of the GPUs
-that this is for. A second backend is therefore loaded, but only where each of the two wins some bucket.
+The weights are on the GPU twice, 0.2 GB for each copy of a DistilBERT in bf16, on GPUs of 24 GB and more. A second
+backend is loaded only where each of the two is the faster one in some bucket.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distilfast.weights import Weights
 
 
 class BucketBackend:
-    """Hands each batch to one of its backends; what each promises holds within a bucket."""
+    """Runs each batch on one of its backends, chosen by token bucket: within a bucket the bits do not change."""
 
     def __init__(self, backends: dict[str, Backend], winners: dict[int, str]) -> None:
         """``backends`` by name, not loaded yet; ``winners``: the name for each bucket that was measured."""
@@ -27,7 +27,7 @@ class BucketBackend:
 
     @property
     def detail(self) -> str:
-        """Every backend's own, and which is run up to how many tokens."""
+        """The detail of each backend, and which of them runs which buckets."""
         ranges = ", ".join(f"{name} at {tokens}" for tokens, name in sorted(self._winners.items()))
         return f"{'; '.join(backend.detail for backend in self._backends.values())}; by tokens: {ranges}"
 

@@ -1,4 +1,4 @@
-"""The encoder in hand-written C++ kernels on the CPU: the default that runs everywhere."""
+"""The encoder in hand-written C++ kernels on the CPU: the default."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def available_cores() -> int:
 
 
 class CpuBackend:
-    """Runs ``csrc/cpu``; one object may be called from several threads at once, also after a fork."""
+    """Runs ``csrc/cpu``; one object can be called from several threads at once, also after a fork."""
 
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        """``threads``: how many a forward may use; None for all available cores."""
+        """``threads``: how many a forward uses; None for all available cores."""
         self._isa, self._why = chosen_isa()
         self._threads = threads or available_cores()
 
@@ -101,12 +101,12 @@ class CpuBackend:
         self._encoder = encoder(packed=entry.packed)
         if entry.packed is None:
             kept = entry.keep(self._encoder.packed)
-            if kept is not None:  # so that this process, too, shares them with all later ones
+            if kept is not None:  # so that this process shares their pages with later ones
                 self._encoder = encoder(packed=kept)
         self._packed_weights = entry.origin
 
     def _entry(self, weights: Weights, columns: list[int]) -> cache.Entry:
-        """The cache's entry for these weights: the packed bytes follow from the shape and the tensors they are of."""
+        """The cache's entry; the packed bytes depend on the layout, the model's shape and the stored tensors."""
         from distilfast import _cpu
 
         stored = weights.tensors if isinstance(weights.tensors, StoredTensors) else None

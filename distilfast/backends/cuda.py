@@ -1,4 +1,4 @@
-"""The encoder in hand-written CUDA kernels on an NVIDIA GPU: needs the driver, and nothing else at run time."""
+"""The encoder in hand-written CUDA kernels on an NVIDIA GPU; at run time it needs only the driver."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from distilfast.weights import Weights
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 CHUNK_TOKENS = 4096
-"""Tokens that are run at a time: enough blocks of rows to fill a device, and scratch stays bounded."""
+"""Tokens of one pass: enough row tiles to fill a device, and a bound of the scratch memory."""
 CLUSTERS = False
-"""Do a layer's linears end with residual and LayerNorm for more than 256 tokens? Not before a measurement on a GPU.
+"""Whether residual and LayerNorm are fused into the linears of more than 256 tokens; off until measured on a GPU.
 
-Clusters of blocks do it, which compute capability 9.0 has; elsewhere, for int8 and for rows that no cluster can hold it
-stays two kernels.
+The fusion needs thread block clusters, which compute capability 9.0 has. Elsewhere, for int8, and for rows that do not
+fit a cluster, there are two kernels.
 """
 PERSISTENT = False
-"""Are up to 64 tokens run by one launch, but in fp32? Not before a measurement on a GPU shows that it is faster."""
+"""Whether up to 64 tokens run in one persistent launch (not in fp32); off until a measurement shows it is faster."""
 INT8 = "W8A16 up to 64 tokens, above W8A8 in Hadamard-rotated groups of 128"
 """How int8 is computed; see csrc/cuda/README.md."""
 
@@ -48,7 +48,7 @@ def unavailable() -> str | None:
 
 
 class CudaBackend:
-    """Runs ``csrc/cuda``; one object may be called from several threads at once, each on a stream of its own."""
+    """Runs ``csrc/cuda``; one object can be called from several threads at once, each with its own stream."""
 
     name = "cuda"
 
@@ -64,7 +64,7 @@ class CudaBackend:
         return f"{self._gpu} {self._precision}{how}"
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
-        """Bring the weights to the current device; raises BackendError for what the kernels cannot run."""
+        """Copy the weights to the current device; raises BackendError for what the kernels cannot run."""
         if precision not in PRECISIONS:
             raise BackendError(
                 f"precision {precision!r} is not available on backend cuda; it has {', '.join(PRECISIONS)}."
@@ -84,7 +84,7 @@ class CudaBackend:
             raise BackendError(f"backend cuda cannot load this model: {error}") from error
 
     def _tensors(self, weights: Weights) -> dict[str, np.ndarray]:
-        """The checkpoint's, and for int8 what is to be known of each linear's input, beside the bias its own."""
+        """The checkpoint's tensors, and for int8 those of ``quantize.channels``, their biases renamed."""
         tensors = dict(weights.tensors)
         if self._precision != "int8":
             return tensors
@@ -110,9 +110,9 @@ class CudaBackend:
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
     ) -> tuple[Any, Any]:
-        """Like ``forward``, but fp32 arrays on the GPU, not copied, which live as long as someone holds them.
+        """Like ``forward``, but fp32 arrays on the GPU, not copied, which stay valid while they are referenced.
 
-        They speak DLPack and ``__cuda_array_interface__``. The host does not wait; ``stream`` does (a handle; None for
+        They have DLPack and ``__cuda_array_interface__``. The host does not wait; ``stream`` does (a handle; None for
         torch's current one where torch is loaded, else the default stream). Raises BackendError for a batch that has to
         be run in pieces.
         """
@@ -127,10 +127,10 @@ class CudaBackend:
     ) -> tuple[Any, Any]:
         """``forward_on_device`` for ids that are on the GPU; ``rows`` an array there, "first", "all" or None.
 
-        The bucket comes from the arrays' sizes alone. What they hold is looked at on the device: an id or a type
-        outside its table makes the answers of its sequence NaN, wrong ``cu_seqlens`` or rows those of the whole batch,
-        and ``wait()`` of either result raises ValueError, which says what it was. Raises InputError for arrays that
-        cannot be read and BackendError for a batch that has to be run in pieces.
+        The bucket depends on the sizes of the arrays alone. Their values are checked on the device: an id or a token
+        type outside its table makes the results of its sequence NaN, and wrong ``cu_seqlens`` or rows make those of the
+        whole batch NaN; ``wait()`` of either result then raises ValueError with the reason. Raises InputError for
+        arrays that cannot be read, and BackendError for a batch that has to be run in pieces.
         """
         try:
             return self._encoder.forward_from_device(

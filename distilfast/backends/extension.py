@@ -1,4 +1,4 @@
-"""What the two compiled extensions, ``distilfast._cpu`` and ``distilfast._cuda``, are told of a model."""
+"""A model as arguments of the two compiled extensions, ``distilfast._cpu`` and ``distilfast._cuda``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which GPU backend is faster where: what was measured, by architecture, precision and token bucket.
 
 The table is measured.json beside this file. ``python -m benchmarks.backends`` makes it from the rows of
-benchmarks/results; nobody writes it by hand. Where it has no rows, `auto` does not take a GPU.
+benchmarks/results; it is not written by hand. Where it has no rows, `auto` does not choose a GPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def winners(table: list[Measured], architecture: str, precision: str) -> dict[in
 def architecture() -> str | None:
     """Of this machine's GPU, as "sm_90"; None where there is none that a GPU backend can use.
 
-    torch is asked only where distilfast._cuda cannot tell and there is a driver: importing it takes seconds.
+    torch is imported, which takes seconds, only where distilfast._cuda is missing and there is a driver.
     """
     from distilfast.backends import cuda, triton
 

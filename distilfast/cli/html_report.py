@@ -35,12 +35,12 @@ tr.wrong td { background: #fbe9e7; } td.verdict { white-space: normal; min-width
 """
 _LIBRARIES = ("numpy", "tokenizers", "safetensors", "torch", "transformers", "matplotlib")
 _MEASURES = (
-    "Δ is what the engine says less what is true, ‖Δ‖ / ‖truth‖ its size end to end. The naive error is that of the "
+    "Δ is the engine’s value less the true one, ‖Δ‖ / ‖truth‖ its size end to end. The naive error is that of the "
     "same model computed plainly in the same precision; the budget is derived from it, with a sampling slack that "
     "shrinks with the number of texts. “Transformers” is the error of transformers itself in that precision, where it "
-    "was compared with; nothing is judged by it. “Step” computes the one operation in float64 from the engine’s own "
-    "inputs; “share” is how much of its budget the worst column of that step needs, and must not exceed 1. “ulp” is "
-    "how far from the truth, in float32 numbers, half and 99 % of the values are at most."
+    "was compared with; no verdict depends on it. “Step” computes the one operation in float64 from the engine’s own "
+    "inputs; “share” is the error of the worst column of that step relative to its budget, and must not exceed 1. "
+    "“ulp” is how far from the truth, in float32 numbers, half and 99 % of the values are at most."
 )
 
 

@@ -104,10 +104,10 @@ _MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def parity(report: Report, *, layers_only: bool = False) -> Table:
-    """Every intermediate, or only what each layer hands to the next, beside the truth t.
+    """Every intermediate, or only the output of each layer, beside the truth t.
 
     ``naive`` is the relative error of the same model computed plainly, ``torch`` that of transformers in the same
-    precision; ``step`` the share of its budget that the worst column of this operation alone needs; ``ulp`` what 99 %
+    precision; ``step`` the error of the worst column of this operation alone, relative to its budget; ``ulp`` what 99 %
     of the numbers are within.
     """
     shown = {name: _MEASURES[name] for name in _MEASURES if report.rows[0].get(name) is not None}
@@ -125,10 +125,10 @@ def parity(report: Report, *, layers_only: bool = False) -> Table:
 def answers(agreement: Mapping[str, Any]) -> Text:
     """How well the answers agree, in a line."""
     same, order = agreement["top1"], agreement["correlation"]
-    told = "the same best answer for " + ("-" if same is None else f"{100 * same:.2f} %")
-    told += f" of {agreement['questions']} questions ({agreement['compared']})"
-    told += f", rank correlation at least {'-' if order is None else f'{order:.6f}'}"
-    return Text(f"answers: {told}, largest difference {agreement['max_difference']:.1e}")
+    shown = "the same best answer for " + ("-" if same is None else f"{100 * same:.2f} %")
+    shown += f" of {agreement['questions']} questions ({agreement['compared']})"
+    shown += f", rank correlation at least {'-' if order is None else f'{order:.6f}'}"
+    return Text(f"answers: {shown}, largest difference {agreement['max_difference']:.1e}")
 
 
 def hits(query: str, found: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""What every command does at its end: answers as JSON, errors in one line."""
+"""What all commands share: results as JSON, errors in one line."""
 
 from __future__ import annotations
 

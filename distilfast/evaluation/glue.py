@@ -2,7 +2,7 @@
 
 Layout, metrics and label names: Wang et al., GLUE, arXiv 1804.07461, its download_glue_data.py, and the loading
 script of ``nyu-mll/glue``. A tab separates columns and nothing else does: quotes are text (``csv.QUOTE_NONE``). Texts
-are cut only where the model ends; the customary run_glue.py cuts at 128 tokens.
+are truncated at the model's maximum length only; run_glue.py truncates at 128 tokens by default.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def evaluate(engine: Engine, name: str, path: Path | None, limit: int | None, pr
 
 
 def classify(engine: Engine, texts: Sequence[Text], progress: Progress) -> np.ndarray:
-    """The logits [N, C] of texts and pairs, cut where the model ends."""
+    """The logits [N, C] of texts and pairs, truncated at the model's maximum length."""
     encodings = engine.tokenizer.encode_batch(texts, truncation=True, max_length=longest(engine))
     return np.stack(head_outputs(engine, [Ids(each.ids, each.type_ids) for each in encodings], progress))
 
@@ -146,8 +146,8 @@ def _columns(config: ModelConfig, name: str, task: Task) -> tuple[list[int] | No
     """The model's number of each of the task's labels, None for a score; and how they were matched, if by number.
 
     By name where the model names its labels, since the order differs between checkpoints of MNLI; by number where it
-    only counts them ("LABEL_0" or "0"). Raises InputError for any other labels: an order that was guessed would give
-    a wrong score without a word.
+    only counts them ("LABEL_0" or "0"). Raises InputError for any other labels: a guessed order would silently give a
+    wrong score.
     """
     if not task.labels:
         if config.num_labels != 1:
@@ -158,8 +158,8 @@ def _columns(config: ModelConfig, name: str, task: Task) -> tuple[list[int] | No
         return [numbers[label] for label in task.labels], ()
     if len(numbers) == len(task.labels) and set(numbers) in _counted(len(numbers)):
         order = [number for _, number in sorted(numbers.items())]
-        told = ", ".join(f"{i} is {label}" for i, label in enumerate(task.labels))
-        return order, (f"The model does not name its labels; they were taken by number: {told}.",)
+        order_of_labels = ", ".join(f"{i} is {label}" for i, label in enumerate(task.labels))
+        return order, (f"The model does not name its labels; they were taken by number: {order_of_labels}.",)
     raise InputError(
         f"The model's labels are {', '.join(config.id2label.values())} and those of {name} {', '.join(task.labels)}; "
         "id2label in its config.json must name them so."

@@ -1,4 +1,4 @@
-"""Intents by the nearest neighbour: how much of an encoder's sense of meaning is left under a precision.
+"""Intents by the nearest neighbour: how much of an encoder's quality a precision keeps.
 
 Each request of the test set takes the intent of the training request whose vector is nearest by cosine (k = 1), or of
 the intent whose mean vector is nearest. Vectors are mean pooled and normalised, as sentence-transformers makes them
@@ -28,7 +28,7 @@ GROUP = 256
 
 
 class Request(NamedTuple):
-    """What somebody asked, and the intent behind it."""
+    """A text and its intent."""
 
     text: str
     intent: str

@@ -7,7 +7,7 @@
 | token-classification | accuracy of the labels of its words, read at each word's first token | one for each word |
 | fill-mask | accuracy of the likeliest token | one token for each mask |
 | question-answering | F1 and exact match, as ``evaluation/squad.py`` | the answer to (question, context), or several |
-| multiple-choice | accuracy of the best choice | 1 for the right pair (question, choice), 0 for its neighbours |
+| multiple-choice | accuracy of the best choice | 1 for the right pair (question, choice), 0 for the others |
 
 Labels of words and masks have spaces between them. The pairs of one multiple-choice question follow each other and
 have the same first text. An answer that is empty means that the context holds none.
@@ -33,7 +33,7 @@ class Metric:
     """Accuracy; ``gold`` [n] holds the right answer to each of n questions.
 
     ``sequences``: what is run, where it is not the texts as they are; ``exact_match``: whether the share of right
-    answers is a metric of its own beside the points; ``reads_hidden``: whether it is computed from the last hidden
+    answers is reported beside the points; ``reads_hidden``: whether it is computed from the last hidden
     state instead of the logits.
     """
 
@@ -47,12 +47,12 @@ class Metric:
         self.gold = np.array(gold)
 
     def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
-        """What a batch of ``texts`` says, from the logits [R, N] or, with ``reads_hidden``, the hidden state [T, D]."""
+        """What a batch of ``texts`` gives: from the logits [R, N], or with ``reads_hidden`` the hidden state [T, D]."""
         raise NotImplementedError
 
-    def finish(self, said: np.ndarray) -> np.ndarray:
-        """What was said about all texts → the answers [n]."""
-        return said
+    def finish(self, collected: np.ndarray) -> np.ndarray:
+        """What was read of all texts → the answers [n]."""
+        return collected
 
     def right(self, answers: np.ndarray) -> np.ndarray:
         """Bool [n]; empty where answers are not right or wrong."""
@@ -99,9 +99,9 @@ class Nearest(Metric):
         """[B, D], the texts' vectors."""
         return pooled(values, batch)
 
-    def finish(self, said: np.ndarray) -> np.ndarray:
+    def finish(self, collected: np.ndarray) -> np.ndarray:
         """Labels."""
-        similarities = said @ said.T
+        similarities = collected @ collected.T
         np.fill_diagonal(similarities, -np.inf)
         return self.gold[similarities.argmax(axis=1)]
 
@@ -110,7 +110,7 @@ class AtTokens(Metric):
     """The best class at some tokens of each text; gold: its number, text after text."""
 
     def __init__(self, gold: Sequence[object], tokens: Sequence[np.ndarray]) -> None:
-        """``tokens``: of each text, which of its tokens are asked."""
+        """``tokens``: the tokens to read of each text."""
         super().__init__(gold)
         self._tokens = tokens
 
@@ -132,16 +132,15 @@ class BestSpan(Metric):
         super().__init__([each.question.text for each in readings])
         self._readings = readings
         self.sequences = [window.ids for each in readings for window in each.windows]
+        self._lengths = [len(each.ids) for each in self.sequences]
 
     def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[T, 2], the logits of start and end."""
         return values
 
-    def finish(self, said: np.ndarray) -> np.ndarray:
+    def finish(self, collected: np.ndarray) -> np.ndarray:
         """Texts."""
-        assert self.sequences is not None
-        ends = np.cumsum([len(each.ids) for each in self.sequences])
-        logits = iter(np.split(said, ends[:-1]))
+        logits = iter(np.split(collected, np.cumsum(self._lengths)[:-1]))
         may_be_none = any(not each.question.answerable for each in self._readings)
         found = [each.best_text([next(logits) for _ in each.windows], may_be_none) for each in self._readings]
         return np.array(found, dtype=object)
@@ -171,9 +170,9 @@ class BestChoice(Metric):
         """[B], scores."""
         return values[:, 0]
 
-    def finish(self, said: np.ndarray) -> np.ndarray:
+    def finish(self, collected: np.ndarray) -> np.ndarray:
         """Numbers of choices."""
-        return np.array([scores.argmax() for scores in np.split(said, self._firsts[1:])])
+        return np.array([scores.argmax() for scores in np.split(collected, self._firsts[1:])])
 
 
 def metric_for(engine: Engine, texts: Sequence[Text], encodings: Sequence[Encoding], labels: Sequence[Label]) -> Metric:

@@ -39,13 +39,13 @@ def f1(predictions: Values, labels: Values, positive: Any = 1) -> float:
 
 
 def matthews(predictions: Values, labels: Values) -> float:
-    """Matthews' correlation coefficient of two classes, 1 and any other; 0 where one side is constant."""
+    """Matthews' correlation coefficient of two classes, 1 and any other; 0 where either is constant."""
     got, wanted = (values == 1 for values in _same_length(predictions, labels))
     return pearson(got.astype(np.float64), wanted.astype(np.float64))  # which it is, of two indicators
 
 
 def pearson(predictions: Values, labels: Values) -> float:
-    """Pearson's correlation; 0 where one side is constant, which leaves it undefined."""
+    """Pearson's correlation; 0 where either is constant, which leaves it undefined."""
     got, wanted = (values.astype(np.float64) for values in _same_length(predictions, labels))
     if np.ptp(got) == 0 or np.ptp(wanted) == 0:
         return 0.0
@@ -89,7 +89,7 @@ def entity_scores(predictions: Sequence[Sequence[str]], labels: Sequence[Sequenc
     """``precision``, ``recall`` and ``f1`` of whole entities, over all types and sentences together.
 
     One sequence of tags for each sentence; an entity counts where its type, its beginning and its end are right.
-    Raises InputError where the two sides differ in length.
+    Raises InputError where they differ in length.
     """
     right = guessed = there = 0
     for i, (got, wanted) in enumerate(zip(*_paired(predictions, labels), strict=True)):
@@ -117,7 +117,7 @@ def squad_exact(prediction: str, answers: Sequence[str]) -> float:
 def squad_f1(prediction: str, answers: Sequence[str]) -> float:
     """The F1 of the words in common with the best of the answers.
 
-    Where either side has no word left, 1 if both have none: the rule of version 2, of which version 1.1 has no need.
+    Where either has no word left, 1 if both have none: the rule of version 2; version 1.1 does not need it.
     """
     return max(_word_f1(squad_normalized(prediction).split(), squad_normalized(a).split()) for a in answers)
 

@@ -1,4 +1,4 @@
-"""The quality gate: what a precision costs on the caller's own labelled texts, in points of 100."""
+"""The quality gate: what a precision costs on labelled texts, in points of 100."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Forward = Callable[[PackedBatch], np.ndarray]
 
 @dataclass(frozen=True)
 class Quality:
-    """Points of 100 of the engine and of the other side, over ``count`` labels.
+    """Points, of 100, of the engine and of the baseline, over ``count`` labels.
 
-    Of the answers ``changed`` differ, ``lost`` were right there and are wrong here, ``won`` the other way round.
-    ``exact_match``: points of both sides, in that order, where the metric is F1; it must keep the budget as well.
+    ``changed`` answers differ; ``lost`` are right with the baseline and wrong with the engine, ``won`` the reverse.
+    ``exact_match``: points of both, in that order, where the metric is F1; it must keep the budget as well.
     """
 
     task: str
@@ -51,18 +51,18 @@ class Quality:
 
     @property
     def cost(self) -> float:
-        """Points that the engine loses against the other side; negative where it wins some."""
+        """The baseline's points less the engine's."""
         return self.baseline_points - self.engine_points
 
     @property
     def passed(self) -> bool:
-        """Does it cost no more than the budget? A NaN does."""
+        """Whether the cost is within the budget; a NaN is not."""
         ours, theirs = self.exact_match or (0.0, 0.0)
         return self.cost <= self.budget and theirs - ours <= self.budget
 
     @property
     def sentence(self) -> str:
-        """Told in one sentence."""
+        """In one sentence."""
         costs = f"wins {-self.cost:.2f}" if self.cost < 0 else f"costs {self.cost:.2f}"
         exact = "" if self.exact_match is None else "exact match {:.2f}, and {:.2f}; ".format(*self.exact_match)
         return (
@@ -90,7 +90,7 @@ def gate(
     threads: int | None = None,
     revision: str | None = None,
 ) -> Quality:
-    """A task metric (see ``metrics``) of the engine and of ``baseline``, on the same labelled texts.
+    """A task metric (see ``label_metrics``) of the engine and of ``baseline``, on the same labelled texts.
 
     ``baseline``: "reference" (float64), "transformers" (float32), or a precision of the same backend; None is "fp32",
     and for an fp32 engine "reference". Raises the errors of ``Engine.from_pretrained``, and InputError for labels that
@@ -105,8 +105,10 @@ def gate(
     engine = Engine(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
     encodings = engine.tokenizer.encode_batch(texts, truncation=True, max_length=config.max_positions)
     metric = metric_for(engine, texts, encodings, labels)
-    sides = (_forward(engine, metric), _baseline(baseline, metric, weights, engine, backend, threads))
-    ours, theirs = (metric.finish(_said(forward, metric, metric.sequences or encodings, config)) for forward in sides)
+    forwards = (_forward(engine, metric), _baseline(baseline, metric, weights, engine, backend, threads))
+    ours, theirs = (
+        metric.finish(_collected(forward, metric, metric.sequences or encodings, config)) for forward in forwards
+    )
     right, was_right = metric.right(ours), metric.right(theirs)
     return Quality(
         task=engine.task,
@@ -146,7 +148,7 @@ def _of_transformers(weights: Weights, engine: Engine, metric: Metric) -> Forwar
     return lambda batch: model(batch)[last_hidden if metric.reads_hidden else last_head]
 
 
-def _said(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
+def _collected(forward: Forward, metric: Metric, sequences: Sequence[Encoded], config: ModelConfig) -> np.ndarray:
     return np.concatenate(
         [
             metric.read(range(first, first + batch.num_sequences), batch, forward(batch))

@@ -1,4 +1,4 @@
-"""What an evaluation answers with."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scores:
-    """What one room measures.
+    """What one data set gives.
 
     ``metrics``: in percent, correlations times 100 too, as GLUE and SQuAD report them; ``counts``: examples that were
-    scored, and what was left out; ``notes``: sentences on how the numbers came to be; ``predictions``: one for each
+    scored, and what was left out; ``notes``: sentences on how the numbers were computed; ``predictions``: one for each
     example, in the order of the data.
     """
 

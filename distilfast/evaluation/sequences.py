@@ -11,12 +11,12 @@ from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 
 Progress = Callable[[int, int], None]
-"""Told how many sequences are done, and how many there are."""
+"""Called with the number of sequences done, and their total."""
 
 Item = TypeVar("Item")
 
 TOKENS = 4096
-"""Tokens in one forward: enough to share a pass over the weights, few enough to bound the memory of the results."""
+"""Tokens in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
 
 
 class Ids(NamedTuple):
@@ -27,7 +27,7 @@ class Ids(NamedTuple):
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def subset(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -54,7 +54,7 @@ def head_outputs(engine: Engine, sequences: Sequence[Ids], progress: Progress = 
 
 
 def _groups(sequences: Sequence[Ids]) -> Iterator[list[Ids]]:
-    """Runs of sequences of at most TOKENS tokens together, or one alone."""
+    """Consecutive sequences of at most TOKENS tokens together, or a single longer one."""
     group: list[Ids] = []
     tokens = 0
     for each in sequences:

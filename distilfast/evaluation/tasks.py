@@ -1,4 +1,4 @@
-"""``evaluate``: one door for all data sets."""
+"""``evaluate``: any data set by its name."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ def _existing(name: str, path: str | Path | None) -> Path | None:
 
 
 def _scores(engine: Engine, name: str, path: Path | None, limit: int | None, progress: Progress) -> Scores:
-    if name in glue.TASKS:
+    if path is None or name in glue.TASKS:
         return glue.evaluate(engine, name, path, limit, progress)
-    assert path is not None
     if name in intents.DATA:
         return intents.evaluate(engine, name, path, limit, progress)
     return (squad if name == "squad" else ner).evaluate(engine, path, limit, progress)

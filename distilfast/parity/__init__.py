@@ -1,7 +1,7 @@
-"""How close an engine comes to the truth: every named intermediate judged, with the answers, and batch invariance.
+"""Parity: the error of every named intermediate against float64, how far the answers agree, and batch invariance.
 
 ``compare`` runs texts through an engine and through the reference (or transformers) in float64; ``check_invariance``
-asks for equal bits. Tolerances are in ``budgets`` only.
+checks for equal bits. Tolerances are in ``budgets`` only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a reader of the answers would notice: is the best answer the same, and in what order do the others follow?
+"""How far the answers agree: whether the best one is the same, and how similarly the others are ranked.
 
-Nothing here is judged: that the numbers behind an answer are right enough is decided by the rows of their
-intermediates, and two answers that are as good as equal may change places in any arithmetic.
+There is no verdict here: the intermediates have budgets, and two answers with nearly equal scores change places in any
+arithmetic.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
+from distilfast.types import Task
 
 _COMPARED = {
     "feature-extraction": "the similarities of each text to all others",
@@ -42,11 +43,11 @@ class Agreement:
 
 
 class Answers:
-    """Both sides' answers, batch by batch."""
+    """The engine's answers beside the true ones, batch by batch."""
 
-    def __init__(self, task: str, num_labels: int, last_hidden: str, last_head: str | None) -> None:
-        """``last_hidden`` and ``last_head``: the names of these intermediates; None where there is no head."""
-        self._task, self._last_hidden, self._last_head = task, last_hidden, last_head
+    def __init__(self, task: Task, num_labels: int, source: str) -> None:
+        """``source``: the intermediate that answers are read from."""
+        self._task, self._source = task, source
         self._across = task in ("feature-extraction", "multiple-choice") or (
             task == "text-classification" and num_labels == 1
         )
@@ -60,15 +61,14 @@ class Answers:
         if self._across:
             self._collected.append((self._one_each(got, batch), self._one_each(truth, batch)))
             return
-        assert self._last_head is not None
-        sides = (self._questions(trace[self._last_head], batch) for trace in (got, truth))
-        for ours, right in zip(*sides, strict=True):
+        answers = (self._questions(trace[self._source], batch) for trace in (got, truth))
+        for ours, right in zip(*answers, strict=True):
             self._compare(ours, right)
 
     def agreement(self) -> Agreement:
         """Over all batches."""
         if self._collected:
-            ours, right = (np.concatenate(side) for side in zip(*self._collected, strict=True))
+            ours, right = (np.concatenate(each) for each in zip(*self._collected, strict=True))
             for pair in zip(_candidates(ours), _candidates(right), strict=True):
                 self._compare(*pair)
         known = [value for value in self._correlations if not np.isnan(value)] or [float("nan")]
@@ -94,21 +94,19 @@ class Answers:
             yield from rows.T
 
     def _one_each(self, trace: Trace, batch: PackedBatch) -> np.ndarray:
-        """A row for each text: its number, or its mean-pooled vector of length 1."""
-        if self._task != "feature-extraction":
-            assert self._last_head is not None
-            return trace[self._last_head]
-        return pooled(trace[self._last_hidden], batch)
+        """A row for each text: its score, or its mean-pooled, normalised vector."""
+        values = trace[self._source]
+        return pooled(values, batch) if self._task == "feature-extraction" else values
 
 
 def pooled(hidden: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """The mean over each text's tokens, divided by its length: [T, D] → [B, D]."""
+    """The mean over each text's tokens, normalised: [T, D] → [B, D]."""
     means = np.stack([rows.mean(axis=0) for rows in np.split(hidden, batch.cu_seqlens[1:-1])])
     return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
 
 def _candidates(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Numbers are one question; vectors are one question each, about the others."""
+    """The candidates of each question: all numbers of one column, or the similarities of each vector to the others."""
     if values.shape[1] == 1:
         yield values[:, 0]
         return
@@ -119,7 +117,7 @@ def _candidates(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing theirs; NaN where a side has but one value."""
+    """Spearman's: the correlation of the ranks, ties sharing theirs; NaN where an argument is constant."""
     first, second = (_ranks(x) for x in (a, b))
     first, second = first - first.mean(), second - second.mean()
     norm = math.sqrt((first**2).sum() * (second**2).sum())

@@ -1,13 +1,13 @@
-"""Every tolerance there is, and what it is derived from.
+"""All tolerances, and what they are derived from.
 
-The yardstick of a precision is the *naive* implementation: the reference's own lines, one rounding after each operation
-of that precision. An engine keeps its budget where its error is at most ``factor`` times the naive one, on the same
-texts, at the same intermediate. Two measures are held against it:
+The yardstick of a precision is the *naive* implementation: the reference's own code with one rounding to that precision
+after each operation. An engine keeps its budget where its error is at most ``factor`` times the naive one, on the same
+texts, at the same intermediate. Two measures are compared with it:
 
-* **end to end**, ‖out − truth‖ / ‖truth‖: what all operations so far have added up to;
-* **the step alone**: the operation is computed in float64 from the inputs that *the engine itself* traced, so what came
-  before cancels out, and the first wrong step is the culprit. It is measured over all columns and for each one (an
-  output channel, or a head of the probabilities), because one wrong weight spoils one column and drowns in all of them.
+* **end to end**, ‖out − truth‖ / ‖truth‖: the error of all operations so far;
+* **the step alone**: the operation is computed in float64 from the inputs that *the engine itself* traced, so earlier
+  errors cancel, and the first step over its budget is the faulty one. It is measured over all columns together and for
+  each column (an output channel, or a head of the probabilities), because one wrong weight affects a single column.
 
 Rounding errors are random, and so is their ratio, the more so the fewer numbers it rests on: the logits of two labels,
 or a few activations a hundred times larger than the rest. For two sums of n equal squares the logarithm of √ratio has a
@@ -32,17 +32,17 @@ NAIVE_FACTOR = 2.0
 """A precision keeps its budget if its error is at most this often that of a naive forward in the same precision."""
 
 HALF_ULP = 2.0**-24
-"""The relative error of rounding an exact result to float32 once: less is asked of nobody."""
+"""The relative error of rounding an exact result to float32 once: no budget is smaller."""
 
 DEVIATIONS = 3.0
-"""z of a single measurement; of the worst among m columns it is larger by √(2 ln m), what m draws may reach."""
+"""z of a single measurement; of the worst among m columns √(2 ln m) is added, the expected maximum of m draws."""
 
 QUALITY_POINTS = 0.5
-"""How many points, of 100, a precision may cost in a task metric."""
+"""How many points, of 100, a precision is allowed to lose in a task metric."""
 
 COLUMN_FACTOR = 2.0
-"""How much more a single column may be off by than all together: the order of a sum decides how early its largest terms
-come, and two orders that are as good as each other over all columns are not in every one."""
+"""The further factor allowed to a single column. The error of a sum depends on when its largest terms are added: two
+orders of summation with the same error over all columns differ in single ones."""
 
 Narrow = Callable[[np.ndarray], np.ndarray]
 
@@ -56,8 +56,8 @@ class Arithmetic:
     """How a naive forward rounds, float32 in and out: every tensor once, what is multiplied, every result.
 
     ``operand``: a linear's input; ``attention``: q, k and v. In a chain of naive steps both are rounded results
-    already; a step alone may be given the finer ones that an engine has kept. ``linears_only``: the tensors of other
-    operations stay float32.
+    already; a step alone is given those that the engine traced, which can be more precise. ``linears_only``: the
+    tensors of other operations stay float32.
     """
 
     weight: Narrow = _as_it_is
@@ -85,16 +85,16 @@ def to_fp16(x: np.ndarray) -> np.ndarray:
 
 
 def to_int8(x: np.ndarray) -> np.ndarray:
-    """Each row in 255 steps around zero, the largest of its numbers at the end of them."""
+    """Each row quantised symmetrically to [−127, 127], its largest magnitude at 127."""
     step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
     return np.round(x / np.where(step > 0, step, 1)).astype(np.float32) * step
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one precision may be off by.
+    """The allowed errors of one precision.
 
-    ``factor``: how often the naive error is allowed end to end; a step alone is allowed it NAIVE_FACTOR times in every
+    ``factor``: the allowed multiple of the naive error end to end; for a step alone it is NAIVE_FACTOR in every
     precision. ``last_hidden``: the error that is allowed at the last hidden state, where a number is stated for it;
     ``cosine``: the least cosine of a token of a hidden state; ``torch``: the same type in torch.
     """
@@ -107,7 +107,7 @@ class Budget:
     torch: str | None = None
 
     def end_to_end(self, naive: float, rows: float, *, last: bool = False) -> float:
-        """The largest relative error allowed where the naive one is ``naive``, resting on so many rows.
+        """The largest relative error allowed where the naive one is ``naive``, over effectively ``rows`` rows.
 
         ``last``: at the last hidden state, whose budget the project states; it gets no sampling slack.
         """
@@ -122,20 +122,20 @@ class Budget:
     def columns(self, naive: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The same for each of its C columns: [C] in, [C] out.
 
-        A column with less than the usual error, say where GELU makes everything zero, is allowed the usual one.
+        A column whose naive error is below the median, say where GELU makes everything zero, is allowed the median.
         """
         usual = np.maximum(np.maximum(naive, np.median(naive)), HALF_ULP * truth)
         return COLUMN_FACTOR * NAIVE_FACTOR * sampling_slack(rows, len(naive)) * usual
 
 
 def sampling_slack(rows: float | np.ndarray, among: int = 1) -> np.ndarray:
-    """By what factor the ratio of two errors of the same size may differ from 1; see the head of this file."""
+    """The factor by which the ratio of two equally good errors can exceed 1 by chance; see the head of this file."""
     deviations = DEVIATIONS + math.sqrt(2.0 * math.log(among))
     return np.exp(deviations / np.sqrt(np.maximum(rows, 1.0)))
 
 
 def participation(total: np.ndarray | float, squares: np.ndarray | float) -> np.ndarray:
-    """On how many rows an error rests: ``total`` Σr and ``squares`` Σr² of its squared errors r; at least 1."""
+    """The effective number of rows, at least 1, from ``total`` Σr and ``squares`` Σr² of the rows' squared errors r."""
     total, squares = np.asarray(total, np.float64), np.asarray(squares, np.float64)
     return np.maximum(np.divide(total * total, squares, out=np.ones_like(total), where=squares > 0), 1.0)
 

@@ -1,4 +1,4 @@
-"""The comparison itself: texts through an engine, and every intermediate of it against the truth."""
+"""The comparison: texts through an engine, and each of its intermediates against the truth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from distilfast.weights import Weights, load_weights, resolve
 AGAINST = ("reference", "transformers")
 
 BATCH_TOKENS = 256
-"""Texts are traced together up to so many tokens: a trace holds everything, five times over."""
+"""Tokens that are traced together; each intermediate of theirs is held up to five times."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Report:
 
     @property
     def budget(self) -> float:
-        """Of ``judged``."""
+        """The budget of ``judged``."""
         return next(row.budget for row in self.rows_ if row.name == self.judged)
 
     @property
     def passed(self) -> bool:
-        """Is every intermediate within its budget?"""
+        """Whether every intermediate is within its budget."""
         return self.first_wrong is None
 
     @property
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def sentence(self) -> str:
-        """What the verdict rests on; for a failure, which intermediate is the first wrong one, and why."""
+        """The reason for the verdict; for a failure, the first wrong intermediate."""
         judged = next(row for row in self.rows_ if row.name == self.judged)
         if self.passed:
             return (
@@ -85,7 +85,7 @@ class Report:
         return f"the first wrong intermediate is {wrong.name}: {wrong.complaint}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, where a number that is none is None."""
+        """For JSON: NaN and infinities become None."""
         payload = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("rows_", "agreement")
         }
@@ -95,7 +95,7 @@ class Report:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with None for every float that JSON has no word for."""
+    """``value`` with None for every float that JSON cannot represent."""
     if isinstance(value, dict):
         return {name: finite(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -114,10 +114,10 @@ def compare(
     threads: int | None = None,
     revision: str | None = None,
 ) -> Report:
-    """Run ``texts`` (ours for None) through a backend, and hold every intermediate against the truth.
+    """Run ``texts`` (ours for None) through a backend, and compare every intermediate with the truth.
 
-    Raises the errors of ``Engine.from_pretrained``, BackendError where transformers cannot be had, and InputError for
-    an ``against`` that is not there.
+    Raises the errors of ``Engine.from_pretrained``, BackendError where transformers is not installed, and InputError
+    for an unknown ``against``.
     """
     if against not in AGAINST:
         raise InputError(f"against {against!r} is not known; there are {', '.join(AGAINST)}.")
@@ -150,7 +150,7 @@ def compare(
 
 
 class _Comparison:
-    """Adds up, batch by batch, what the rows need."""
+    """Accumulates the errors of each intermediate, batch by batch."""
 
     def __init__(self, engine: Engine, weights: Weights, exact: Tensors, oracle: Oracle, budget: Budget) -> None:
         self._engine, self._exact, self._oracle, self._budget = engine, exact, oracle, budget
@@ -160,9 +160,9 @@ class _Comparison:
         self._tallies: dict[str, Tally] = {}
         self.tokens = 0
         self.last_hidden = f"layer.{engine.config.num_layers - 1}.output"
-        linears = engine.head.linears
-        last_head = f"head.{len(linears) - 1}" if linears else None
-        self.answers = Answers(engine.task, engine.config.num_labels, self.last_hidden, last_head)
+        is_encoder = engine.task == "feature-extraction"
+        source = self.last_hidden if is_encoder else f"head.{len(engine.head.linears) - 1}"
+        self.answers = Answers(engine.task, engine.config.num_labels, source)
 
     def run(self, texts: Sequence[Text]) -> None:
         config = self._engine.config
@@ -211,7 +211,7 @@ def batches(encodings: Sequence[Encoded], config: ModelConfig) -> Iterator[tuple
 
 
 def _places(first: int, batch: PackedBatch, rows: int) -> list[tuple[int, int]]:
-    """Of each of ``rows`` rows, one for each token or one for each text: (text, token)."""
+    """(text, token) of each of ``rows`` rows, of which there is one for each token or for each text."""
     if rows == batch.num_sequences != batch.num_tokens:
         return [(first + b, 0) for b in range(rows)]
     texts = np.repeat(np.arange(batch.num_sequences), np.diff(batch.cu_seqlens))

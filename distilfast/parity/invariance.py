@@ -1,4 +1,4 @@
-"""Batch invariance: a text's answer has the same bits alone, in any company, and with any number of threads."""
+"""Batch invariance: a text's answer has the same bits alone, in any batch, and with any number of threads."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LARGEST = 16
 """Texts in a random batch, at most."""
 
 Answer = dict[str, np.ndarray]
-"""What one text gets, by name: its rows of the last hidden state, and of the head."""
+"""The results of one text, by name: its rows of the last hidden state, and of the head."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first answer that differs: which text, where it stood, what differs and by how much."""
+    """The first answer that differs: which text, its place in the batch, what differs and by how much."""
 
     text: int
     batch: int | None  # None: alone, with another number of threads
@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        """Told in one sentence."""
+        """In one sentence."""
         company = ", ".join(map(str, self.companions))
         where = "alone" if self.batch is None else f"at place {self.position} of batch {self.batch} (texts {company})"
         return (
@@ -68,7 +68,7 @@ class Invariance:
 
     @property
     def passed(self) -> bool:
-        """Were all bits equal?"""
+        """Whether all bits were equal."""
         return self.difference is None
 
     @property
@@ -142,7 +142,7 @@ def _spoken(threads: int) -> str:
 
 
 class _Check:
-    """Holds the answers of each text alone, and the first difference from them."""
+    """The answers of each text alone, and the first difference from them."""
 
     def __init__(self, encodings: Sequence[Encoding], engine: Engine) -> None:
         self._encodings = encodings

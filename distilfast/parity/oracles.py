@@ -1,8 +1,8 @@
 """The truth of a comparison, and how far a naive forward in the engine's precision is from it.
 
-The naive forward is the reference's own in every comparison, so that the budgets and with them the verdicts are the
-same on every machine. torch's own error depends on the order of summation that its libraries choose for a processor: it
-is shown beside the budgets, and judges nothing.
+The naive forward is always the reference's own, so the budgets, and with them the verdicts, are the same on every
+machine. torch's own error depends on the order of summation that its libraries choose for a processor: it is shown
+beside the budgets, and no verdict depends on it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def load_transformers(directory: Path, task: str) -> Any:
 
 @contextmanager
 def _no_progress_bar(logging: Any) -> Iterator[None]:
-    """Loading a few files is not worth one, and it would stand between the lines of a report."""
+    """A progress bar for loading a few files would appear in the middle of a report."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -139,7 +139,7 @@ class TransformersModel:
     """Calls a model on a padded batch and takes every intermediate out of its modules with hooks.
 
     Which module makes which intermediate follows from the checkpoint's tensor names (``weights.layout``): a linear's or
-    a norm's is its module's output, and what has no module of its own is the input of the module that reads it.
+    a norm's is its module's output, and one without a module of its own is the input of the module that reads it.
     """
 
     def __init__(self, model: Any, weights: Weights, head: Head) -> None:
@@ -228,5 +228,5 @@ def _flat_probabilities(attention: np.ndarray, batch: PackedBatch) -> np.ndarray
 
 
 def plain_arithmetic(precision: str, budget: Budget) -> Arithmetic | None:
-    """What a step alone is rounded by; float64 has no naive form and is held against float32."""
+    """How a step alone is rounded; for fp32 and fp64 it is plain float32."""
     return None if precision in ("fp32", "fp64") else budget.arithmetic

@@ -23,9 +23,9 @@ class Row:
 
     End to end: ``max_abs`` largest |Δ|, ``relative`` ‖Δ‖ / ‖truth‖, its ``budget`` and the same of the ``naive``
     forward, ``cosine`` the lowest of a token, ``ulps`` how many numbers are so far off (see ``ULP_BUCKETS``), ``torch``
-    the relative error of transformers in the same precision where that was run: shown, and not judged by.
-    The step alone, from the engine's own inputs: ``step`` ‖Δ‖ / ‖truth‖, and ``share``, how much of its budget it
-    needs, or its worst column does, which is ``where``.
+    the relative error of transformers in the same precision where that was run: shown, without a budget.
+    The step alone, from the engine's own inputs: ``step`` ‖Δ‖ / ‖truth‖, and ``share``, its error as a fraction of the
+    budget, or that of its worst column if larger; ``where``: the place of that column's largest error.
     """
 
     name: str
@@ -43,20 +43,20 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Is it within every budget? A NaN is not."""
+        """Whether it is within every budget; a NaN is not."""
         far = self.least_cosine is not None and not self.cosine >= self.least_cosine
         return self.relative <= self.budget and self.share <= 1.0 and not far
 
     @property
     def complaint(self) -> str:
-        """What is wrong, in half a sentence; "" where nothing is."""
+        """What is wrong, as a clause; "" where nothing is."""
         if self.passed:
             return ""
         if not self.share <= 1.0:
             return f"this step alone is off by {self.share:.3g} times its budget at {self.where}"
         if not self.relative <= self.budget:
             return f"it is off by {self.relative:.1e}, budget {self.budget:.1e}"
-        return f"a token's cosine is {self.cosine:.6f}, at least {self.least_cosine} is asked"
+        return f"a token's cosine is {self.cosine:.6f}, at least {self.least_cosine} is needed"
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields and what follows from them."""
@@ -153,7 +153,7 @@ class Columns:
         self._largest = np.maximum(self._largest, largest)
 
     def worst(self, budget: Budget) -> tuple[int, float]:
-        """The column that needs the largest share of its budget, and the share that it or all together need."""
+        """The column with the largest share of its budget, and that share, or that of all columns if larger."""
         naive = float(self._naive.sum())
         rows = float(participation(naive, self._rows))
         together = budget.step(math.sqrt(naive), math.sqrt(self._truth.sum()), rows)
@@ -181,13 +181,13 @@ class Columns:
 
 
 def _share(error: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """error / allowed; no error needs nothing, and a NaN is beyond everything."""
+    """error / allowed; 0 for no error, and infinity for a NaN."""
     shares = np.divide(error, allowed, out=np.full_like(error, np.inf), where=allowed > 0)
     return np.where(np.isnan(error), np.inf, np.where(error == 0, 0.0, shares))
 
 
 def shaped(name: str, array: np.ndarray, batch: PackedBatch, heads: int) -> np.ndarray:
-    """[T, C] as it is; probabilities, flat in the trace, as [T, H, L]: query, head, key, zeros behind each text."""
+    """[T, C] as it is; probabilities, flat in the trace, as [T, H, L]: query, head, key, zero-padded past each text."""
     if not name.endswith(".probabilities"):
         return array
     lengths = np.diff(batch.cu_seqlens)
@@ -222,14 +222,14 @@ def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _relative(error: float, truth: float) -> float:
-    """Of two sums of squares; where all should be zero and is, nothing is wrong."""
+    """√(error / truth) of two sums of squares; 0 where both are zero."""
     if truth > 0 or np.isnan(truth):
         return float(np.sqrt(error / truth))
     return 0.0 if error == 0 else float("inf")
 
 
 def lowest_cosine(got: np.ndarray, wanted: np.ndarray) -> float:
-    """The smallest cosine of the angle between two rows; rows of zeros are alike."""
+    """The smallest cosine of the angle between two rows; 1 where a row is all zeros."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (got, wanted))
     dots, norms = (a * b).sum(axis=1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What every pipeline does: texts to packed batches, a few dozen at a time."""
+"""What the pipelines share: texts to packed batches, a few dozen at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilfast.tokenizer import Encoding, Text
 from distilfast.types import Task
 
 GROUP = 64
-"""Texts in one forward: enough to share a pass over the weights, few enough to bound the memory of their results."""
+"""Texts in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
 
 
 class Pipeline:
@@ -62,7 +62,7 @@ class Pipeline:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis, in float64: the logits carry float32, and nothing more should be lost."""
+    """Along the last axis, in float64, so that float32 logits lose no precision."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

@@ -71,12 +71,12 @@ class FillMaskPipeline(Pipeline):
             "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token]),
-            # Other masks are special tokens too: where there are some, they have to stay visible.
+            # Other masks are special tokens too, and have to stay in the text.
             "sequence": self.tokenizer.decode([t for t in filled if t != self.tokenizer.pad_id], only_mask),
         }
 
     def _target_ids(self, targets: Sequence[str]) -> np.ndarray:
-        """Ids of the words; a word outside the vocabulary stands for its first piece, with a warning."""
+        """Ids of the words; of a word outside the vocabulary that of its first piece, with a warning."""
         found = []
         for target in targets:
             token = self.tokenizer.vocab.get(target)

@@ -25,7 +25,7 @@ class TextClassificationPipeline(Pipeline):
     A text is a string or ``{"text": …, "text_pair": …}``. Without ``top_k`` each text gives its best
     ``{"label", "score"}`` (one string alone gives a list of one); with a number that many, best first; with None all.
     ``function_to_apply``: "sigmoid", "softmax" or "none"; None takes what the config's ``problem_type`` and number of
-    labels ask for: nothing for a regression, sigmoid for several labels at once or for a single one, else softmax.
+    labels imply: nothing for a regression, sigmoid for several labels at once or for a single one, else softmax.
     """
 
     task: ClassVar[Task] = "text-classification"
@@ -38,7 +38,7 @@ class TextClassificationPipeline(Pipeline):
     def _answer(
         self,
         inputs: Any,
-        top_k: int | str | None = "",  # "" is "not given": None means all labels, as in the reference
+        top_k: int | str | None = "",  # "" means "not given"; None means all labels, as in the reference
         function_to_apply: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
@@ -63,12 +63,12 @@ class TextClassificationPipeline(Pipeline):
         order = np.argsort(-scores, kind="stable")
         return [{"label": names[int(i)], "score": float(scores[i])} for i in order]
 
-    def _function(self, asked: str | None) -> str:
+    def _function(self, name: str | None) -> str:
         config = self.engine.config
-        if asked is not None:
-            if asked.lower() not in _FUNCTIONS:
-                raise InputError(f"function_to_apply {asked!r} is not known; there are {', '.join(_FUNCTIONS)}.")
-            return asked.lower()
+        if name is not None:
+            if name.lower() not in _FUNCTIONS:
+                raise InputError(f"function_to_apply {name!r} is not known; there are {', '.join(_FUNCTIONS)}.")
+            return name.lower()
         if config.problem_type == "regression":
             return "none"
         several_at_once = config.problem_type == "multi_label_classification"

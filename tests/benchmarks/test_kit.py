@@ -13,7 +13,7 @@ from rich.progress import Progress
 from benchmarks import gpu_check, measure, report, roofs, rows, run, tables, timing, workloads
 from benchmarks import worker as worker_module
 from benchmarks.engines import Contestant, contestants, no_gpu
-from benchmarks.worker import Failure, Session, Worker
+from benchmarks.worker import Failure, Runner, Worker
 from distilfast.backends import cuda
 
 ORIGIN = {
@@ -52,7 +52,7 @@ def test_every_input_has_its_share_of_the_samples():
 
 
 class FakeGpu:
-    """``torch`` as far as the clock goes: it notes what is asked in which order, and a kernel takes 2 ms."""
+    """``torch`` as far as the clock goes: it records the calls in their order, and a kernel takes 2 ms."""
 
     uint8 = "uint8"
     L2 = 1000
@@ -121,7 +121,7 @@ def test_a_cold_l2_is_flushed_before_each_call_and_outside_of_its_time():
     assert len(gpu.buffers) == 1 and gpu.buffers[0] > gpu.L2
 
 
-def test_a_session_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monkeypatch):
+def test_a_runner_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monkeypatch):
     """And leaves a mask without padding out, as numpy it comes back."""
     torch = pytest.importorskip("torch")
     seen, gpu = [], FakeGpu()
@@ -134,10 +134,10 @@ def test_a_session_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monke
         gpu.kernel("forward")
         return torch.ones(*ids.shape, 2, dtype=torch.bfloat16)
 
-    session = Session(forward, Contestant("transformers", "bf16", "sdpa", "cuda"), tiny)
+    runner = Runner(forward, Contestant("transformers", "bf16", "sdpa", "cuda"), tiny)
     equal, ragged = workloads.Case(2, 5).batches(tiny), workloads.Case(2, 5, ragged=True).batches(tiny)
-    assert session.outputs(equal)[0].dtype == np.float32
-    assert session.samples(equal + ragged, 0.0, warm=True, cold_l2=True) == pytest.approx([0.002, 0.002])
+    assert runner.outputs(equal)[0].dtype == np.float32
+    assert runner.samples(equal + ragged, 0.0, warm=True, cold_l2=True) == pytest.approx([0.002, 0.002])
     assert gpu.log.count("flush") == 2
     assert seen == [("torch", True), ("torch", True), ("torch", False)]
 
@@ -270,7 +270,7 @@ def test_the_page_escapes_what_it_shows():
 
 
 def test_every_contestant_names_its_precision():
-    everybody = contestants()
+    every = contestants()
     names = {
         "distilfast fp32",
         "transformers eager bf16",
@@ -278,8 +278,8 @@ def test_every_contestant_names_its_precision():
         "openvino bf16",
         "ctranslate2 int8",
     }
-    assert names <= set(map(str, everybody))
-    for contestant in everybody:
+    assert names <= set(map(str, every))
+    for contestant in every:
         reason = contestant.module.unavailable(contestant)
         assert reason is None or reason.endswith(".")
         assert contestant.precision in measure.WRONG
@@ -415,7 +415,7 @@ def test_a_wrong_answer_is_called_wrong(worker, tiny, monkeypatch):
 
 
 def test_a_worker_that_does_not_answer_in_time_is_ended(worker, tiny, monkeypatch):
-    monkeypatch.setattr(worker_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(worker_module, "TIMEOUT", 0.05)
     with pytest.raises(Failure, match="There was no answer within 0 s"):
         worker("load", workloads.Case(1, 4).batches(tiny), 1.0, 5.0)
     with pytest.raises(Failure, match="The process has ended"):

@@ -21,7 +21,7 @@ from distilfast.tokenizer import Text
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    """The other side's models are tiny here: a second thread of theirs would only wait."""
+    """The models of transformers are tiny here: a second thread of theirs would only wait."""
     if importlib.util.find_spec("torch"):
         import torch
 

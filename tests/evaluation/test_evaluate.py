@@ -44,13 +44,13 @@ def test_an_engine_that_is_loaded_already(glue_data: Path, glue_checkpoint: Make
 
 
 def test_progress_reaches_its_end(glue_data: Path, glue_checkpoint: Make) -> None:
-    told: list[tuple[int, int]] = []
-    evaluate(glue_checkpoint("qqp"), "qqp", glue_data, progress=lambda *step: told.append(step))
-    assert told[-1] == (24, 24)
+    steps: list[tuple[int, int]] = []
+    evaluate(glue_checkpoint("qqp"), "qqp", glue_data, progress=lambda *step: steps.append(step))
+    assert steps[-1] == (24, 24)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "path", "options", "told"),
+    ("dataset", "path", "options", "sentence"),
     [
         ("nonsense", None, {}, "dataset 'nonsense' is not known; there are cola, sst2"),
         ("ner", None, {}, "ner needs the path of its data"),
@@ -58,9 +58,9 @@ def test_progress_reaches_its_end(glue_data: Path, glue_checkpoint: Make) -> Non
         ("sst2", ".", {"limit": 0}, "limit is 0; a positive integer is needed"),
     ],
 )
-def test_what_cannot_be_evaluated(dataset: str, path: str | None, options: dict[str, int], told: str) -> None:
+def test_what_cannot_be_evaluated(dataset: str, path: str | None, options: dict[str, int], sentence: str) -> None:
     """Told before the model is loaded."""
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         evaluate("/absent/model", dataset, path, **options)
 
 
@@ -116,9 +116,9 @@ def test_an_error_is_one_line_and_status_2(args: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    told = command(*args, "--json")
-    assert told.returncode == 2
-    assert json.loads(told.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
+    payload = command(*args, "--json")
+    assert payload.returncode == 2
+    assert json.loads(payload.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
 
 
 def test_help_names_every_data_set() -> None:

@@ -65,16 +65,16 @@ def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "sentence"),
     [
         ("index\tsentence\n0\tno label here\n", "has no column label; a labelled file in GLUE's layout"),
         ("sentence\tlabel\nx\t7\n", "holds no usable line for SST-2"),
         ("", "has no column sentence, label"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "dev.tsv").write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         glue.read("sst2", tmp_path)
 
 
@@ -175,14 +175,14 @@ def test_through_datasets_as_from_files(
     monkeypatch: pytest.MonkeyPatch, glue_data: Path, glue_checkpoint: Make, task: str
 ) -> None:
     """The hub's copy has other column names, and labels as numbers."""
-    asked = []
+    calls = []
     names = HUB_COLUMNS.get(task, ("sentence1", "sentence2"))
     texts, labels = expected(task)
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
     split = dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True)) | {"label": labels}
 
     def load_dataset(path: str, name: str, split: str) -> dict[str, list[Any]]:
-        asked.append((path, name, split))
+        calls.append((path, name, split))
         return hub
 
     hub = split
@@ -190,7 +190,7 @@ def test_through_datasets_as_from_files(
     directory = glue_checkpoint(task)
     assert evaluate(directory, task).metrics == evaluate(directory, task, glue_data).metrics
     parts = ("validation_matched", "validation_mismatched") if task == "mnli" else ("validation",)
-    assert asked == [("nyu-mll/glue", task, part) for part in parts]
+    assert calls == [("nyu-mll/glue", task, part) for part in parts]
 
 
 @pytest.fixture

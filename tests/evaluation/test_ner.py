@@ -55,16 +55,16 @@ def test_columns(tmp_path: Path, content: str, wanted: list[tuple[tuple[str, ...
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "sentence"),
     [
         ("a O\nb\n", "x.conll:2 has one column"),
         ("a PER\n", "x.conll:1 has the tag 'PER'; O, B-type or I-type is needed"),
         ("\n\n", "holds no sentence"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.conll").write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         ner.read(tmp_path / "x.conll")
 
 
@@ -157,7 +157,7 @@ def test_a_sentence_without_any_token(engine: Engine) -> None:
 
 
 def test_evaluate(tmp_path: Path, engine: Engine) -> None:
-    """A file that holds the model's own answers is all right; one with another type has it missed and told."""
+    """A file that holds the model's own answers is accepted; another type counts as missed, and a note says so."""
     tags = ner.label(engine, SENTENCES, no_progress)
     lines = ["\n".join(f"{w} {t}" for w, t in zip(*each, strict=True)) for each in zip(SENTENCES, tags, strict=True)]
     path = tmp_path / "own.conll"

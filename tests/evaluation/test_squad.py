@@ -196,16 +196,16 @@ def test_no_answer_is_given_where_there_may_be_none(engine: Engine, squad_file: 
     questions = [squad.Question("Who?", "It was Ada.", ("Ada",), True), squad.Question("Why?", "No.", ("",), False)]
     planted = Planted(engine, "Ada")
     assert squad.answer(planted, questions, no_progress)[0][0] == "Ada"
-    planted.forward = with_null(planted.forward)
+    planted.logits = with_null(planted.logits)
     assert squad.answer(planted, questions, no_progress, may_be_none=True)[0] == ["Ada", ""]
     assert squad.answer(planted, questions, no_progress)[0][1] != ""
     result = evaluate(engine, "squad", squad_file(("It was Ada.", "Who?", ["Ada"]), ("No.", "Why?", [])))
     assert set(result.metrics) == {"exact_match", "f1"}
 
 
-def with_null(forward: Callable[..., Any]) -> Callable[..., Any]:
+def with_null(logits_of: Callable[..., Any]) -> Callable[..., Any]:
     def change(batch: Any) -> Any:
-        _, logits = forward(batch)
+        logits = logits_of(batch)
         logits[batch.first_rows] = 1.0
         return logits
 
@@ -233,16 +233,16 @@ def test_real_paragraphs(data_directory: Path, tiny_checkpoint: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "sentence"),
     [
         ("{", "is not JSON in SQuAD's format"),
         ('{"data": [{"paragraphs": [{"context": "x"}]}]}', "is not JSON in SQuAD's format"),
         ('{"data": []}', "holds no question"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         squad.read(tmp_path / "x.json")
 
 

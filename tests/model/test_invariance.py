@@ -1,6 +1,6 @@
-"""An answer's bits depend on its text alone: not on its batch, its place there, the threads, or what else is asked.
+"""An answer's bits depend on its text alone: not on its batch, its place there, the threads, or what else is computed.
 
-Nothing here has a tolerance. Sizes straddle the vectors, the tiles and the 1,024 tokens after which the encoder closes
+Nothing here has a tolerance. Sizes straddle the vectors, the tiles and the 512 tokens after which the encoder closes
 a chunk; the wide model has the widths of DistilBERT, the narrow one widths that are multiples of no vector.
 """
 

@@ -78,16 +78,16 @@ def test_each_precision_keeps_its_own_budget(
         assert not compare(directory, backend="planted", precision="bf16x3").passed
 
 
-def test_int8_is_asked_for_every_token(register: Callable[..., str], tiny_checkpoint: Make) -> None:
+def test_int8_is_judged_at_every_token(register: Callable[..., str], tiny_checkpoint: Make) -> None:
     """One token far off, in a hidden state that is otherwise exact: a cosine below 0.999."""
 
-    def turned(tensors: dict[str, Any], x: Any, residual: Any) -> Any:
+    def negated(tensors: dict[str, Any], x: Any, residual: Any) -> Any:
         weight, bias = (tensors[f"layer.0.output_norm.{kind}"] for kind in ("weight", "bias"))
         y = reference.add_layer_norm(x, residual, weight, bias, 1e-12)
         y[3] = -y[3]
         return y
 
-    register(steps={"layer.0.output": turned}, arithmetic=BUDGETS["int8"].arithmetic)
+    register(steps={"layer.0.output": negated}, arithmetic=BUDGETS["int8"].arithmetic)
     report = compare(tiny_checkpoint("distilbert", "fill-mask"), backend="planted", precision="int8")
     assert report.first_wrong == "layer.0.output"
     assert next(row for row in report.rows_ if row.name == "layer.0.output").cosine < -0.99

@@ -46,13 +46,13 @@ def test_passing_is_status_0_and_says_so(checkpoint: Path) -> None:
 
 
 def test_json_has_every_row_and_every_number(checkpoint: Path) -> None:
-    told = json.loads(invoke(checkpoint, "--json").output)
-    assert told["passed"] is True and told["first_wrong"] is None
-    assert [row["name"] for row in told["rows"]][:2] == ["embed", "layer.0.qkv"]
-    row = told["rows"][1]
+    payload = json.loads(invoke(checkpoint, "--json").output)
+    assert payload["passed"] is True and payload["first_wrong"] is None
+    assert [row["name"] for row in payload["rows"]][:2] == ["embed", "layer.0.qkv"]
+    row = payload["rows"][1]
     assert {"max_abs", "relative", "naive", "budget", "cosine", "step", "share", "where", "ulps", "passed"} <= set(row)
-    assert sum(row["ulps"]) == told["tokens"] * 3 * 32
-    assert {"top1", "correlation", "max_difference"} <= set(told["agreement"])
+    assert sum(row["ulps"]) == payload["tokens"] * 3 * 32
+    assert {"top1", "correlation", "max_difference"} <= set(payload["agreement"])
 
 
 def test_the_table_fits_eighty_columns(checkpoint: Path) -> None:
@@ -68,8 +68,8 @@ def test_the_table_fits_eighty_columns(checkpoint: Path) -> None:
 def test_a_file_of_texts_and_pairs(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("One text.\nA question?\tIts context.\n" * 3, encoding="utf-8")
-    told = json.loads(invoke(checkpoint, "--text", path, "--limit", 5, "--json").output)
-    assert (told["given"], told["texts"]) == (5, len(TEXTS))
+    payload = json.loads(invoke(checkpoint, "--text", path, "--limit", 5, "--json").output)
+    assert (payload["given"], payload["texts"]) == (5, len(TEXTS))
 
 
 @pytest.mark.parametrize("as_column", [True, False])
@@ -91,9 +91,9 @@ def test_a_quality_that_is_lost_is_status_1(checkpoint: Path, labelled: Path, mo
     done = invoke(checkpoint, "--text", labelled, "--labels", 2)
     assert done.exit_code == 1
     assert "PASS: layer.1.output" in done.output and "FAIL: fp32 costs" in done.output
-    told = json.loads(invoke(checkpoint, "--text", labelled, "--labels", 2, "--json").output)
-    assert told["first_wrong"] is None and told["passed"] is told["quality"]["passed"] is False
-    assert told["quality"]["count"] == 9
+    payload = json.loads(invoke(checkpoint, "--text", labelled, "--labels", 2, "--json").output)
+    assert payload["first_wrong"] is None and payload["passed"] is payload["quality"]["passed"] is False
+    assert payload["quality"]["count"] == 9
 
 
 def test_answers_of_a_file_in_squads_format(tiny_checkpoint: Make, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_answers_of_a_file_in_squads_format(tiny_checkpoint: Make, tmp_path: Pat
 def test_invariance_is_a_mode(checkpoint: Path) -> None:
     done = invoke(checkpoint, "--invariance", "--json")
     assert done.exit_code == 0
-    told = json.loads(done.output)
-    assert told["passed"] is True and told["batches"] == 50 and told["threads"] == [1, 2]
+    payload = json.loads(done.output)
+    assert payload["passed"] is True and payload["batches"] == 50 and payload["threads"] == [1, 2]
     assert "PASS: " in invoke(checkpoint, "--invariance").output
 
 
@@ -134,8 +134,8 @@ def test_an_error_is_one_line_and_status_2(checkpoint: Path, args: list[str], me
     assert done.exit_code == 2
     assert done.output.startswith("error: ") and done.output.count("\n") == 1
     assert message in done.output
-    told = json.loads(invoke(checkpoint, *args, "--json").output)
-    assert message in told["error"]
+    payload = json.loads(invoke(checkpoint, *args, "--json").output)
+    assert message in payload["error"]
 
 
 @pytest.mark.parametrize("option", ["--plot", "--html"])

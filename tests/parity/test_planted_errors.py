@@ -33,7 +33,7 @@ Change = Callable[[Weights], Weights]
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_checkpoint: Make) -> Path:
-    """Three layers, so that there is one before and one behind."""
+    """Three layers, so that there is one before and one after the faulty one."""
     return tiny_checkpoint("distilbert", "text-classification", config={"n_layers": 3}, num_labels=5)
 
 
@@ -77,7 +77,7 @@ def test_one_weight_changed_by_a_hundredth(
 
 
 def test_one_row_of_the_word_table(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
-    """The one of [CLS], which every text has; the number of another text's word may not be asked for."""
+    """The one of [CLS], which every text has; the number of another text's word is not known in advance."""
     config = ModelConfig.from_file(checkpoint / "config.json")
     cpp_with(scaled("embed.word", 2 * config.hidden_size + 7, 1.01))
     assert_first_wrong(judged(checkpoint), "embed")
@@ -128,7 +128,7 @@ def test_eps_of_one_norm_inside_a_layer(register: Callable[..., str], checkpoint
 class OffByOne:
     """``reference.attention`` where, in layer 1 of the first batch, head 2 of text 3 sees a key too few or too many.
 
-    ``only_context``: the probabilities are told as if nothing were wrong.
+    ``only_context``: the traced probabilities stay right.
     """
 
     TEXT, HEAD = 3, 2
@@ -235,6 +235,6 @@ def test_the_command_says_where_and_exits_with_1(cpp_with: Callable[[Change], st
     done = CliRunner().invoke(app, ["parity", str(checkpoint), "--backend", "planted"])
     assert done.exit_code == 1, done.output
     assert "FAIL: the first wrong intermediate is layer.1.ffn_in:" in done.output
-    told = CliRunner().invoke(app, ["parity", str(checkpoint), "--backend", "planted", "--json"])
-    assert told.exit_code == 1
-    assert json.loads(told.output)["first_wrong"] == "layer.1.ffn_in"
+    payload = CliRunner().invoke(app, ["parity", str(checkpoint), "--backend", "planted", "--json"])
+    assert payload.exit_code == 1
+    assert json.loads(payload.output)["first_wrong"] == "layer.1.ffn_in"

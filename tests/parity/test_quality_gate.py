@@ -81,11 +81,11 @@ def test_two_precisions_of_one_backend(register: Callable[..., str], classifier:
 
 
 def test_a_gain_is_no_cost(register: Callable[..., str], classifier: Path) -> None:
-    def turned(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    def negated(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
         return -reference.linear(x, tensors["head.1.weight"], tensors["head.1.bias"])
 
     texts, labels = labelled(classifier)
-    register(steps={"head.1": turned})
+    register(steps={"head.1": negated})
     found = gate(classifier, texts, labels, backend="planted", precision="int8", baseline="reference")
     assert found.cost > QUALITY_POINTS and not found.passed
     worst = pipeline("text-classification", classifier)(texts, top_k=None, truncation=True)
@@ -236,8 +236,8 @@ def test_choices_are_judged_by_the_best_one(tiny_checkpoint: Make) -> None:
         labels += ["1" if i == scores.argmax() else "0" for i in range(len(choices))]
     found = gate(directory, texts, labels)
     assert (found.metric, found.count, found.engine_points, found.exact_match) == ("accuracy", 3, 100.0, None)
-    turned = [*labels[:3], *labels[3:5][::-1], labels[5]]
-    assert gate(directory, texts, turned).engine_points == pytest.approx(100 * 2 / 3)
+    reversed_labels = [*labels[:3], *labels[3:5][::-1], labels[5]]
+    assert gate(directory, texts, reversed_labels).engine_points == pytest.approx(100 * 2 / 3)
 
 
 def test_labels_that_do_not_fit(classifier: Path, tiny_checkpoint: Make) -> None:

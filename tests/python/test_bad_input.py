@@ -117,7 +117,7 @@ def test_multiple_choice_needs_three_dimensions(tiny_checkpoint: Make) -> None:
 
 BAD_BATCHES = {
     "a gap at the beginning": {"cu_seqlens": [1, 3]},
-    "tokens behind the end": {"cu_seqlens": [0, 2]},
+    "tokens past the end": {"cu_seqlens": [0, 2]},
     "more than there are": {"cu_seqlens": [0, 4]},
     "an empty sequence": {"cu_seqlens": [0, 2, 2, 3]},
     "falling": {"cu_seqlens": [0, 4, 3]},

@@ -52,7 +52,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tiny_checkpoint: Make, tmp_path: Path) -> Path:
-    """A checkpoint that a test may change."""
+    """A checkpoint that a test changes."""
     return shutil.copytree(tiny_checkpoint("distilbert", TASK), tmp_path / "model")
 
 
@@ -117,21 +117,21 @@ def test_answers_are_those_without_a_cache(
 def test_with_a_warm_cache_no_linear_is_read(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: set[str] = set()
+    read: set[str] = set()
     made = StoredTensors.__getitem__
 
     def noted(self: StoredTensors, name: str) -> np.ndarray:
-        asked.add(name)
+        read.add(name)
         return made(self, name)
 
     monkeypatch.setattr(StoredTensors, "__getitem__", noted)
     answer(model)
     linears = {f"layer.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "attention_out", "ffn_in", "ffn_out")}
-    assert linears | {"head.0.weight", "head.1.weight"} <= asked
-    asked.clear()
+    assert linears | {"head.0.weight", "head.1.weight"} <= read
+    read.clear()
     monkeypatch.setattr(StoredTensors, "check_finite", None)  # calling it would raise
     assert answer(model)[0] == truth
-    assert not any(name.endswith(".weight") and "norm" not in name for name in asked)
+    assert not any(name.endswith(".weight") and "norm" not in name for name in read)
 
 
 def test_each_precision_isa_and_task_has_its_own(
@@ -359,7 +359,7 @@ def test_files_and_folder_are_the_users_alone(store: Path, model: Path, monkeypa
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_a_file_that_others_may_write_is_not_read(store: Path, model: Path, truth: bytes, mode: int) -> None:
+def test_a_file_that_others_can_write_is_not_read(store: Path, model: Path, truth: bytes, mode: int) -> None:
     answer(model)
     only_entry(store).chmod(mode)
     bits, origin = answer(model)
@@ -388,7 +388,7 @@ def test_a_file_of_another_user_is_not_read(
         patch.setattr(os, "fstat", status_of(4242))
         bits, origin = answer(model)
         assert bits == truth and is_written(origin)
-        patch.setattr(os, "fstat", status_of(0))  # root may change everything anyway, and so may lay out a cache
+        patch.setattr(os, "fstat", status_of(0))  # root can change everything anyway, so a cache of root is trusted
         assert is_read(answer(model)[1])
 
 
@@ -403,7 +403,7 @@ def test_a_folder_of_another_user_is_not_written(
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_folder_that_others_may_write_is_not_written(store: Path, model: Path, truth: bytes, mode: int) -> None:
+def test_a_folder_that_others_can_write_is_not_written(store: Path, model: Path, truth: bytes, mode: int) -> None:
     store.mkdir()
     store.chmod(mode)
     assert answer(model) == (truth, f"packed, cache not writable: {store} can be written by other users")

@@ -52,8 +52,8 @@ def report(passed):
         {"name": name, "max_abs": 1e-6, "relative": 2e-7, "cosine": 1.0, "naive": 3e-7}
         for name in ("embed", "layer.0.qkv", "layer.0.output", "head.0")
     ]
-    told = {"rows": rows, "passed": passed, "budget": 5e-7, "judged": "layer.0.output"}
-    return SimpleNamespace(**told, to_dict=lambda: told)
+    payload = {"rows": rows, "passed": passed, "budget": 5e-7, "judged": "layer.0.output"}
+    return SimpleNamespace(**payload, to_dict=lambda: payload)
 
 
 def test_info_describes_the_machine():
@@ -96,9 +96,9 @@ def test_an_error_is_one_line_and_status_2(args):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    told = command(*args, "--json")
-    assert told.returncode == 2
-    assert json.loads(told.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
+    payload = command(*args, "--json")
+    assert payload.returncode == 2
+    assert json.loads(payload.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
 
 
 @pytest.mark.parametrize("args", [["no-such-command"], ["run", "fill-mask"], ["info", "--threads", "many"]])
@@ -152,9 +152,9 @@ def test_parity_says_pass_or_fail_with_its_status(monkeypatch, passed, status, w
     assert done.exit_code == status
     assert word in done.output
     assert "layer.0.qkv" in done.output
-    told = invoke("parity", "m", "--json")
-    assert told.exit_code == status
-    assert json.loads(told.output)["passed"] is passed
+    payload = invoke("parity", "m", "--json")
+    assert payload.exit_code == status
+    assert json.loads(payload.output)["passed"] is passed
 
 
 def test_layers_only_leaves_out_what_is_inside_a_layer():
@@ -170,8 +170,8 @@ def test_demo_goes_on_without_the_hub(monkeypatch):
     monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
     out = rich_tables.console()
     with out.capture() as shown:
-        told = demo.fill_mask(None, out)
-    assert "cannot be reached" in told["error"]
+        payload = demo.fill_mask(None, out)
+    assert "cannot be reached" in payload["error"]
     assert shown.get().startswith("left out: ")
 
 

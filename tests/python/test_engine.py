@@ -97,7 +97,7 @@ def test_results_belong_to_the_caller(engine: Engine) -> None:
 
 
 def test_distilbert_reads_no_token_types(tiny_checkpoint: Make) -> None:
-    """Its tokenizers give none, but a caller with one code for both families may."""
+    """Its tokenizers give none, but a caller with one code path for both families can pass them."""
     engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
     assert bits(engine(IDS, MASK, np.array(TYPES) + 5)) == bits(engine(IDS, MASK))
 
@@ -186,6 +186,19 @@ def test_a_packed_batch_and_the_rows_that_are_read(tiny_checkpoint: Make) -> Non
     assert engine.encode(batch).shape == (5, 32)
     hidden, logits = engine.encode_with_logits(batch, rows=np.array([1, 2, 4], np.int32))
     assert hidden.shape == (5, 32) and logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("task", ["fill-mask", "question-answering", "text-classification"])
+def test_encode_logits_and_trace_agree_to_the_bit(tiny_checkpoint: Make, task: str) -> None:
+    engine = Engine.from_pretrained(tiny_checkpoint("bert", task))
+    batch = PackedBatch.from_sequences([[2, 7, 3], [2, 8]])
+    hidden, logits = engine.encode_with_logits(batch)
+    trace = engine.trace(batch)
+    assert hidden.dtype == logits.dtype == np.float32
+    assert np.array_equal(hidden, engine.encode(batch))
+    assert np.array_equal(hidden, trace[f"layer.{engine.config.num_layers - 1}.output"])
+    assert np.array_equal(logits, engine.logits(batch))
+    assert np.array_equal(logits, trace[f"head.{len(engine.head.linears) - 1}"])
 
 
 def test_info_is_plain_and_complete(tiny_checkpoint: Make) -> None:

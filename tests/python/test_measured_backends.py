@@ -140,9 +140,9 @@ def test_auto_chooses_what_was_measured(machine, rows, facts, precision, names, 
     assert (len(choice.winners) > 0) == (why.startswith("the faster one"))
 
 
-def test_a_wish_is_not_overruled(machine):
+def test_an_explicit_backend_is_not_overruled(machine):
     machine(CROSSING)
-    assert backends.choose("triton", "bf16") == backends.Choice(("triton",), "asked for")
+    assert backends.choose("triton", "bf16") == backends.Choice(("triton",), "requested")
 
 
 class FakeBackend:
@@ -179,9 +179,9 @@ def test_each_batch_goes_to_the_winner_of_its_bucket():
     assert both_loaded.forward_from_device(None, None, True, 7) == ("cuda", 7)
     assert both_loaded.name == "cuda and triton"
     assert both_loaded.detail == ("cuda on A GPU; triton on A GPU; by tokens: cuda at 16, cuda at 64, triton at 256")
-    told = both_loaded.info()
-    assert (told["packed_bytes"], told["scratch_bytes"]) == (6, 8)
-    assert told["buckets"] == {16: "cuda", 64: "cuda", 256: "triton"}
+    payload = both_loaded.info()
+    assert (payload["packed_bytes"], payload["scratch_bytes"]) == (6, 8)
+    assert payload["buckets"] == {16: "cuda", 64: "cuda", 256: "triton"}
 
 
 def test_info_says_why_it_is_the_cpu(tiny_checkpoint, monkeypatch):

@@ -20,13 +20,13 @@ def test_the_affinity_mask_is_counted():
     for cpus in ({allowed[-1]}, set(allowed)):
         command = [sys.executable, "-c", COUNT.format(cpus=cpus)]
         counted = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        # A quota of the container may allow less than the mask, and never more.
+        # A quota of the container can allow less than the mask, and never more.
         assert 1 <= counted <= len(cpus)
 
 
 @pytest.fixture
 def control_group() -> Iterator[Callable[[int], Path]]:
-    """``control_group(quota)`` gives a group of processes that may have ``quota`` µs of the cores in each 100 ms."""
+    """``control_group(quota)`` gives a group of processes that have ``quota`` µs of the cores in each 100 ms."""
     root = Path("/sys/fs/cgroup")
     first = (root / "cpu" / "cpu.cfs_quota_us").exists()  # version 1 of the control groups
     group = root / ("cpu" if first else "") / f"distilfast-test-{os.getpid()}"
@@ -62,7 +62,7 @@ def test_a_real_quota_is_counted(control_group: Callable[[int], Path], quota: in
 
 
 # Whether some worker has a short slice, and the caller's own: by sched_getattr(2), 48 bytes, the slice in ns at 24. A
-# worker asks when it begins, which may be some forwards after the first.
+# worker reads it when it begins, which can be some forwards after the first.
 SLICES = """
 import ctypes, os, struct, sys
 from distilfast import Engine
