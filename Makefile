@@ -48,10 +48,10 @@ check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors
 	@$(BUILD)
 	@echo "· native tests"
 	@$(MODULES)/native_tests
-	@echo "· the GPU kernels, compiled ahead of time"
-	@$(BIN)/python -m distilfast.kernels.ahead --worst
 	@echo "· pytest"
 	@$(PYTEST) $(ARGS)
+	@echo "· the GPU kernels, compiled ahead of time (by the tests, whose results Triton keeps)"
+	@$(BIN)/python -m distilfast.kernels.ahead --worst
 
 lint: .venv/.installed ## only the linters of `make check`
 	@echo "· ruff, mypy, clang-format"
