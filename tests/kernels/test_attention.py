@@ -18,6 +18,9 @@ COARSE = 6.5e-6
 """The relative error of 2^x where its result is rounded to bf16 anyway."""
 
 
+reference_attention = naive.remembered(reference.attention)
+
+
 def ends(lengths):
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
@@ -33,11 +36,11 @@ def check(qkv, cu_seqlens, heads, isa, precision):
     """
     qkv = NARROW[precision](qkv)
     got, probabilities = attention(qkv, cu_seqlens, heads, isa, precision)
-    truth, weights = reference.attention(qkv.astype(np.float64), cu_seqlens, heads)
+    truth, weights = reference_attention(qkv.astype(np.float64), cu_seqlens, heads)
     assert naive.error(got, truth) <= naive.allowed(
         naive.attention(qkv, cu_seqlens, heads, narrow_weights=NARROW[precision]), truth
     )
-    naive_weights = reference.attention(qkv, cu_seqlens, heads)[1]
+    naive_weights = reference_attention(qkv, cu_seqlens, heads)[1]
     coarse = 0.0 if precision == "fp32" else COARSE
     assert naive.error(probabilities, weights) <= naive.allowed(naive_weights, weights) + coarse
 

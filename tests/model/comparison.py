@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def transformers_model(directory: Path, task: str, dtype: str = "float32") -> An
     """The model of ``task``, eager attention, ready to answer."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     load = getattr(transformers, AUTO_CLASSES[task]).from_pretrained
     return load(directory, attn_implementation="eager", dtype=getattr(torch, dtype)).eval()
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from identities import SIMULATED
 from isas import isas_and_precisions
+from remembered_side import RememberedSide
 
 from distilfast import Engine, parity
 from distilfast.backends import cpu
+from distilfast.parity import comparison
 
 Make = Callable[..., Path]
 WIDE = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "vocab_size": 256, "max_position_embeddings": 512}
@@ -19,6 +21,11 @@ WIDE = {"dim": 192, "n_heads": 3, "hidden_dim": 600, "vocab_size": 256, "max_pos
 
 PRECISIONS = [name for name in cpu.PRECISIONS if name != "fp32"]
 each_kernel = pytest.mark.parametrize(("isa", "precision"), isas_and_precisions(*PRECISIONS), indirect=["isa"])
+
+
+@pytest.fixture(autouse=True)
+def _remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ReferenceSide", RememberedSide)
 
 
 @each_kernel
