@@ -17,8 +17,8 @@ from distilfast.backends import cpu
 
 NAIVE_BITS = "1104c9f6440916ac"
 """Of ``naive_bits.py``; a change of it is a change of every budget."""
-INT8_CHANNELS = "a7b1b5ec158f908c"
-"""Likewise; a change of it changes the bytes of packed int8 weights: raise ``quantize.VERSION``."""
+INT8_CHANNELS = "4c9539dd5cc7950e"
+"""Likewise, and of the tensors' names; other bits change packed int8 weights: raise ``quantize.VERSION``."""
 
 CORES = {"Haswell": "avx2", "SkylakeX": "avx512", "Zen": "avx2", "Sandybridge": "avx2"}
 """OpenBLAS's kernels for a processor, and the ISA of ours that says whether this one can run them."""
