@@ -65,7 +65,7 @@ def rounded_weight(weight: np.ndarray, precision: str) -> np.ndarray:
     return exact.reshape(n, -1)[:, :k]
 
 
-_GROUP, _OUTLIERS, _OUTLIER_DEPTH = 128, 128, 768
+_W8A8_GROUP, _OUTLIERS, _OUTLIER_DEPTH = 128, 128, 768
 X_ROTATION, W_ROTATION = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
 """Distances of the butterflies, in the kernels' order: in exact arithmetic it would not matter."""
 
@@ -85,14 +85,14 @@ def hadamard_rotated(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarr
     for distance in distances:
         pairs = groups.reshape(*groups.shape[:-1], -1, 2, distance)
         groups = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=-2)
-        groups = groups.reshape(*groups.shape[:-3], _GROUP)
+        groups = groups.reshape(*groups.shape[:-3], _W8A8_GROUP)
     return groups
 
 
 def quantized_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """[T, K] in Hadamard-rotated groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
-    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _GROUP)))
-    groups = hadamard_rotated(padded.reshape(len(numbers), -1, _GROUP), distances)
+    padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _W8A8_GROUP)))
+    groups = hadamard_rotated(padded.reshape(len(numbers), -1, _W8A8_GROUP), distances)
     scales = rounded(np.abs(groups).max(axis=-1) / np.float32(127), "bf16")
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     return np.rint(groups * inverse[..., None]).astype(np.int8), scales
@@ -124,7 +124,7 @@ class Int8Linear:
         result = matmul(outliers[:, : len(self.outlier_channels)].astype(dtype), w_outliers.astype(dtype), LINEAR_BLOCK)
         for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
             sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
-            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_GROUP)).astype(dtype)
+            scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_W8A8_GROUP)).astype(dtype)
             result += sums.astype(dtype) * scale
         return result
 
