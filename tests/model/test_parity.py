@@ -8,6 +8,7 @@ junit file carries them too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,20 +74,30 @@ def real_batch(directory: Path, texts: list[Any], types: bool = False) -> Padded
 
 
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, full_checkpoint: Callable[[str], Path], sentences: Sentences) -> Case:
-    """DistilBERT-base-cased in full size, one head after the other.
+def cases(full_checkpoint: Callable[[str], Path], sentences: Sentences) -> Callable[[str], Case]:
+    """``cases(task)``: DistilBERT-base-cased in full size with this head, made once for all instruction sets.
 
     Heads with a few numbers for each text get so many texts that the ratio of two errors is a good estimate.
     """
-    task = request.param
-    directory = full_checkpoint(task)
-    if task == "multiple-choice":  # one number for each question and choice
-        questions, choices = sentences(10, (3, 9), seed=1), sentences(40, (1, 4), seed=2)
-        pairs = [(questions[i // 4], choice) for i, choice in enumerate(choices)]
-        flat = real_batch(directory, pairs)
-        return make_case(task, directory, task, Padded(*(a.reshape(10, 4, -1) for a in flat[:2])))
-    texts = [*sentences(5, (1, 9), seed=3), *sentences(4, (12, 40), seed=4), *sentences(1, (100, 300), seed=5)]
-    return make_case(task, directory, task, real_batch(directory, texts))
+
+    @cache
+    def make(task: str) -> Case:
+        directory = full_checkpoint(task)
+        if task == "multiple-choice":  # one number for each question and choice
+            questions, choices = sentences(10, (3, 9), seed=1), sentences(40, (1, 4), seed=2)
+            pairs = [(questions[i // 4], choice) for i, choice in enumerate(choices)]
+            flat = real_batch(directory, pairs)
+            return make_case(task, directory, task, Padded(*(a.reshape(10, 4, -1) for a in flat[:2])))
+        texts = [*sentences(5, (1, 9), seed=3), *sentences(4, (12, 40), seed=4), *sentences(1, (100, 300), seed=5)]
+        return make_case(task, directory, task, real_batch(directory, texts))
+
+    return make
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """That of one task."""
+    return cases(request.param)
 
 
 @pytest.fixture(scope="module")
