@@ -163,7 +163,7 @@ def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
     problems = [
         *_missing(task, used, stored),
         *_listed("unexpected", sorted(name for name in set(stored) - set(used) if not name.startswith(_KNOWN))),
-        *_listed("misshapen", [text for piece, need in used.items() if (text := _misfit(piece, need, stored))]),
+        *_listed("misshapen", [text for piece, need in used.items() if (text := _shape_error(piece, need, stored))]),
     ]
     if problems:
         raise WeightsError(f"The tensors in {directory} do not fit its config.json: {'; '.join(problems)}.")
@@ -246,7 +246,7 @@ def _missing(task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored
     return _listed(f"there is no complete {task} head; missing" if only_head else "missing", missing)
 
 
-def _misfit(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:
+def _shape_error(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:
     tensor = stored.get(piece)
     if tensor is None:
         return None

@@ -139,12 +139,12 @@ class Pass {
                    model_.token_type,
                    model_.embed_norm.view(),
                    x_};
-    parallel_embed(kernels_, op, chunk_.tokens, team_, operands_of(0));
+    parallel_embed(kernels_, op, chunk_.tokens, team_, packed_a_of(0));
     if (trace_) trace_(names::embed, x_, chunk_.tokens, width_);
   }
 
   // A layer's first linear reads what the operation before it writes.
-  Next operands_of(Index layer) const {
+  Next packed_a_of(Index layer) const {
     return layer < model_.shape.layers ? Next{&model_.layers[layer].qkv, packed_a_} : Next{};
   }
 
@@ -203,7 +203,7 @@ class Pass {
     record(i, names::ffn_in, ffn_, rows, model_.shape.ffn);
     parallel_linear(layer.ffn_out, ffn_, rows, Activation::none, y_, packed_a_, false, team_);
     record(i, names::ffn_out, y_, rows, width_);
-    parallel_add_layer_norm(kernels_, layer.output_norm, y_, x, rows, x, team_, operands_of(i + 1));
+    parallel_add_layer_norm(kernels_, layer.output_norm, y_, x, rows, x, team_, packed_a_of(i + 1));
     record(i, names::output, x, rows, width_);
   }
 

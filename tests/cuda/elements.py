@@ -41,7 +41,7 @@ def rounded(x: np.ndarray, precision: str) -> np.ndarray:
 
 
 def raw(x: np.ndarray, precision: str) -> np.ndarray:
-    """[T, K] as the bytes of rows that begin every 16 bytes, NaN behind K: no kernel may take it for a number."""
+    """[T, K] as the bytes of rows that begin every 16 bytes, NaN past K, which no kernel may read as a number."""
     rows, columns = x.shape
     padded = np.full((rows, (columns + 7) // 8 * 8), np.nan, np.float32)
     padded[:, :columns] = x

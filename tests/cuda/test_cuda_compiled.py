@@ -15,7 +15,7 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     names = {kernel.name for kernel in kernels}
-    assert {kernel.source for kernel in kernels} == {path.stem for path in compiled.SOURCES.glob("*.cu")}
+    assert {kernel.source for kernel in kernels} == {path.stem for path in compiled.SOURCES.rglob("*.cu")}
     assert len(kernels) == len(names) * len(compiled.ARCHITECTURES)
 
 

@@ -47,7 +47,7 @@ def engine(tiny_checkpoint):
 
 
 def test_results_on_the_device(extension, engine):
-    """The same bits as through the host, kept while someone holds them, and behind the caller's stream."""
+    """The same bits as through the host, kept while they are referenced, and ordered after the caller's stream."""
     made = engine()
     batches = [batch_of(5, 17, seed=seed) for seed in range(3)]
     wanted = [made.encode_with_logits(batch) for batch in batches]

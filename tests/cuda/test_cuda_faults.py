@@ -22,10 +22,10 @@ REPORTS = {
     "bank_conflict": "a bank conflict",
     "divergent_barrier": "waits forever at sync_threads",
     "missing_cluster_barrier": "without a barrier between them",
-    "write_behind_arrival": "without a barrier between them",
+    "write_after_arrival": "without a barrier between them",
     "missing_second_cluster_barrier": "without a barrier between them",
     "write_before_begin": "writes to a block of its cluster that may not have begun",
-    "write_behind_end": "writes to a block of its cluster that has ended",
+    "write_after_end": "writes to a block of its cluster that has ended",
     "end_before_write": "ends while a block of its cluster may still write to its shared memory",
     "block_out_of_bounds": "writes outside the shared memory of a block of its cluster",
     "no_such_block": "writes to a block that its cluster does not have",
@@ -66,7 +66,7 @@ def test_a_fault_is_found(faults, name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_device_goes_on_behind_a_fault(faults, name):
+def test_the_device_goes_on_after_a_fault(faults, name):
     with pytest.raises(RuntimeError):
         faults.run(name)
     for clean in NO_FAULTS:

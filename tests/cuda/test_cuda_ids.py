@@ -166,7 +166,7 @@ def test_more_sequences_than_a_block_has_threads(extension, engine):
         ("cu_seqlens", 3, 25, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
     ],
 )
-def test_wrong_numbers_are_told_and_give_no_answer(engine, place, what, at, value, sentence, spoiled):
+def test_wrong_numbers_are_reported_and_give_no_answer(engine, place, what, at, value, sentence, spoiled):
     """NaN for whom it concerns, the others' answers as ever, and the next batch runs."""
     made, batch = engine("token-classification", "bert"), batch_of(5, 17, 2, types=True)
     truth = made.logits(batch)

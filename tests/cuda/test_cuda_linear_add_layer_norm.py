@@ -31,7 +31,7 @@ class Case:
         return self.linear.add_layer_norm(raw(x, self.precision), *norm, eps=self.eps, **options)
 
     def check(self, got, low, x, residual):
-        """Its error against float64, and that of the LayerNorm alone, behind the sums that `linear` makes."""
+        """Its error against float64, and that of the LayerNorm alone, given the product that `linear` computes."""
         norm = self.norm_weight, self.norm_bias
         exact = [each.astype(np.float64) for each in (x, self.weight, self.bias, residual, *norm)]
         truth = reference.add_layer_norm(reference.linear(*exact[:3], "none"), *exact[3:], self.eps)
@@ -140,7 +140,7 @@ def test_a_nan_stays_in_its_row(case, normal, bucket_rows, place):
         (96, "int8", "linear_add_layer_norm has no weights of 8 bits."),
     ],
 )
-def test_a_misfit_is_said(case, normal, width, precision, sentence):
+def test_an_unsupported_shape_is_an_error(case, normal, width, precision, sentence):
     made = case(width, 8, precision)
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         made(normal(3, 8), normal(3, width))

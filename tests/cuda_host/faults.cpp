@@ -166,7 +166,7 @@ void missing_cluster_barrier(Buffers op) {
 }
 
 // What lies between the halves of a barrier is ordered by neither.
-void write_behind_arrival(Buffers op) {
+void write_after_arrival(Buffers op) {
   clear();
   sync_cluster();
   arrive_cluster();
@@ -193,7 +193,7 @@ void write_before_begin(Buffers op) {
   write_first_block(op);
 }
 
-void write_behind_end(Buffers op) {
+void write_after_end(Buffers op) {
   sync_cluster();
   if (cluster_rank() == 0) return;
   for (int round = 0; round < 3; ++round) sync_threads();  // the first block ends meanwhile
@@ -280,10 +280,10 @@ const std::map<std::string, Fault>& faults() {
       {"divergent_barrier", {divergent_barrier, 1}},
       {"no_fault_in_cluster", {no_fault_in_cluster, 2, 2}},
       {"missing_cluster_barrier", {missing_cluster_barrier, 2, 2}},
-      {"write_behind_arrival", {write_behind_arrival, 2, 2}},
+      {"write_after_arrival", {write_after_arrival, 2, 2}},
       {"missing_second_cluster_barrier", {missing_second_cluster_barrier, 2, 2}},
       {"write_before_begin", {write_before_begin, 2, 2}},
-      {"write_behind_end", {write_behind_end, 2, 2}},
+      {"write_after_end", {write_after_end, 2, 2}},
       {"end_before_write", {end_before_write, 2, 2}},
       {"block_out_of_bounds", {block_out_of_bounds, 2, 2}},
       {"no_such_block", {no_such_block, 2, 2}},

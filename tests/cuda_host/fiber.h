@@ -28,7 +28,7 @@ class Fiber {
   void start(std::function<void()> run);
   // Runs until the fiber pauses or its function returns.
   void resume();
-  // Called on the fiber: back to behind resume.
+  // Called on the fiber: returns to the caller of resume.
   void pause();
 
   void main();  // what a fresh stack begins with

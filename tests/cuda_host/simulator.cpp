@@ -294,19 +294,19 @@ void* Device::write_to_block(int rank, void* at, std::size_t bytes) {
   if (&other != &own) {
     if (current_->warp->cluster_waits == 0) fail("writes to a block of its cluster that may not have begun");
     if (other.ended == static_cast<int>(other.threads.size())) fail("writes to a block of its cluster that has ended");
-    other.written_behind = std::max(other.written_behind, current_->warp->cluster_arrivals);
+    other.last_remote_write = std::max(other.last_remote_write, current_->warp->cluster_arrivals);
   }
   touch(*other.shared, there, bytes, true);
   return there;
 }
 
-// What others wrote to the block's shared memory must lie behind a barrier when its last thread ends, or it might as
-// well have come later.
+// What others wrote to the block's shared memory must be ordered by a barrier before its last thread ends, or it might
+// as well have come later.
 void Device::leave(Block& block) {
   if (++block.ended < static_cast<int>(block.threads.size())) return;
   for (const Warp& warp : block.warps)
-    if (warp.cluster_waits > block.written_behind) return;
-  if (block.written_behind >= 0) fail("ends while a block of its cluster may still write to its shared memory");
+    if (warp.cluster_waits > block.last_remote_write) return;
+  if (block.last_remote_write >= 0) fail("ends while a block of its cluster may still write to its shared memory");
 }
 
 // ---- running
@@ -323,7 +323,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
   const unsigned per_row = launch_->grid.x, rows = launch_->grid.y, at = static_cast<unsigned>(number);
   block.index = {at % per_row, at / per_row % rows, at / per_row / rows};
   block.number = number;
-  block.arrived = 0, block.ended = 0, block.written_behind = -1;
+  block.arrived = 0, block.ended = 0, block.last_remote_write = -1;
   block.memory.resize(launch_->shared_bytes / sizeof(Line) + 1);
   std::memset(block.memory.data(), 0xff, block.memory.size() * sizeof(Line));
   block.shared = std::make_unique<Region>("shared memory of " + std::to_string(launch_->shared_bytes) + " bytes",

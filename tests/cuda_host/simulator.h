@@ -50,7 +50,7 @@ struct Cell {
 };
 constexpr std::size_t cell_bytes = 2;
 
-// A stretch of memory that may be accessed.
+// A range of memory that kernels may access.
 struct Region {
   std::string name;
   char* begin;
@@ -111,7 +111,7 @@ struct Block {
   std::vector<Line> memory;
   std::unique_ptr<Region> shared;
   int arrived = 0, ended = 0;  // threads
-  int written_behind = -1;     // most cluster barriers at which another block had arrived when it wrote to `shared`
+  int last_remote_write = -1;  // most cluster barriers at which another block had arrived when it wrote to `shared`
 };
 
 struct Launch {

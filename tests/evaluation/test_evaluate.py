@@ -59,7 +59,7 @@ def test_progress_reaches_its_end(glue_data: Path, glue_checkpoint: Make) -> Non
     ],
 )
 def test_what_cannot_be_evaluated(dataset: str, path: str | None, options: dict[str, int], sentence: str) -> None:
-    """Told before the model is loaded."""
+    """Reported before the model is loaded."""
     with pytest.raises(InputError, match=sentence):
         evaluate("/absent/model", dataset, path, **options)
 

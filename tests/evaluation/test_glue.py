@@ -129,7 +129,7 @@ def test_answers_and_metrics_are_those_of_transformers(
     json.dumps(result.to_dict())
 
 
-def test_labels_without_names_are_taken_by_number_and_told(glue_data: Path, glue_checkpoint: Make) -> None:
+def test_labels_without_names_are_taken_by_number_and_reported(glue_data: Path, glue_checkpoint: Make) -> None:
     by_name = evaluate(glue_checkpoint("mnli", LABELS["mnli"]), "mnli", glue_data)
     for names in ([f"LABEL_{i}" for i in range(3)], ["0", "1", "2"]):
         by_number = evaluate(glue_checkpoint("mnli", names), "mnli", glue_data)

@@ -26,7 +26,7 @@ REMEMBERED = 100
 Narrow = Callable[[np.ndarray], np.ndarray]
 
 
-def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+def memoized(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, whose last results are found again by the bytes of its arrays: each kernel is asked the same."""
     results: OrderedDict[Any, Any] = OrderedDict()
 
@@ -59,7 +59,7 @@ def allowed(naive: np.ndarray, truth: np.ndarray) -> float:
     return FACTOR * max(error(naive, truth), HALF_ULP)
 
 
-@remembered
+@memoized
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, activation: str = "none", narrow: Narrow = to_fp32
 ) -> np.ndarray:
@@ -72,7 +72,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
     return reference.layer_norm(to_fp32(x), weight, bias, np.float32(eps))
 
 
-@remembered
+@memoized
 def attention(
     qkv: np.ndarray,
     cu_seqlens: np.ndarray,

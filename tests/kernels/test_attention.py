@@ -18,7 +18,7 @@ COARSE = 6.5e-6
 """The relative error of 2^x where its result is rounded to bf16 anyway."""
 
 
-reference_attention = naive.remembered(reference.attention)
+reference_attention = naive.memoized(reference.attention)
 
 
 def ends(lengths):

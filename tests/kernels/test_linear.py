@@ -17,7 +17,7 @@ SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (
 SIZES += ((31, 33), (32, 64), (33, 65), (65, 1025))
 
 
-def turned(groups):
+def hadamard_rotated(groups):
     """Each row of 64 by a Hadamard matrix, in the float32 additions of the kernels."""
     for distance in (1, 2, 4, 8, 16, 32):
         pairs = groups.reshape(len(groups), -1, 2, distance)
@@ -52,7 +52,8 @@ def groups_of_64(x, isa):
 def to_int8(x, outliers, isa):
     """[R, K] as int8 multiplies it: groups of 64, rotated and quantised each by itself, then the outlier channels."""
     masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
-    rounded = [to_int8_steps(turned(group)) / 8 for group in groups_of_64(masked, isa)]  # 8 in x and in W: H Ht = 64 I
+    # 8 in x and 8 in W: H Ht = 64 I.
+    rounded = [to_int8_steps(hadamard_rotated(group)) / 8 for group in groups_of_64(masked, isa)]
     return np.concatenate([*rounded, x[:, outliers]], axis=1)
 
 
@@ -70,7 +71,7 @@ NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
 COARSE_GELU = 8.2e-6
 
 
-reference_linear = naive.remembered(reference.linear)
+reference_linear = naive.memoized(reference.linear)
 
 
 def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, channels=(None, None)):

@@ -23,14 +23,14 @@ KERNELS = {"embed", "linear", "linear_gelu", "linear_relu", "attention", "add_la
 @pytest.fixture(scope="module", params=TARGETS)
 def compiled(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
     """The target and a row for each kernel; compiled in a process in which kernels are not interpreted."""
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-m", "distilfast.kernels.ahead", "--json", "--target", request.param],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout
-    return request.param, [json.loads(line) for line in told.splitlines()]
+    return request.param, [json.loads(line) for line in printed.splitlines()]
 
 
 def test_every_kernel_in_every_type(compiled):

@@ -93,7 +93,7 @@ def split(name: str, value: Any, keep: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def ragged(rng: np.random.Generator, task: str, length: int = 23) -> Padded:
-    """Six rows each with padding nowhere, behind, in the middle, in front, everywhere but one token, and at random."""
+    """Six rows each: no padding, padding at the end, inside, at the start, everywhere but one token, at random."""
     mask = np.ones((36, length), np.int64)
     mask[6:12, 9:] = 0
     mask[12:18, 3:7] = mask[12:18, 12] = 0

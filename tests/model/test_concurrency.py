@@ -61,7 +61,7 @@ def test_threads_share_one_engine(engine: Engine, batches: list[PackedBatch]) ->
 
 
 def test_threads_share_several_engines(tiny_checkpoint: Make, forced_engine: Load, batches: list[PackedBatch]) -> None:
-    """Two models, with one, two and three threads, called in turn and at once."""
+    """Two models, with one, two and three threads, called one after the other and concurrently."""
     engines = [
         forced_engine(tiny_checkpoint("distilbert", task, config=CONFIG), threads=threads)
         for task in TASKS

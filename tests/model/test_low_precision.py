@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from identities import SIMULATED
 from isas import isas_and_precisions
-from remembered_side import RememberedSide
+from memoized_oracle import MemoizedOracle
 
 from distilfast import Engine, parity
 from distilfast.backends import cpu
@@ -24,8 +24,8 @@ each_kernel = pytest.mark.parametrize(("isa", "precision"), isas_and_precisions(
 
 
 @pytest.fixture(autouse=True)
-def _remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "ReferenceSide", RememberedSide)
+def _memoized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ReferenceOracle", MemoizedOracle)
 
 
 @each_kernel

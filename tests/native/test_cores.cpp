@@ -53,7 +53,7 @@ TEST(a_group_around_it_may_allow_less) {
 
 TEST(a_container_sees_its_own_files_under_another_path) {
   CHECK(Controls().write("membership", "0::/host/pod7").write("cpu.max", "300000 100000").quota() == 3);
-  CHECK(Controls().write("cpu.max", "300000 100000").quota() == 3);  // and may not be told its path at all
+  CHECK(Controls().write("cpu.max", "300000 100000").quota() == 3);  // and may not know its path at all
 }
 
 TEST(the_groups_quota_is_read_in_version_1) {

@@ -53,7 +53,7 @@ def cpp_with(register: Register) -> Callable[[Callable[[Weights], Weights]], str
 
 @pytest.fixture(params=["ref", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set in turn, forced; the ones that this processor has not are skipped."""
+    """Each instruction set, forced; the ones that this processor has not are skipped."""
     if reason := cpu.unavailable():
         pytest.skip(reason)
     if not cpu.isas()[request.param]:

@@ -142,7 +142,7 @@ def test_an_error_is_one_line_and_status_2(checkpoint: Path, args: list[str], me
 def test_without_matplotlib_a_picture_is_an_error(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, option: str
 ) -> None:
-    """Told before the work begins."""
+    """Reported before the work begins."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("distilfast.parity.compare", None)
     done = invoke(checkpoint, option, tmp_path / "x.svg")
@@ -201,7 +201,7 @@ def test_a_page_stands_alone(checkpoint: Path, labelled: Path, tmp_path: Path) -
     assert not re.search(r'(href|src)="https?:', text)
 
 
-def test_a_page_escapes_what_it_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_escapes_its_inputs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", ["distilfast", "parity", "<img src=x>"])
     report = replace(compare(checkpoint), model="<script>alert(1)</script>&", detail="<b>$_^$ a_b")

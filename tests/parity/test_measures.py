@@ -93,7 +93,7 @@ def test_participation_counts_equal_rows_and_sees_the_one_that_is_all() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 32, 200])
-def test_luck_covers_what_errors_of_the_same_size_do(rows: int) -> None:
+def test_sampling_slack_covers_errors_of_the_same_size(rows: int) -> None:
     """With the factor two, at most one in a thousand of the ratios of two such errors is beyond it, of four rows on."""
     rng = np.random.default_rng(rows)
     ours, naive = (np.sqrt((rng.standard_normal((20_000, rows)) ** 2).sum(axis=1)) for _ in range(2))
@@ -101,7 +101,7 @@ def test_luck_covers_what_errors_of_the_same_size_do(rows: int) -> None:
     assert beyond <= {1: 0.03, 2: 0.01}.get(rows, 0.001)
 
 
-def test_luck_goes_to_one() -> None:
+def test_sampling_slack_goes_to_one() -> None:
     assert 1.0 < sampling_slack(1e6) < 1.01
     assert sampling_slack(100, among=3072) > sampling_slack(100)
 

@@ -174,7 +174,7 @@ def test_a_mask_off_by_one(register: Callable[..., str], checkpoint: Path, extra
     assert "head 2" in row(report, name).where
 
 
-def test_the_rows_behind_an_error_are_judged_alone(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
+def test_the_rows_after_an_error_are_judged_alone(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
     """Layer 1 gets wrong inputs, and computes rightly with them."""
     cpp_with(dropped("layer.0.ffn_out.bias"))
     report = judged(checkpoint)

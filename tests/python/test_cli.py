@@ -188,7 +188,7 @@ def test_demo_says_what_it_lacks(monkeypatch):
     assert "pip install --no-deps no-such-package" in done.output
 
 
-def test_an_error_of_a_backend_is_told_too(monkeypatch):
+def test_an_error_of_a_backend_is_reported_too(monkeypatch):
     monkeypatch.setattr(distilfast, "pipeline", raises(BackendError("there is no such backend.")))
     done = invoke("run", "fill-mask", "m", "a [MASK]", "--json")
     assert done.exit_code == 2

@@ -101,7 +101,7 @@ inline std::optional<int> device_of(const void* memory) {
   return cuda_host::device().holds(memory) ? std::optional(0) : std::nullopt;
 }
 
-// Work is done as it is enqueued, so that any stream is behind any other.
+// Work runs as it is enqueued, so every stream is ordered after all earlier work.
 class Stream {
  public:
   void follow(StreamHandle) {}

@@ -1,4 +1,4 @@
-"""The truth of a comparison and its naive forward, once for all instruction sets that are held against them."""
+"""An oracle whose truth and naive forward are computed once for all instruction sets compared with them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy as np
 
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
-from distilfast.parity.sides import ReferenceSide
+from distilfast.parity.oracles import ReferenceOracle
 
 _traces: OrderedDict[Any, Trace] = OrderedDict()
-REMEMBERED = 4
+KEPT = 4
 """Traces: of a full-size model 100 MB each."""
 
 
-class RememberedSide(ReferenceSide):
-    """A ``ReferenceSide`` whose traces are found again by the bytes of the tensors and the batch."""
+class MemoizedOracle(ReferenceOracle):
+    """A ``ReferenceOracle`` that memoises its traces by the bytes of the tensors and of the batch."""
 
     def truth(self, batch: PackedBatch) -> Trace:
-        return self._remembered("float64", batch, super().truth)
+        return self._memoized("float64", batch, super().truth)
 
     def naive(self, batch: PackedBatch) -> Trace:
-        return self._remembered(repr(self._arithmetic), batch, super().naive)
+        return self._memoized(repr(self._arithmetic), batch, super().naive)
 
-    def _remembered(self, arithmetic: str, batch: PackedBatch, compute: Callable[[PackedBatch], Trace]) -> Trace:
+    def _memoized(self, arithmetic: str, batch: PackedBatch, compute: Callable[[PackedBatch], Trace]) -> Trace:
         inputs = (batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens)
         key = (arithmetic, repr(self.weights.config), repr(self.head), self._checksum(), *map(_bytes, inputs))
         if key not in _traces:
             _traces[key] = compute(batch)
-            if len(_traces) > REMEMBERED:
+            if len(_traces) > KEPT:
                 _traces.popitem(last=False)
         _traces.move_to_end(key)
         return dict(_traces[key])
