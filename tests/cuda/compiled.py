@@ -138,11 +138,14 @@ def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str, str]] | None:
 
 def _readable(mangled: str) -> str:
     """``linear_kernel fp32 16 16 …``: the template's type and numbers."""
-    name = re.search(r"\d((?:[a-z][a-z0-9]*_)+kernel)", mangled)
+    name, rest = "", mangled.removeprefix("_ZN")
+    while found := re.match(r"\d+", rest):  # each name is preceded by its length; the function's is the last
+        end = found.end() + int(found[0])
+        name, rest = rest[found.end() : end], rest[end:]
     kind = re.search(r"_kernelI(f|6__half|13__nv_bfloat16)", mangled)
     is_w8a16 = "5W8A16E" in mangled
     numbers = re.findall(r"Li(\d+)E", mangled)
-    words = [name[1] if name else mangled, "w8a16" if is_w8a16 else _TYPES[kind[1]] if kind else "", *numbers]
+    words = [name or mangled, "w8a16" if is_w8a16 else _TYPES[kind[1]] if kind else "", *numbers]
     return " ".join(word for word in words if word)
 
 

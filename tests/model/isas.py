@@ -18,6 +18,10 @@ NATIVE = next((name for name, there in _THERE.items() if there), "none")
 """What this processor runs when nobody forces another."""
 
 
+SLOW = ("ref", SIMULATED)
+"""Plain C++, a hundred times slower: fewer texts there show the same property."""
+
+
 def isas(precision: str = "fp32") -> list[Any]:
     """An ISA for each set of functions that a model runs, and simulated AMX; those not here are skipped and say so."""
     return [pytest.param(name, marks=_skipped(name)) for name in _names(precision)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isas import SLOW
 
 from distilfast import Engine, PackedBatch
 
@@ -36,7 +37,7 @@ def batches(isa: str) -> list[PackedBatch]:
     """From one token to more than one chunk of the encoder; fewer for slow code."""
     rng = np.random.default_rng(7)
     lengths = [rng.integers(1, 120, rng.integers(1, 6)) for _ in range(30)] + [np.array([1]), np.full(5, 250)]
-    lengths = lengths[-10:] if isa in ("ref", "amx_simulated") else lengths
+    lengths = lengths[-10:] if isa in SLOW else lengths
     return [PackedBatch.from_sequences([rng.integers(0, 256, n).tolist() for n in row]) for row in lengths]
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from comparison import Padded, Values, naive_outputs, pad, split, transformers_model, transformers_outputs
-from isas import isas_with
+from isas import SLOW, isas_with
 
 from distilfast import Engine, Tokenizer, pipeline
 from distilfast.heads import TASKS
@@ -161,7 +161,7 @@ def test_minilm_embeddings(
     minilm: Path, minilm_embeddings: tuple[list[str], np.ndarray], isa: str, record_property: Any
 ) -> None:
     """Trained weights from a text to its vector: tokeniser, encoder, pooling and normalisation together."""
-    texts, wanted = minilm_embeddings
+    texts, wanted = (each[:: 5 if isa in SLOW else 1] for each in minilm_embeddings)
     pipe = pipeline("feature-extraction", minilm)
     assert pipe.engine.info()["isa"] == isa
     difference = float(np.abs(pipe.embed(texts) - wanted).max())

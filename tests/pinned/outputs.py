@@ -153,7 +153,9 @@ def on_cpu(module: ModuleType, isa: str, made: dict[tuple[str, str], Path]) -> O
                 yield f"{isa} {precision} {key}", bits
 
 
-def on_simulated_cuda(module: ModuleType, made: dict[tuple[str, str], Path]) -> Outputs:
+def on_simulated_cuda(
+    module: ModuleType, made: dict[tuple[str, str], Path], precisions: Sequence[str] = ("fp32", "fp16", "bf16", "int8")
+) -> Outputs:
     """Backend cuda over the simulated device: a graph for each bucket, one persistent launch, and clusters."""
     from distilfast.backends import cuda
 
@@ -167,15 +169,15 @@ def on_simulated_cuda(module: ModuleType, made: dict[tuple[str, str], Path]) -> 
             mock.patch.object(cuda, "PERSISTENT", options),
             mock.patch.object(cuda, "CLUSTERS", options),
         ):
-            for precision in cuda.PRECISIONS:
+            for precision in precisions:
                 few = {key: made[key] for key in which}
                 for key, bits in models(few, lengths, precision=precision, backend="cuda"):
                     yield f"cuda {precision} {way} {key}", bits
 
 
-def on_triton(made: dict[tuple[str, str], Path]) -> Outputs:
+def on_triton(made: dict[tuple[str, str], Path], precisions: Sequence[str] = ("fp32", "fp16")) -> Outputs:
     """Backend triton under its interpreter, whose bf16 products are wrong and left out."""
-    for precision in ("fp32", "fp16"):
+    for precision in precisions:
         few = {key: made[key] for key in SLOW[1:]}
         for key, bits in models(few, SHORT[:3], precision=precision, backend="triton"):
             yield f"triton {precision} {key}", bits
