@@ -467,7 +467,7 @@ def start(directory: Path, before: str = "", after: str = "") -> subprocess.Pope
 def finish(process: subprocess.Popen[str]) -> tuple[bytes, str]:
     out, err = process.communicate()
     assert process.returncode == 0, err
-    bits, origin = out.splitlines()[:2]
+    bits, origin = [line for line in out.splitlines() if line != "ready"][:2]  # a second call of what HELD wraps
     return bytes.fromhex(bits), origin
 
 
