@@ -19,7 +19,7 @@ NATIVE = next((name for name, there in _THERE.items() if there), "none")
 
 
 SLOW = ("ref", SIMULATED)
-"""Plain C++, a hundred times slower: fewer texts there show the same property."""
+"""Plain C++, much slower than vector code: fewer texts there show the same property."""
 
 
 def isas(precision: str = "fp32") -> list[Any]:
