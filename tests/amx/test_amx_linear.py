@@ -1,4 +1,4 @@
-"""AMX's linears compared with those of the vector ISAs, and the instructions of the real ones."""
+"""Simulated AMX linears compared with those of the vector ISAs, and the instructions of the real kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = ((1, 1, 1), (16, 32, 64), (17, 33, 65), (33, 48, 1100), (70, 100, 768), 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
-    """The same chain of the same exact sums for each element; ``_cpu`` is the module that has both."""
+    """Each element is the same chain of the same exact sums; the fixture's ``_cpu`` has both ISAs."""
     rng = np.random.default_rng(2026)
     for tokens, n, k in SIZES:
         x, weight, bias, shift = (rng.standard_normal(s).astype(np.float32) for s in ((tokens, k), (n, k), n, k))
@@ -28,26 +28,26 @@ def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
         assert np.array_equal(got, _cpu.Linear(weight, bias, shift, outliers, isa="avx512", **how)(x, "gelu"))
 
 
-# bf16 rounds by at most 2^-8 of a value, so each further term is at most 2^-8 of the one before. bf16: both operands
-# are off by that. bf16x3: both by 2^-16, and lo·lo is left out. fp32: mid·lo and lo·mid are left out, 2^-24 each, and
-# the sum is rounded. The hundredth that is added below is for the squares of all this.
-AT_MOST = {"bf16": 2 * 2.0**-8, "bf16x3": 3 * 2.0**-16, "fp32": 3 * 2.0**-24}
+# Rounding to bf16 has a relative error of at most 2^-8, so each further term is at most 2^-8 of the one before. bf16:
+# both operands have that error. bf16x3: both have 2^-16, and lo·lo is omitted. fp32: mid·lo and lo·mid are omitted,
+# 2^-24 each, and the sum is rounded. The factor 1.01 below covers the second-order terms.
+MAX_RELATIVE_ERROR = {"bf16": 2 * 2.0**-8, "bf16x3": 3 * 2.0**-16, "fp32": 3 * 2.0**-24}
 
 
-@pytest.mark.parametrize("precision", AT_MOST)
-def test_what_is_left_out_is_small_for_every_product(amx_simulated, precision):
-    """K = 1: each element is one product of two values, in all their terms, over many binades."""
+@pytest.mark.parametrize("precision", MAX_RELATIVE_ERROR)
+def test_every_product_is_within_its_relative_error(amx_simulated, precision):
+    """K = 1: each element is one product of two values, summed over their bf16 terms, across many binades."""
     rng = np.random.default_rng(2026)
     x, weight = (
         (rng.choice([-1, 1], n) * 2 ** rng.uniform(-30, 30, n)).astype(np.float32)[:, None] for n in (200, 210)
     )
     got = _cpu.Linear(weight, np.zeros(210, np.float32), isa="amx_simulated", precision=precision)(x)
     truth = x.astype(np.float64) @ weight.astype(np.float64).T
-    assert (np.abs(got - truth) <= 1.01 * AT_MOST[precision] * np.abs(truth)).all()
+    assert (np.abs(got - truth) <= 1.01 * MAX_RELATIVE_ERROR[precision] * np.abs(truth)).all()
 
 
-def test_the_small_terms_are_not_lost_beside_a_large_value(amx_simulated):
-    """The small products of all of K are added before the large ones: 2^24 does not swallow them one by one."""
+def test_small_terms_are_not_lost_beside_a_large_value(amx_simulated):
+    """The small products of all of K are summed apart and then added: one by one each would be rounded away by 2^24."""
     k = 4096
     weight = np.full((1, k), 1 + 2.0**-12, np.float32)  # the second term is 2^-12
     x = np.ones((1, k), np.float32)
@@ -65,8 +65,8 @@ def test_the_simulated_isa_is_in_no_other_build():
     assert "amx" in dict(_cpu.isas())
 
 
-def test_the_real_kernels_are_made_of_tile_instructions():
-    """They cannot run here; that they were compiled as meant can be seen."""
+def test_the_real_kernels_use_tile_instructions():
+    """Read from the disassembly, so that it is checked on processors without AMX too."""
     if platform.machine() != "x86_64":
         pytest.skip("there are no AMX kernels for this processor")
     if shutil.which("objdump") is None:

@@ -23,35 +23,35 @@ def rng() -> np.random.Generator:
 
 
 def bf16_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """float32 that are bf16, within 2^±4: products and sums of 32 of them are exact in float64 before they round."""
+    """bf16 values as float32, within 2^±4, so that products of them and sums of 32 products are exact in float64."""
     return to_bf16(rng.choice([-1.0, 1.0], shape) * 2 ** rng.uniform(-4, 4, shape))
 
 
 def stored_bf16(x: np.ndarray) -> np.ndarray:
-    """As the bytes of a tile's rows."""
+    """x in bf16, as the bytes of a tile's rows."""
     return np.ascontiguousarray((np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)).view(
         np.uint8
     )
 
 
-def pairs(b: np.ndarray) -> np.ndarray:
-    """[K, N] as the rows of B: for each pair of k the two numbers of each column."""
+def bf16_k_packs(b: np.ndarray) -> np.ndarray:
+    """B, [K, N] in bf16, as a tile's rows: the two values of a k-pack side by side, for each column."""
     k, n = b.shape
     return np.ascontiguousarray(b.reshape(k // 2, 2, n).transpose(0, 2, 1)).reshape(k // 2, 2 * n)
 
 
-def fours(b: np.ndarray) -> np.ndarray:
-    """[K, N] as the rows of B: for each four of k the four numbers of each column."""
+def int8_k_packs(b: np.ndarray) -> np.ndarray:
+    """B, [K, N] in int8, as a tile's rows: the four values of a k-pack side by side, for each column."""
     k, n = b.shape
     return np.ascontiguousarray(b.reshape(k // 4, 4, n).transpose(0, 2, 1)).reshape(k // 4, 4 * n)
 
 
 def bf16_product(unit: ModuleType, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return unit.bf16_product(c.view(np.uint8), stored_bf16(a), stored_bf16(pairs(b))).view(np.float32)
+    return unit.bf16_product(c.view(np.uint8), stored_bf16(a), stored_bf16(bf16_k_packs(b))).view(np.float32)
 
 
 def by_the_manual(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two chains, of the even and of the odd k, from zero; each step rounds once; their sum is added to c."""
+    """Two chains, over even and odd k, from zero, one rounding for each step; their sum is added to c."""
     chains = np.zeros((2, *c.shape), np.float32)
     for k in range(a.shape[1]):
         exact = chains[k % 2].astype(np.float64) + np.outer(a[:, k].astype(np.float64), b[k].astype(np.float64))
@@ -66,7 +66,7 @@ def test_bf16_products_are_added_in_the_manuals_order(unit, rng, m, k, n):
     assert np.array_equal(bf16_product(unit, c, a, b), by_the_manual(c, a, b))
 
 
-def test_another_order_would_show(unit, rng):
+def test_another_order_of_summation_gives_other_bits(unit, rng):
     c = rng.standard_normal((16, 16)).astype(np.float32)
     a, b = bf16_numbers(rng, 16, 32), bf16_numbers(rng, 32, 16)
     got = bf16_product(unit, c, a, b)
@@ -107,7 +107,7 @@ def test_int8_products_are_exact_and_wrap(unit, rng, m, k, n):
     a, b = (rng.integers(-128, 128, shape).astype(np.int8) for shape in ((m, k), (k, n)))
     a[0], b[:, 0] = 127, -128
     c[0, 0] = -(2**31)  # beyond the end of int32
-    got = unit.int8_product(c.view(np.uint8), a.view(np.uint8), fours(b).view(np.uint8)).view(np.int32)
+    got = unit.int8_product(c.view(np.uint8), a.view(np.uint8), int8_k_packs(b).view(np.uint8)).view(np.int32)
     assert np.array_equal(got, (c.astype(np.int64) + a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32))
 
 
@@ -170,7 +170,7 @@ def test_a_tile_that_was_never_written_is_a_fault(unit):
         ((16, 64), (16, 62), (16, 64), "#UD: a row does not end at a whole k-pack."),
     ],
 )
-def test_shapes_that_do_not_meet_are_a_fault(unit, c, a, b, sentence):
+def test_shapes_that_do_not_match_are_a_fault(unit, c, a, b, sentence):
     for product in (unit.bf16_product, unit.int8_product):
         with pytest.raises(RuntimeError) as caught:
             product(*(np.zeros(shape, np.uint8) for shape in (c, a, b)))

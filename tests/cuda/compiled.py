@@ -1,6 +1,6 @@
-"""What nvcc makes of csrc/cuda: registers, spills and instructions of each kernel on each architecture.
+"""What nvcc compiles csrc/cuda to: registers, spills and instructions of each kernel on each architecture.
 
-``python tests/cuda/compiled.py`` prints the table. A compilation is kept in build/ until a source changes.
+``python tests/cuda/compiled.py`` prints the table. Results are cached in build/ until a source changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
 MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
-"""Of floating-point numbers, and of integers."""
+"""The SASS opcodes for floating-point numbers, and for integers."""
 
 _ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
@@ -36,9 +36,9 @@ _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, None where no one could look.
+    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, ``integer`` those on integers.
 
-    ``integer`` of them multiply integers.
+    Both are None without cuobjdump.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Kernel:
 
 
 def nvcc() -> str | None:
-    """The compiler, if there is one: on PATH, or the one that NVIDIA's packages bring (see NVCC_PACKAGES)."""
+    """The compiler, if there is one: on PATH, or the one in NVIDIA's packages (see NVCC_PACKAGES)."""
     spec = importlib.util.find_spec("nvidia")
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
     return shutil.which("nvcc") or next((found for each in places if (found := _in(Path(each) / "cu13"))), None)
@@ -63,7 +63,7 @@ def _in(toolkit: Path) -> str | None:
 
 
 def cuobjdump() -> str | None:
-    """The disassembler: beside nvcc, on PATH, or the one that the triton package brings."""
+    """The disassembler: beside nvcc, on PATH, or the one in the triton package."""
     found = shutil.which("cuobjdump")
     spec = importlib.util.find_spec("triton")
     if found or spec is None or spec.origin is None:

@@ -14,13 +14,13 @@ from distilfast.backends import cuda
 
 @pytest.fixture(scope="session")
 def host_build() -> Path:
-    """The folder with the modules over the simulated device, built where a source has changed."""
+    """The folder of the modules that run on the simulated device, rebuilt where a source has changed."""
     return cuda_build()
 
 
 @pytest.fixture(scope="session", params=["host", pytest.param("device", marks=pytest.mark.gpu)])
 def extension(request: pytest.FixtureRequest) -> ModuleType:
-    """``_cuda``: over the simulated device, and the real one."""
+    """``_cuda`` on the simulated device, and on a real one."""
     if request.param == "host":
         return imported("_cuda_host", request.getfixturevalue("host_build"))
     if reason := cuda.unavailable():
@@ -36,7 +36,7 @@ def faults(host_build: Path) -> ModuleType:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Seeded: a failure comes back."""
+    """Seeded, so that a failure is reproducible."""
     return np.random.default_rng(2026)
 
 

@@ -1,4 +1,4 @@
-"""The elements of a precision in numpy: rounding, raw rows as the kernels read them, and the naive arithmetic.
+"""The values of each precision in numpy: rounding, rows in the bytes that kernels read, and the naive arithmetic.
 
 A kernel keeps its budget if its error against float64 is at most twice that of the naive computation: the same rounded
 operands, float32 arithmetic with one rounding per operation, the result rounded to the precision.
@@ -14,7 +14,7 @@ from distilfast.arithmetic import LINEAR_BLOCK, matmul
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 LINEAR_PRECISIONS = (*PRECISIONS, "int8")
-"""int8 is bf16 in all but a linear's weight, up to 64 rows; see ``Int8Linear`` for more."""
+"""Up to 64 rows int8 is W8A16: all but a linear's weight is bf16. More rows are W8A8: see ``Int8Linear``."""
 _STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int8": np.uint16}
 _GROUP = 64
 
@@ -29,19 +29,19 @@ def stored(x: np.ndarray, precision: str) -> np.ndarray:
 
 
 def number(bits: np.ndarray, precision: str) -> np.ndarray:
-    """What ``stored`` gave, as float32."""
+    """The inverse of ``stored``: float32."""
     if precision not in ("bf16", "int8"):
         return bits.astype(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def rounded(x: np.ndarray, precision: str) -> np.ndarray:
-    """float32 that the precision can hold."""
+    """float32, rounded to the precision."""
     return number(stored(x, precision), precision)
 
 
 def raw(x: np.ndarray, precision: str) -> np.ndarray:
-    """[T, K] as the bytes of rows that begin every 16 bytes, NaN past K, which no kernel may read as a number."""
+    """[T, K] as bytes, its rows padded with NaN to a multiple of 8 values, which must not enter any result."""
     rows, columns = x.shape
     padded = np.full((rows, (columns + 7) // 8 * 8), np.nan, np.float32)
     padded[:, :columns] = x
@@ -54,7 +54,7 @@ def from_raw(rows: np.ndarray, precision: str) -> np.ndarray:
 
 
 def rounded_weight(weight: np.ndarray, precision: str) -> np.ndarray:
-    """[N, K] as a linear holds it, float64; int8 in groups of 64 of K, with the float32 operations of the kernel."""
+    """[N, K] as a linear stores it, float64; int8 in groups of 64 of K, by the float32 operations of the kernel."""
     if precision != "int8":
         return rounded(weight, precision).astype(np.float64)
     n, k = weight.shape
@@ -71,12 +71,12 @@ X_ROTATION, W_ROTATION = (1, 2, 4, 8, 16, 32, 64), (1, 2, 16, 32, 64, 4, 8)
 
 
 def outlier_slots(k: int) -> int:
-    """Places for outlier channels in front of the groups of 128."""
+    """Slots for outlier channels, ahead of the groups of 128."""
     return _OUTLIERS * -(-k // _OUTLIER_DEPTH)
 
 
 def outlier_channels(k: int) -> int:
-    """How many channels are not rounded."""
+    """How many channels are not quantised."""
     return min(k, outlier_slots(k))
 
 
@@ -90,7 +90,7 @@ def hadamard_rotated(groups: np.ndarray, distances: tuple[int, ...]) -> np.ndarr
 
 
 def quantized_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """[T, K] in Hadamard-rotated groups: int8 [T, groups, 128], and scales [T, groups] that bf16 holds."""
+    """[T, K] in Hadamard-rotated groups: int8 [T, groups, 128], and scales [T, groups] in bf16."""
     padded = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _W8A8_GROUP)))
     groups = hadamard_rotated(padded.reshape(len(numbers), -1, _W8A8_GROUP), distances)
     scales = rounded(np.abs(groups).max(axis=-1) / np.float32(127), "bf16")
@@ -100,7 +100,7 @@ def quantized_groups(numbers: np.ndarray, distances: tuple[int, ...]) -> tuple[n
 
 @dataclass(frozen=True)
 class Int8Linear:
-    """A W8A8 linear, as csrc/cuda/linear/int8_groups.cuh has it; ``weight`` [N, K], ``channel_shift`` [K]."""
+    """A W8A8 linear, as in csrc/cuda/linear/int8_groups.cuh; ``weight`` [N, K], ``channel_shift`` [K]."""
 
     weight: np.ndarray
     channel_shift: np.ndarray
@@ -114,21 +114,21 @@ class Int8Linear:
         """Of bf16 numbers [T, K]: outlier channels [T, outlier_slots(K)], int8 [T, groups, 128], scales [T, groups]."""
         outliers = np.zeros((len(x), outlier_slots(x.shape[1])), np.float32)
         outliers[:, : len(self.outlier_channels)] = rounded((x - self.channel_shift)[:, self.outlier_channels], "bf16")
-        return outliers, *quantized_groups(self._narrow(x - self.channel_shift), X_ROTATION)
+        return outliers, *quantized_groups(self._without_outliers(x - self.channel_shift), X_ROTATION)
 
     def product(self, x: np.ndarray, dtype: type) -> np.ndarray:
         """(x - channel_shift) Wᵀ of the rounded operands, in ``dtype``."""
         outliers, integers, scales = self.quantize_activations(x)
-        w_integers, w_scales = quantized_groups(self._narrow(self.weight), W_ROTATION)
+        w_integers, w_scales = quantized_groups(self._without_outliers(self.weight), W_ROTATION)
         w_outliers = rounded(self.weight[:, self.outlier_channels], "bf16")
         result = matmul(outliers[:, : len(self.outlier_channels)].astype(dtype), w_outliers.astype(dtype), LINEAR_BLOCK)
-        for group in range(integers.shape[1]):  # the sums of a group are integers that float32 holds
+        for group in range(integers.shape[1]):  # a group's sums are integers, exact in float32
             sums = integers[:, group].astype(np.float32) @ w_integers[:, group].astype(np.float32).T
             scale = scales[:, group, None].astype(dtype) * (w_scales[:, group] / np.float32(_W8A8_GROUP)).astype(dtype)
             result += sums.astype(dtype) * scale
         return result
 
-    def _narrow(self, numbers: np.ndarray) -> np.ndarray:
-        narrow = numbers.copy()
-        narrow[:, self.outlier_channels] = 0
-        return narrow
+    def _without_outliers(self, numbers: np.ndarray) -> np.ndarray:
+        rest = numbers.copy()
+        rest[:, self.outlier_channels] = 0
+        return rest

@@ -1,4 +1,4 @@
-"""add_layer_norm: LN(x + residual), with x in the parts of a split linear, against float64."""
+"""add_layer_norm: LN(x + residual), with x as the partial sums of a split-K linear, against float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_mean_far_above_the_deviation(extension, normal):
     check(run(extension, x[None], None, residual, weight, bias)[0], x, residual, weight, bias)
 
 
-def test_parts_and_bias_are_added_in_their_order(extension, normal):
+def test_partial_sums_and_bias_are_added_in_their_order(extension, normal):
     parts, residual, x_bias = normal(3, 9, 96), normal(9, 96), normal(96)
     weight, bias = normal(96), normal(96)
     x = ((parts[0] + parts[1]) + parts[2]) + x_bias

@@ -43,14 +43,14 @@ def test_other_head_sizes(extension, normal, precision, head_size):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 100.0])
 def test_extreme_scores(extension, normal, precision, scale):
-    """Flat, and so steep that a row looks at one key alone: an exp that overflows would show."""
+    """Nearly uniform, and so peaked that a row attends to one key only; exp must not overflow."""
     qkv = normal(72, 3 * 64)
     qkv[:, :64] *= scale
     check(extension, qkv, (65, 7), 1, precision)
 
 
 def test_more_sequences_than_a_warp_has_lanes(extension, normal):
-    """A block looks for its tile 32 sequences at a time."""
+    """A block searches for its tile's sequence among 32 at a time, one for each lane."""
     lengths = (1, 2, 3, 70) * 11
     check(extension, normal(sum(lengths), 3 * 32), lengths, 1, "bf16")
 
@@ -69,7 +69,7 @@ def test_bits_do_not_depend_on_the_batch(extension, normal, precision):
 
 
 @pytest.mark.parametrize("head_size", [17, 136])
-def test_a_head_size_that_cannot_be_had(extension, head_size):
+def test_an_unsupported_head_size_is_an_error(extension, head_size):
     qkv = np.zeros((1, 4), np.uint8)
     with pytest.raises(ValueError, match="The head size is"):
         extension.attention(qkv, ends((1,)), 1, head_size, precision="fp32")

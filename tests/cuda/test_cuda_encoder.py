@@ -1,4 +1,4 @@
-"""The whole encoder: every named intermediate within its budget, every way to ask for rows, buckets, callers."""
+"""The whole encoder: every intermediate within its budget, and rows, columns, buckets, chunks, graphs and callers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from distilfast.parity.sample_texts import TEXTS
 from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
-LAST_PLACES = {"fp32": 2.0**-20, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
-"""What another order of sums may change of numbers around 1: a 16-bit operand that falls on the other side of
-a tie moves them by a unit in the last place of its type, and the order of fp32 sums by a few."""
-HEADS_OF_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
+ORDER_TOLERANCE = {"fp32": 2.0**-20, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
+"""What another order of summation may change in values around 1: a 16-bit operand that rounds the other way at a tie
+changes them by one ulp of its type, and fp32 sums change by a few ulp."""
+HEAD_SIZE_64 = {"dim": 128, "n_heads": 2, "hidden_dim": 160, "n_layers": 1, "max_position_embeddings": 24}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def engine(tiny_checkpoint):
 
 
 def test_results_on_the_device(extension, engine):
-    """The same bits as through the host, kept while they are referenced, and ordered after the caller's stream."""
+    """The same bits as results on the host, alive while they are referenced, and ordered after the caller's stream."""
     made = engine()
     batches = [batch_of(5, 17, seed=seed) for seed in range(3)]
     wanted = [made.encode_with_logits(batch) for batch in batches]
@@ -58,14 +58,14 @@ def test_results_on_the_device(extension, engine):
         assert np.array_equal(fetched(hidden), truth[0])
         assert np.array_equal(fetched(head), truth[1])
     array = held[0][0]
-    del held, hidden, head  # one array alone keeps its workspace
+    del held, hidden, head  # one array keeps the workspace alive
     made.logits(batch_of(9, 9, seed=9))
     assert np.array_equal(fetched(array), wanted[0][0])
 
 
-@pytest.mark.parametrize("tokens", [113, 114])  # 288 floats each: 128 KB, and more
-def test_results_come_home_whole(engine, tokens):
-    """Small ones through pinned memory and large ones directly: what lies on the device."""
+@pytest.mark.parametrize("tokens", [113, 114])  # of 288 floats each: just below 128 KiB, and just above
+def test_results_reach_the_host_complete(engine, tokens):
+    """Small ones through pinned memory and large ones directly: equal to what is on the device."""
     made, batch = engine("fill-mask"), batch_of(60, tokens - 60)
     on_device = made.forward_on_device(batch, hidden=True, stream=0)
     for array, wanted in zip(made.encode_with_logits(batch), on_device, strict=True):
@@ -73,10 +73,10 @@ def test_results_come_home_whole(engine, tokens):
 
 
 def test_memory_stays_flat_under_changing_shapes(extension, engine):
-    """10,000 of them; the simulated device runs what it can in ten seconds. A real one hands memory out in 2 MiB."""
+    """10,000 of them, or 100 on the simulated device, which is slow. A real one allocates in units of 2 MiB."""
     simulated = extension.__name__ == "_cuda_host"
     made, rng = engine(n_layers=1), np.random.default_rng(3)
-    for lengths in ((3,), (19,), (19, 19, 19)):  # every bucket that comes
+    for lengths in ((3,), (19,), (19, 19, 19)):  # every bucket that is used below
         made.logits(batch_of(*lengths))
     held, used = made.info()["scratch_bytes"], extension.used_memory()
     for seed in range(100 if simulated else 10_000):
@@ -85,10 +85,10 @@ def test_memory_stays_flat_under_changing_shapes(extension, engine):
     assert abs(extension.used_memory() - used) <= (0 if simulated else 2 << 20)
 
 
-def test_closing_gives_all_memory_back(extension, engine):
-    """The weights, and what three callers at once needed; a real device keeps what its driver needs for kernels."""
+def test_closing_frees_all_memory(extension, engine):
+    """Weights and the workspaces of three callers at once; on a real device the driver keeps memory for kernels."""
     if extension.__name__ != "_cuda_host":
-        pytest.skip("a real device's memory is not this test's alone")
+        pytest.skip("the driver and other processes use a real device's memory too")
     before = extension.used_memory()
     made = engine()
     held = [made.forward_on_device(batch_of(length), stream=0) for length in (3, 20, 40)]
@@ -99,8 +99,8 @@ def test_closing_gives_all_memory_back(extension, engine):
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("options", [False, True])
-def test_the_first_forward_of_a_process_is_a_graph(host_build, tiny_checkpoint, precision, options):
-    """Nothing ran before: a kernel that loading forgot would be first used while the graph is recorded."""
+def test_the_first_forward_of_a_process_captures_a_graph(host_build, tiny_checkpoint, precision, options):
+    """Nothing ran before, so a kernel that was not loaded with the model would be first used during the capture."""
     script = f"""
 from host_build import imported
 from distilfast import Engine, PackedBatch
@@ -125,9 +125,9 @@ for lengths in ((3,), (20,), (40,), (40, 41), (40,) * 7):
         (17, "The stream is being captured, and a forward cannot be a part of another graph."),
     ],
 )
-def test_a_stream_that_cannot_be_followed(extension, engine, stream, sentence):
+def test_an_unusable_stream_is_an_error(extension, engine, stream, sentence):
     if extension.__name__ != "_cuda_host":
-        pytest.skip("the numbers are a simulated device's streams")
+        pytest.skip("these stream handles are valid on the simulated device only")
     made = engine()
     with pytest.raises(BackendError, match=f"^{re.escape(sentence)}$"):
         made.forward_on_device(batch_of(3), stream=stream)
@@ -137,7 +137,7 @@ def test_a_stream_that_cannot_be_followed(extension, engine, stream, sentence):
     assert np.isfinite(fetched(hidden)).all()
 
 
-def test_a_batch_that_does_not_fit_at_once(engine, monkeypatch):
+def test_results_on_the_device_are_of_one_chunk_at_most(engine, monkeypatch):
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 16)
     made = engine()
     with pytest.raises(BackendError, match=r"^At most 16 tokens are run at once\.$"):
@@ -170,15 +170,15 @@ def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
 
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
-def test_heads_of_64(tiny_checkpoint, precision):
-    directory = tiny_checkpoint("distilbert", "text-classification", config=HEADS_OF_64)
+def test_head_size_64(tiny_checkpoint, precision):
+    directory = tiny_checkpoint("distilbert", "text-classification", config=HEAD_SIZE_64)
     report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
     assert report.passed, report.sentence
 
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
-def test_the_models_own_width(extension, tiny_checkpoint, precision):
-    """768 wide with 12 heads, where splits of K are in use and a row is longer than a block has threads."""
+def test_the_width_of_distilbert(extension, tiny_checkpoint, precision):
+    """768 wide with 12 heads: split-K is in use, and a row has more values than a block has threads."""
     linear = extension.Linear(np.zeros((768, 3072), np.float32), np.zeros(768, np.float32), precision=precision)
     assert extension.__name__ != "_cuda_host" or linear.split_k(16) > 1
     wide = {"dim": 768, "n_heads": 12, "hidden_dim": 3072, "n_layers": 1}
@@ -186,24 +186,24 @@ def test_the_models_own_width(extension, tiny_checkpoint, precision):
     weights, head = load_weights(directory, ModelConfig.from_file(directory / "config.json"), "token-classification")
     runs = Engine(weights, head, backend="cuda", precision=precision)
     batch, budget = batch_of(5, 1, 8), budget_for(precision)
-    side = ReferenceOracle(weights, in_float64(weights), head, precision, budget)
+    oracle = ReferenceOracle(weights, in_float64(weights), head, precision, budget)
     hidden = runs.encode(batch)
-    truth, naive = (each["layer.0.output"] for each in (side.truth(batch), side.naive(batch)))
+    truth, naive = (each["layer.0.output"] for each in (oracle.truth(batch), oracle.naive(batch)))
     assert relative_error(hidden, truth) <= budget.end_to_end(relative_error(naive, truth), len(hidden), last=True)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_rows_that_no_one_needs_are_skipped(engine, precision):
-    """The last layer on a few rows gives the answers of the last layer on all, up to another tile's order of sums."""
+def test_rows_that_the_head_does_not_read_are_skipped(engine, precision):
+    """The last layer on a few rows gives the answers of one on all rows, but for another tile's order of summation."""
     runs, batch = engine("text-classification", precision), batch_of(5, 40, 1, 17)
     alone = runs.logits(batch)
     hidden, both = runs.encode_with_logits(batch)
     assert hidden.shape == (63, 32)
-    assert np.allclose(alone, both, rtol=0, atol=LAST_PLACES[precision])
+    assert np.allclose(alone, both, rtol=0, atol=ORDER_TOLERANCE[precision])
 
 
 def test_a_graph_serves_every_batch_of_its_bucket(engine):
-    """Sizes are read on the device: other lengths, other rows and other ids through the graph of the first."""
+    """Sizes are read on the device, so the graph captured for the first batch also runs other lengths, rows and ids."""
     runs, fresh = engine(), engine()
     for seed, lengths in enumerate([(30,), (1, 2, 3), (17, 15), (1,) * 20, (32,)]):
         batch = batch_of(*lengths, seed=seed)
@@ -215,7 +215,7 @@ def test_a_graph_serves_every_batch_of_its_bucket(engine):
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_bits_do_not_depend_on_batch_mates(engine, precision):
-    """Within a bucket: a text alone, and among others at any place."""
+    """Within a bucket: a text alone, and with others after it."""
     runs, texts = engine(precision=precision), [batch_of(20, seed=1), batch_of(3, seed=2), batch_of(9, seed=3)]
     together = PackedBatch.from_sequences([text.input_ids.tolist() for text in texts])
     whole = runs.encode(together)
@@ -224,7 +224,7 @@ def test_bits_do_not_depend_on_batch_mates(engine, precision):
 
 
 def test_columns_of_the_head(engine, monkeypatch):
-    """Selected from the whole, in every chunk; not where the head ends with a LayerNorm or a trace is wanted."""
+    """Selected from all columns, in every chunk; together with a trace they are refused."""
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
     encoder, batch = engine("fill-mask")._backend._encoder, batch_of(20, 12, 30)
     arrays = batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, np.array([1, 19, 40], np.int32)
@@ -236,9 +236,9 @@ def test_columns_of_the_head(engine, monkeypatch):
 
 
 def test_chunks_of_a_large_batch(engine, monkeypatch):
-    """More tokens than one pass takes: the answers are those of the parts."""
+    """More tokens than a chunk holds: the answers are those of each chunk alone."""
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 32)
-    runs, lengths = engine(), (20, 12, 1, 30, 50, 2)  # two, two, one that is longer than a chunk, one
+    runs, lengths = engine(), (20, 12, 1, 30, 50, 2)  # chunks of two texts, two, one (too long), one
     batch = batch_of(*lengths)
     hidden, whole = runs.encode_with_logits(batch)
     begin = 0
@@ -254,8 +254,8 @@ def test_chunks_of_a_large_batch(engine, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 @pytest.mark.parametrize("lengths", [(1,), (3, 9, 4), (5, 17), (64,)])
 @pytest.mark.parametrize("task", ["token-classification", "text-classification", "fill-mask"])
-def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
-    """The persistent kernel runs the same parts of the same operations."""
+def test_the_persistent_kernel_gives_the_bits_of_the_graph(engine, monkeypatch, precision, lengths, task):
+    """It runs the same operations, in one launch."""
     batch = batch_of(*lengths)
 
     def answers():
@@ -269,10 +269,10 @@ def test_one_launch_gives_the_bits_of_the_graph(engine, monkeypatch, precision, 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize(("persistent", "kernel"), [(False, "embed"), (True, "the persistent encoder")])
-def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kernel, precision):
-    """The simulated device names the kernel that reads an id outside the table, which the engine would have refused."""
+def test_the_requested_mode_runs(extension, engine, monkeypatch, persistent, kernel, precision):
+    """The simulated device names the kernel that reads an id outside the table; the engine refuses such an id."""
     if extension.__name__ != "_cuda_host":
-        pytest.skip("a real device would be lost to this process")
+        pytest.skip("an illegal access makes a real device unusable for this process")
     monkeypatch.setattr(cuda, "PERSISTENT", persistent)
     runs, batch = engine(precision=precision), batch_of(3)
     batch.input_ids[1] = 10**8
@@ -281,9 +281,9 @@ def test_the_asked_for_way_runs(extension, engine, monkeypatch, persistent, kern
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("config", [SHORT, HEADS_OF_64])  # a row in one block, and in a cluster of two
+@pytest.mark.parametrize("config", [SHORT, HEAD_SIZE_64])  # a row in one block, and in a cluster of two blocks
 def test_clusters_keep_every_budget(tiny_checkpoint, monkeypatch, precision, config):
-    """What the bucket of 512 tokens computes, in one batch of texts."""
+    """All texts in one batch, whose bucket of 512 tokens uses clusters."""
     monkeypatch.setattr(cuda, "CLUSTERS", True)
     monkeypatch.setattr(comparison, "BATCH_TOKENS", 512)
     directory = tiny_checkpoint("distilbert", "token-classification", config=config)
@@ -293,15 +293,15 @@ def test_clusters_keep_every_budget(tiny_checkpoint, monkeypatch, precision, con
 
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
-def test_clusters_run_in_large_buckets_alone(engine, monkeypatch, precision):
-    """There the sums of LayerNorm have another order, elsewhere every bit is the same; int8 has two kernels."""
+def test_clusters_run_in_large_buckets_only(engine, monkeypatch, precision):
+    """There LayerNorm sums in another order; elsewhere, and in int8, which keeps two kernels, no bit changes."""
     batches, config = (batch_of(*(64,) * 4), batch_of(*(64,) * 4, 1)), {"n_layers": 1, "n_heads": 1}
     before = [engine(precision=precision, **config).encode(batch) for batch in batches]
     monkeypatch.setattr(cuda, "CLUSTERS", True)
     after = [engine(precision=precision, **config).encode(batch) for batch in batches]
     assert np.array_equal(before[0], after[0])
     assert np.array_equal(before[1], after[1]) == (precision == "int8")
-    assert np.allclose(before[1], after[1], rtol=0, atol=LAST_PLACES[precision])
+    assert np.allclose(before[1], after[1], rtol=0, atol=ORDER_TOLERANCE[precision])
 
 
 def test_clusters_on_the_rows_that_the_head_reads(engine, monkeypatch):
@@ -311,7 +311,7 @@ def test_clusters_on_the_rows_that_the_head_reads(engine, monkeypatch):
     monkeypatch.setattr(cuda, "CLUSTERS", True)
     after = engine("text-classification", **config).logits(batch)
     assert not np.array_equal(before, after)
-    assert np.allclose(before, after, rtol=0, atol=LAST_PLACES["fp32"])
+    assert np.allclose(before, after, rtol=0, atol=ORDER_TOLERANCE["fp32"])
 
 
 def test_several_callers_at_once(engine):
@@ -332,7 +332,7 @@ def test_a_second_forward_takes_no_more_memory(engine):
 
 
 def test_a_batch_that_the_device_cannot_hold(extension, engine, monkeypatch):
-    """One sentence, nothing kept of what was begun, and the next batch runs; the simulated device has 1 GB."""
+    """One sentence, no partial allocation is kept, and the next batch runs; the simulated device has 1 GB."""
     if extension.__name__ != "_cuda_host":
         pytest.skip("a real device has room for it")
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 10**9)
@@ -345,7 +345,7 @@ def test_a_batch_that_the_device_cannot_hold(extension, engine, monkeypatch):
     assert np.array_equal(runs.logits(batch), expected)
 
 
-def test_what_cannot_be_run_is_said(engine, tiny_checkpoint):
+def test_unsupported_precisions_and_shapes_are_errors(engine, tiny_checkpoint):
     with pytest.raises(BackendError, match="precision 'int4' is not available on backend cuda"):
         engine(precision="int4")
     with pytest.raises(BackendError, match="The head size is not a multiple of 8"):

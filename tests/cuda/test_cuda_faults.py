@@ -1,4 +1,4 @@
-"""The simulated device finds what is planted: each kernel of tests/cuda_host/faults.cpp has one bug."""
+"""The simulated device finds planted bugs: each kernel of tests/cuda_host/faults.cpp has one, but for two without."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_fault_is_found(faults, name):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_device_goes_on_after_a_fault(faults, name):
+def test_the_device_works_after_a_fault(faults, name):
     with pytest.raises(RuntimeError):
         faults.run(name)
     for clean in NO_FAULTS:
@@ -74,7 +74,7 @@ def test_the_device_goes_on_after_a_fault(faults, name):
 
 
 @pytest.mark.parametrize("what", MISUSES)
-def test_a_misuse_of_graphs_is_found(faults, what):
+def test_a_misuse_of_the_runtime_is_found(faults, what):
     with pytest.raises(RuntimeError, match=rf"^{MISUSES[what]}\.$"):
         faults.misuse(what)
     faults.misuse("nothing")

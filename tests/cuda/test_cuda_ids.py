@@ -1,4 +1,4 @@
-"""Ids that lie on the device: by both protocols, in both widths, and what is said of wrong ones."""
+"""Ids in device memory: through both protocols, as int32 and int64, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Array:
 
 
 class SimulatedMemory:
-    """An allocation of the simulated device; ``array`` looks at it from the host."""
+    """An allocation of the simulated device; ``array`` is the host's view of it."""
 
     def __init__(self, extension, values):
         self._library = ctypes.CDLL(extension.__file__)
@@ -123,8 +123,8 @@ def check(made, batch, device_batch, rows=None, device_rows=None, hidden=True):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_the_bits_of_ids_from_the_host(engine, place, dtype):
-    """In every bucket, cut in every way; first the one and then the other through the same buffers."""
+def test_ids_on_the_device_give_the_bits_of_ids_on_the_host(engine, place, dtype):
+    """In several buckets, cut into sequences in several ways; both kinds of ids go through the same buffers."""
     made = engine()
     for lengths in LENGTHS:
         batch = batch_of(*lengths)
@@ -167,7 +167,7 @@ def test_more_sequences_than_a_block_has_threads(extension, engine):
     ],
 )
 def test_wrong_numbers_are_reported_and_give_no_answer(engine, place, what, at, value, sentence, spoiled):
-    """NaN for whom it concerns, the others' answers as ever, and the next batch runs."""
+    """NaN for the sequences concerned, the usual answers for the others, and the next batch runs."""
     made, batch = engine("token-classification", "bert"), batch_of(5, 17, 2, types=True)
     truth = made.logits(batch)
     arrays = {name: getattr(batch, name).astype(np.int64) for name in ("input_ids", "cu_seqlens", "token_types")}
@@ -224,7 +224,7 @@ def test_arrays_that_cannot_be_read(engine, place):
 
 def test_arrays_that_lie_elsewhere(extension, engine, place):
     if extension.__name__ != "_cuda_host":
-        pytest.skip("the arrays tell of devices that are not there")
+        pytest.skip("the arrays claim devices that only the simulation has")
     made, batch = engine(), batch_of(5, 2)
     ids, ends = place(batch.input_ids), place(batch.cu_seqlens)
     if place.protocol == "dlpack":
@@ -244,14 +244,14 @@ def test_arrays_that_lie_elsewhere(extension, engine, place):
             made.forward_on_device(DeviceBatch(other, ends), stream=0)
 
 
-def test_what_cannot_be_run_at_once(engine, place, monkeypatch):
+def test_more_tokens_than_a_chunk_are_an_error(engine, place, monkeypatch):
     monkeypatch.setattr(cuda, "CHUNK_TOKENS", 16)
     made, batch = engine(), batch_of(9, 9)
     with pytest.raises(BackendError, match=r"^At most 16 tokens are run at once\.$"):
         made.forward_on_device(on_device(place, batch), stream=0)
 
 
-def test_a_backend_without_it(tiny_checkpoint):
+def test_the_cpu_backend_has_no_results_on_a_device(tiny_checkpoint):
     made = Engine.from_pretrained(tiny_checkpoint("distilbert", "token-classification"), backend="cpu")
     with pytest.raises(BackendError, match=r"^backend cpu computes on the host; encode and logits have its results\.$"):
         made.forward_on_device(DeviceBatch(None, None))

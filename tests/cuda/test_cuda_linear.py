@@ -1,4 +1,4 @@
-"""linear: act(x Wᵀ + b) against float64, in every precision, on sizes that straddle every tile and unit."""
+"""linear: act(x Wᵀ + b) against float64, in every precision, on sizes that straddle every tile and k-tile."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from elements import LINEAR_PRECISIONS, from_raw, raw, rounded, rounded_weight
 from distilfast import reference
 from tests.kernels import naive
 
-BUCKETS = (16, 64, 256, 512)  # each has a tile of its own
+BUCKETS = (16, 64, 256, 512)  # each uses another CTA tile
 # int8 of more rows is another linear: test_cuda_int8.py.
 LINEARS = [
     (precision, bucket) for precision in LINEAR_PRECISIONS for bucket in BUCKETS if precision != "int8" or bucket <= 64
 ]
-# Tiles are 16 to 128 rows; a tile's last row, the first of the next, and a lone one.
+# Tiles have 16 to 128 rows: one row, full tiles, and one row less and more.
 ROWS = {16: (1, 2, 15, 16), 64: (17, 31, 33), 256: (63, 65, 129), 512: (1, 127, 129)}
-# (N, K): 8 columns to a unit, 16 to 128 to a tile; 64 bytes of k to a unit, 128 or 256 to a stage.
+# (N, K): a tile has 16 to 128 columns, packed by 8; a k-tile is 64 bytes of K, a pipeline stage 128 or 256.
 SIZES = ((1, 1), (2, 3), (8, 16), (15, 31), (17, 33), (33, 65), (130, 100), (129, 257))
 
 
 def check(extension, x, weight, bias, activation, precision, counts=None, **options):
-    """``counts``: how many of the rows go in at a time; all at once without it. The error is that of all of them."""
+    """``counts``: the rows of each call, by default all in one call. The error is measured over all rows."""
     x, exact_weight = rounded(x, precision), rounded_weight(weight, precision)
     linear = extension.Linear(weight, bias, precision=precision)
     pieces = np.split(x, np.cumsum(counts)[:-1]) if counts else [x]
@@ -44,7 +44,7 @@ def test_sizes(extension, normal, precision, bucket):
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("size", [(768, 768), (96, 3072)])
-def test_the_models_own_depths(extension, normal, precision, size):
+def test_the_depths_of_distilbert(extension, normal, precision, size):
     n, k = size
     check(extension, normal(5, k), normal(n, k, scale=0.04), normal(n), "none", precision)
 
@@ -56,7 +56,7 @@ def test_activations(extension, normal, precision, activation):
 
 
 def test_gelu_everywhere(extension):
-    """The whole line in the exact form; K = 1 hands x through, to the two parts of 22 bits that tf32 products keep."""
+    """The erf form over the whole real line; K = 1 passes x through, to the 22 bits that its two tf32 terms hold."""
     x = np.concatenate([np.linspace(-14, 14, 2001), [-100.0, -1e30, 1e30, 0.0]]).astype(np.float32)
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     got = extension.Linear(one, zero, precision="fp32")(raw(x[:, None], "fp32"), "gelu")[0][:, 0]
@@ -65,8 +65,8 @@ def test_gelu_everywhere(extension):
 
 
 @pytest.mark.parametrize(("precision", "bucket"), LINEARS)
-def test_splits_add_up(extension, normal, precision, bucket):
-    """Each split leaves its part of x Wᵀ, without bias; together they are the whole."""
+def test_split_k_partial_sums_add_up(extension, normal, precision, bucket):
+    """Each split writes its partial sum of x Wᵀ, without bias; their sum is the product."""
     x, weight = rounded(normal(9, 1030), precision), normal(40, 1030)
     linear = extension.Linear(weight, normal(40), precision=precision)
     parts, low = linear(raw(x, precision), split_k=3, bucket_rows=bucket)
@@ -95,8 +95,8 @@ def test_bits_do_not_depend_on_other_rows(extension, normal, bucket, precision):
         assert np.array_equal(linear(raw(x[begin:end], precision), "gelu", bucket_rows=bucket)[0], whole[begin:end])
 
 
-def test_every_int8_comes_back(extension):
-    """Each of -127 to 127 beside a group's largest, times each of 64 places in the group: bf16 holds all of them."""
+def test_every_int8_weight_is_exact(extension):
+    """Each of -127 to 127, beside its group's maximum, at each of the 64 positions: bf16 holds all of them."""
     weight = np.zeros((255 * 64, 64), np.float32)
     for i, (integer, place) in enumerate((integer, place) for integer in range(-127, 128) for place in range(64)):
         weight[i, place] = integer

@@ -1,4 +1,4 @@
-"""linear_add_layer_norm: LN(x Wᵀ + b + residual) in a cluster of blocks, against float64, on every tile's edges."""
+"""linear_add_layer_norm: LN(x Wᵀ + b + residual) in a cluster of blocks, against float64, at every tile's edges."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.kernels import naive
 
 EPS = 1e-12
 ROWS = (1, 63, 64, 65, 300)
-NARROW, WIDE = 512, 65536  # buckets: tiles of 64 rows and 96 columns, and of 128 and 192
-ONE_BLOCK = 96  # columns that any device has in a block
+BUCKET_64X96, BUCKET_128X192 = 512, 65536  # buckets that use CTA tiles of 64 × 96, and of 128 × 192
+ONE_BLOCK = 96  # columns: a row that one block holds, and so any device
 
 
 class Case:
-    """A linear, its residual and its LayerNorm, in the numbers that the precision can hold."""
+    """A linear and the LayerNorm after it, the weight rounded to the precision."""
 
     eps = EPS
 
@@ -31,13 +31,13 @@ class Case:
         return self.linear.add_layer_norm(raw(x, self.precision), *norm, eps=self.eps, **options)
 
     def check(self, got, low, x, residual):
-        """Its error against float64, and that of the LayerNorm alone, given the product that `linear` computes."""
+        """The error of the whole against float64, and of the LayerNorm alone, applied to the product of ``linear``."""
         norm = self.norm_weight, self.norm_bias
         exact = [each.astype(np.float64) for each in (x, self.weight, self.bias, residual, *norm)]
         truth = reference.add_layer_norm(reference.linear(*exact[:3], "none"), *exact[3:], self.eps)
         plain = rounded(naive.linear(x, self.weight, self.bias), self.precision)
         assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(plain + residual, *norm, self.eps), truth)
-        sums = self.linear(raw(x, self.precision), bucket_rows=512)[0]  # a tile that does not cut K, as here
+        sums = self.linear(raw(x, self.precision), bucket_rows=512)[0]  # whose tile has no split-K, as the fused kernel
         truth = reference.add_layer_norm(sums.astype(np.float64), *exact[3:], self.eps)
         assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(sums + residual, *norm, self.eps), truth)
         assert np.array_equal(from_raw(low, self.precision), rounded(got, self.precision))
@@ -62,19 +62,19 @@ def test_rows(case, normal, precision, rows):
     made.check(*made(x, residual), x, residual)
 
 
-# Of one block, of several, the last of them full, nearly empty and with half a warp's columns; the widest.
+# One block; several, whose last is full, nearly empty or has half a warp's columns; the widest.
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("width", [8, 64, 96, 104, 384, 768])
 def test_widths(case, normal, precision, width):
     made, x, residual = case(width, 64, precision), rounded(normal(65, 64), precision), normal(65, width)
-    made.check(*made(x, residual, bucket_rows=NARROW), x, residual)
+    made.check(*made(x, residual, bucket_rows=BUCKET_64X96), x, residual)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("width", [64, 192, 200, 776, 1536])
-def test_widths_of_the_wide_tile(case, normal, precision, width):
+def test_widths_of_the_128x192_tile(case, normal, precision, width):
     made, x, residual = case(width, 100, precision), rounded(normal(129, 100), precision), normal(129, width)
-    got = made(x, residual, bucket_rows=WIDE)
+    got = made(x, residual, bucket_rows=BUCKET_128X192)
     made.check(*got, x, residual)
 
 
@@ -85,12 +85,12 @@ def test_depths(case, normal, precision, depth):
     made.check(*made(x, residual), x, residual)
 
 
-def test_the_models_own_size(case, normal):
+def test_the_size_of_distilbert(case, normal):
     made, x, residual = case(768, 3072), rounded(normal(65, 3072), "bf16"), normal(65, 768)
     made.check(*made(x, residual, bucket_rows=4096), x, residual)
 
 
-@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+@pytest.mark.parametrize("bucket_rows", [BUCKET_64X96, BUCKET_128X192])
 def test_a_mean_far_above_the_deviation(case, normal, bucket_rows):
     made, x, residual = case(384, 64, "fp16"), rounded(normal(5, 64), "fp16"), normal(5, 384) + 1000
     made.check(*made(x, residual, bucket_rows=bucket_rows), x, residual)
@@ -102,7 +102,7 @@ def test_eps(case, normal):
     made.check(*made(x, residual), x, residual)
 
 
-@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+@pytest.mark.parametrize("bucket_rows", [BUCKET_64X96, BUCKET_128X192])
 def test_gathered_rows(case, normal, bucket_rows):
     made, x, residual = case(200, 50), rounded(normal(140, 50), "bf16"), normal(140, 200)
     index = np.array([0, 3, 64, 65, 139], np.int32)
@@ -112,8 +112,8 @@ def test_gathered_rows(case, normal, bucket_rows):
     made.check(*got, x[index], residual[index])
 
 
-@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
-def test_bits_come_back_and_do_not_depend_on_other_rows(case, normal, bucket_rows):
+@pytest.mark.parametrize("bucket_rows", [BUCKET_64X96, BUCKET_128X192])
+def test_bits_are_reproducible_and_do_not_depend_on_other_rows(case, normal, bucket_rows):
     made, x, residual = case(384, 96), rounded(normal(130, 96), "bf16"), normal(130, 384)
     whole = made(x, residual, bucket_rows=bucket_rows)[0]
     assert np.array_equal(made(x, residual, bucket_rows=bucket_rows)[0], whole)
@@ -122,7 +122,7 @@ def test_bits_come_back_and_do_not_depend_on_other_rows(case, normal, bucket_row
 
 
 @pytest.mark.parametrize("place", ["x", "residual"])
-@pytest.mark.parametrize("bucket_rows", [NARROW, WIDE])
+@pytest.mark.parametrize("bucket_rows", [BUCKET_64X96, BUCKET_128X192])
 def test_a_nan_stays_in_its_row(case, normal, bucket_rows, place):
     made, x, residual = case(200, 64), rounded(normal(130, 64), "bf16"), normal(130, 200)
     (x if place == "x" else residual)[66, 7] = np.nan

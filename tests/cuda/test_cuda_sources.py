@@ -1,4 +1,4 @@
-"""The seam between the kernels and the device: what stands on which side of it."""
+"""device.cuh and runtime.h alone reach the device, and the simulated device declares the same functions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
-TWINS = ROOT / "tests" / "cuda_host" / "cuda"
+SIMULATED = ROOT / "tests" / "cuda_host" / "cuda"
 PRIMITIVES = re.compile(
     r"\basm\b|__shfl|__sync|__ballot|__cvta|__ffs|cooperative_groups|cudaLaunch|cudaMalloc|cudaMemcpy"
 )
 
 
 def functions(path: Path) -> set[str]:
-    """Names of the functions that a header has for kernels; what is in the simulator's own namespace is its own."""
+    """Names of the functions that a header offers to kernels; the simulator's namespace ``host`` is left out."""
     text = re.sub(r"namespace host \{.*?\}  // namespace host", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     return set(re.findall(r"^(?:__device__ )?inline [\w:<>, ]*?[\w>*] ?\*?(\w+)(?:<\w+>)?\(", text, flags=re.MULTILINE))
 
 
-def test_both_devices_have_the_same_words():
-    ours, twin = functions(SOURCES / "device.cuh"), functions(TWINS / "device.cuh")
-    assert {"load", "store", "copy_async", "multiply_matrices", "shuffle_xor", "sync_grid"} <= ours
-    assert ours - {"shared_address"} == twin - {"truncated"}
+def test_both_devices_declare_the_same_functions():
+    real, simulated = functions(SOURCES / "device.cuh"), functions(SIMULATED / "device.cuh")
+    assert {"load", "store", "copy_async", "multiply_matrices", "shuffle_xor", "sync_grid"} <= real
+    assert real - {"shared_address"} == simulated - {"truncated"}
 
 
 def test_primitives_stay_in_two_headers():
@@ -31,8 +31,8 @@ def test_primitives_stay_in_two_headers():
     assert [path.name for path in others if PRIMITIVES.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_kernels_touch_memory_through_the_seam_alone():
-    """A field that points to memory is never indexed or dereferenced: such an access would go unchecked."""
+def test_kernels_access_memory_through_device_cuh_only():
+    """A field that points to memory is never indexed or dereferenced: the simulator could not check such an access."""
     contract = (SOURCES / "kernels.h").read_text(encoding="utf-8")
     pointers = set(re.findall(r"\*\s?(\w+)[;,]", contract)) - {"packed"}
     direct = re.compile(

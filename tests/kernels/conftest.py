@@ -1,4 +1,4 @@
-"""A kernel runs in every ISA of this machine that has it as its own (identities.py), and in simulated AMX."""
+"""Each distinct kernel of this machine is tested once (identities.py), and those of simulated AMX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from distilfast.backends import cpu
 
 ISAS = [name for name, there in cpu.isas().items() if there]
-if "avx512_bf16" in ISAS:  # which has all kernels of avx512_vnni, or of avx512
+if "avx512_bf16" in ISAS:  # which shares each of its kernels with avx512_bf16 or avx512
     ISAS.remove("avx512_vnni")
 
 
@@ -22,13 +22,13 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Seeded: a failure comes back."""
+    """Seeded, so that a failure is reproducible."""
     return np.random.default_rng(2026)
 
 
 @pytest.fixture
 def normal(rng: np.random.Generator):
-    """``normal(*shape)``: float32 from a normal distribution, at an address that no vector is aligned to."""
+    """``normal(*shape)``: float32 from a normal distribution, at an address that is not aligned for vectors."""
 
     def make(*shape: int, scale: float = 1.0) -> np.ndarray:
         size = int(np.prod(shape))

@@ -1,7 +1,7 @@
-"""Each operation the naive way: the reference's own float32 arithmetic, rounded to the precision of the operands.
+"""Each operation computed naively: the reference's float32 arithmetic, rounded to the precision of the operands.
 
 A kernel keeps its budget if its error against float64 is at most twice the error of these. ``narrow`` rounds to the
-precision of the operands: every result is, and sums are float32, as matrix instructions keep them. The orders of
+precision of the operands, and is applied to every result; sums are float32, as in matrix instructions. The orders of
 summation are those of ``distilfast.arithmetic``, the same on every machine.
 """
 
@@ -18,16 +18,16 @@ from distilfast.arithmetic import CONTEXT_BLOCK, SCORES_BLOCK, exp, matmul, tota
 
 FACTOR = 2.0
 HALF_ULP = 2.0**-24
-"""The relative error of rounding an exact result once: no fp32 kernel can be asked for less."""
+"""The relative error of rounding an exact result once: no fp32 kernel can be required to have less."""
 
-REMEMBERED = 100
-"""Results: the sizes of a test, in three precisions, until the next kernel has come to them."""
+CACHED_RESULTS = 100
+"""Enough for the sizes of one test in three precisions, so that the next kernel finds all of them."""
 
 Narrow = Callable[[np.ndarray], np.ndarray]
 
 
 def memoized(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, whose last results are found again by the bytes of its arrays: each kernel is asked the same."""
+    """``function`` with an LRU cache, keyed by the bytes of its arrays: every kernel needs the same results."""
     results: OrderedDict[Any, Any] = OrderedDict()
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -35,7 +35,7 @@ def memoized(function: Callable[..., Any]) -> Callable[..., Any]:
         key = tuple((a.shape, a.dtype.str, a.tobytes()) if isinstance(a, np.ndarray) else a for a in given)
         if key not in results:
             results[key] = function(*arguments, **options)
-            if len(results) > REMEMBERED:
+            if len(results) > CACHED_RESULTS:
                 results.popitem(last=False)
         results.move_to_end(key)
         return results[key]
@@ -44,7 +44,7 @@ def memoized(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_fp32(x: np.ndarray) -> np.ndarray:
-    """As it is."""
+    """No rounding."""
     return x.astype(np.float32)
 
 
@@ -55,7 +55,7 @@ def error(got: np.ndarray, truth: np.ndarray) -> float:
 
 
 def allowed(naive: np.ndarray, truth: np.ndarray) -> float:
-    """What a kernel's error may be."""
+    """The largest error that a kernel may have."""
     return FACTOR * max(error(naive, truth), HALF_ULP)
 
 
@@ -63,7 +63,7 @@ def allowed(naive: np.ndarray, truth: np.ndarray) -> float:
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, activation: str = "none", narrow: Narrow = to_fp32
 ) -> np.ndarray:
-    """The product rounded before the activation, as its own operation's result is."""
+    """The product is rounded before the activation, like the result of an operation of its own."""
     return narrow(reference.ACTIVATIONS[activation](narrow(reference.linear(x, weight, bias))))
 
 
@@ -80,7 +80,7 @@ def attention(
     narrow: Narrow = to_fp32,
     narrow_weights: Narrow | None = None,
 ) -> np.ndarray:
-    """Scores, probabilities and context, each of them rounded; ``narrow_weights``: the probabilities otherwise."""
+    """Scores, probabilities and context, each of them rounded, the probabilities by ``narrow_weights`` if given."""
     context = []
     for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         q, k, v = qkv[start:end].reshape(end - start, 3, num_heads, -1).transpose(1, 2, 0, 3)

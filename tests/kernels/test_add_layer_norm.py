@@ -15,7 +15,7 @@ WIDTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 384, 768, 1000)
 def check(x, residual, weight, bias, eps, isa):
     got = _cpu.add_layer_norm(x, residual, weight, bias, eps=eps, isa=isa)
     truth = reference.add_layer_norm(*(a.astype(np.float64) for a in (x, residual, weight, bias)), eps)
-    # The addition rounds once before the normalisation; the naive way does so too.
+    # The addition rounds once before the normalisation, in the naive computation too.
     assert naive.error(got, truth) <= naive.allowed(naive.layer_norm(x + residual, weight, bias, eps), truth)
 
 

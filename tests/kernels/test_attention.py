@@ -13,8 +13,8 @@ from distilfast.parity.budgets import to_bf16
 RAGGED = ((1,), (2, 1, 15), (16, 17, 31), (33, 1, 1), (63, 65), (127, 128), (129,), (512, 3))
 NARROW = {"fp32": naive.to_fp32, "bf16": to_bf16}
 WITH_BF16_PRODUCTS = ("amx", "amx_simulated", "avx512_bf16", "ref")
-"""The others multiply in fp32, which costs them no more."""
-COARSE = 6.5e-6
+"""The other ISAs multiply in fp32, which takes no longer there."""
+COARSE_EXP = 6.5e-6
 """The relative error of 2^x where its result is rounded to bf16 anyway."""
 
 
@@ -30,9 +30,9 @@ def attention(qkv, cu_seqlens, heads, isa, precision, **how):
 
 
 def check(qkv, cu_seqlens, heads, isa, precision):
-    """q, k and v are rounded first: what is left comes from the probabilities, whose rounding the naive way has too.
+    """q, k and v are rounded first: the remaining error is of rounding the probabilities, as in ``naive``.
 
-    Scores and softmax are fp32's in every precision, but for the coarser exp of bf16.
+    Scores and softmax are fp32 in every precision, but for a coarser exp in bf16.
     """
     qkv = NARROW[precision](qkv)
     got, probabilities = attention(qkv, cu_seqlens, heads, isa, precision)
@@ -41,7 +41,7 @@ def check(qkv, cu_seqlens, heads, isa, precision):
         naive.attention(qkv, cu_seqlens, heads, narrow_weights=NARROW[precision]), truth
     )
     naive_weights = reference_attention(qkv, cu_seqlens, heads)[1]
-    coarse = 0.0 if precision == "fp32" else COARSE
+    coarse = 0.0 if precision == "fp32" else COARSE_EXP
     assert naive.error(probabilities, weights) <= naive.allowed(naive_weights, weights) + coarse
 
 
@@ -55,7 +55,7 @@ def test_ragged_batches(isa, precision, normal, lengths, head_size):
 @each_kernel("attention")
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 10.0, 100.0])
 def test_extreme_scores(isa, precision, normal, scale):
-    """Flat, and so steep that a row looks at one key alone: an exp that overflows would show."""
+    """Nearly uniform, and so peaked that a row attends to one key only; exp must not overflow."""
     qkv = normal(40, 3 * 64)
     qkv[:, :64] *= scale
     check(qkv, ends((33, 7)), 1, isa, precision)
@@ -82,8 +82,8 @@ def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
 def test_exp_everywhere(isa, precision):
     """Probabilities over the largest one are exp(score): with d = 1 and q = 1 the keys are the scores.
 
-    Rounding the argument costs half a unit for each unit of its size, the factor log2(e) as much, polynomial and
-    results less than six.
+    In half ulps: rounding the argument costs |x|, the factor log2(e) as much, and polynomial and results less than
+    six.
     """
     x = NARROW[precision](np.concatenate([[0.0], np.linspace(-87, 0, 4001), -np.geomspace(1e-8, 1, 500)]))
     qkv = np.zeros((len(x), 3), np.float32)
@@ -92,7 +92,7 @@ def test_exp_everywhere(isa, precision):
     got = probabilities[: len(x)].astype(np.float64) / probabilities[0]
     normal_numbers = probabilities[: len(x)] > np.finfo(np.float32).tiny
     truth = np.exp(x.astype(np.float64))
-    coarse = 0.0 if precision == "fp32" else COARSE
+    coarse = 0.0 if precision == "fp32" else COARSE_EXP
     bound = (2 * np.abs(x) + 6) * naive.HALF_ULP + 2 * coarse
     assert normal_numbers.sum() > 0.8 * len(x)
     assert (np.abs(got / truth - 1) <= bound)[normal_numbers].all()
@@ -109,19 +109,19 @@ def test_equal_keys_give_the_mean(isa, precision, normal):
 
 @each_kernel("attention")
 @pytest.mark.parametrize("column", [0, 64, 128])
-def test_a_nan_stays_where_it_belongs(isa, precision, normal, column):
-    """In q it spoils its row, in k and v its sequence, and never the other sequence or head."""
+def test_a_nan_spreads_no_further_than_it_must(isa, precision, normal, column):
+    """In q to its row, in k to its head of the sequence, in v to its column; never to the other sequence or head."""
     qkv = normal(40, 3 * 64)
     qkv[9, column + 5] = np.nan
     got, _ = attention(qkv, ends((23, 17)), 2, isa, precision)
-    spoilt = {0: np.s_[9, :32], 64: np.s_[:23, :32], 128: np.s_[:23, 5]}[column]
-    assert np.isnan(got[spoilt]).all()
-    got[spoilt] = 0
+    spoiled = {0: np.s_[9, :32], 64: np.s_[:23, :32], 128: np.s_[:23, 5]}[column]
+    assert np.isnan(got[spoiled]).all()
+    got[spoiled] = 0
     assert np.isfinite(got).all()
 
 
 @each_kernel("attention")
-def test_probabilities_are_extra(isa, precision, normal):
+def test_probabilities_are_optional(isa, precision, normal):
     """Asking for them changes no bit."""
     qkv, cu_seqlens = normal(70, 3 * 2 * 32), ends((33, 37))
     got, nothing = attention(qkv, cu_seqlens, 2, isa, precision, probabilities=False)
@@ -132,7 +132,7 @@ def test_probabilities_are_extra(isa, precision, normal):
 @each_kernel("attention")
 @pytest.mark.parametrize("head_size", [17, 32, 64])
 def test_bits_do_not_depend_on_the_batch_or_threads(isa, precision, normal, head_size):
-    """Threads cut the longest sequence into pieces; what each asks of its neighbours' work would show."""
+    """Threads split the longest sequence into pieces, none of which may depend on another."""
     lengths = (5, 300, 1, 64, 16, 129)
     cu_seqlens = ends(lengths)
     qkv = normal(sum(lengths), 3 * 3 * head_size)

@@ -1,4 +1,4 @@
-"""The forced ISA runs and no other, and wide registers stay inside their own unit."""
+"""The forced ISA runs and no other, and only the ISA units use vector and tile registers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from distilfast.errors import BackendError
 
 
 def results(linear_or_norm, *names):
-    """What each of these ISAs gives, where this machine has it."""
+    """The results of those of these ISAs that this machine has."""
     return [linear_or_norm(name).tobytes() for name in names if cpu.isas()[name]]
 
 
-def test_each_isa_computes_in_its_own_way(normal):
-    """The lanes of a LayerNorm's sums differ by ISA, so their last bits do: a table that ran another ISA would show.
+def test_each_isa_has_its_own_layer_norm(normal):
+    """The number of lanes in LayerNorm's sums differs by ISA, so the last bits tell which ISA a table really runs.
 
     The ISAs left out add products of low precision to one of these, and share the rest with it.
     """
@@ -34,14 +34,14 @@ def test_each_isa_computes_in_its_own_way(normal):
 
 
 @pytest.mark.parametrize("isas", [("ref", "avx2"), ("ref", "avx512", "avx512_bf16", "amx")])
-def test_each_isa_multiplies_bf16_in_its_own_way(normal, isas):
-    """avx2 and avx512 have the same bits: one chain of additions for each number."""
+def test_each_isa_has_its_own_bf16_product(normal, isas):
+    """avx2 and avx512 have the same bits: one chain for each element of C."""
     x, weight, bias = normal(9, 768), normal(64, 768), normal(64)
     found = results(lambda isa: _cpu.Linear(weight, bias, isa=isa, precision="bf16")(x), *isas)
     assert len(set(found)) == len(found)
 
 
-# Whose function each table runs, in fp32, bf16x3, bf16 and int8.
+# The function that each ISA's table holds for fp32, bf16x3, bf16 and int8, by its owner.
 LINEAR = {
     "ref": ("ref fp32", "ref fp32", "ref bf16", "ref int8"),
     "avx2": ("avx2 fp32", "avx2 fp32", "avx2 bf16", "avx2 int8"),
@@ -60,18 +60,18 @@ ATTENTION = {
     "avx512_bf16": ("avx512 fp32", "avx512 fp32", "avx512_bf16 bf16", "avx512_bf16 bf16"),
     "amx": ("avx512 fp32", "avx512 fp32", "avx512_bf16 bf16", "avx512_bf16 bf16"),
 }
-OTHERS = {isa: ("avx512 fp32" if row[0] in ("amx fp32", "avx512 fp32") else row[0],) for isa, row in LINEAR.items()}
+NORMS = {isa: ("avx512 fp32" if row[0] in ("amx fp32", "avx512 fp32") else row[0],) for isa, row in LINEAR.items()}
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have ref alone")
 @pytest.mark.parametrize(
     ("operation", "table"),
-    [("linear", LINEAR), ("attention", ATTENTION), ("embed", OTHERS), ("add_layer_norm", OTHERS)],
+    [("linear", LINEAR), ("attention", ATTENTION), ("embed", NORMS), ("add_layer_norm", NORMS)],
 )
 def test_what_is_shared_is_the_same_function(operation, table):
-    """The tests of an operation run each function once, where it is somebody's own: that is sound as long as this is.
+    """The tests of an operation run each distinct function once: that suffices only while these tables are right.
 
-    Also of ISAs that this processor lacks: the tables are there.
+    ISAs that this processor lacks are included: their tables are compiled in.
     """
     first = {identity: " ".join(kernel) for identity, kernel in owners(operation).items()}
     identities = _cpu.kernel_identities()
@@ -83,7 +83,7 @@ def test_what_is_shared_is_the_same_function(operation, table):
 
 
 def test_simulated_amx_shares_what_amx_shares(amx_simulated_module):
-    """Its linears are nobody else's; all else is avx512_bf16's."""
+    """No other ISA shares its linears; everything else is avx512_bf16's."""
     tables = amx_simulated_module.kernel_identities()
     simulated, real = tables.pop("amx_simulated"), tables["avx512_bf16"]
     of_others = {identity for table in tables.values() for identity in table.values()}
@@ -92,7 +92,7 @@ def test_simulated_amx_shares_what_amx_shares(amx_simulated_module):
     assert len({identity for key, identity in simulated.items() if key[0] == "linear"}) == len(cpu.PRECISIONS)
 
 
-def test_the_environment_forces_one(monkeypatch, isa):
+def test_the_environment_forces_an_isa(monkeypatch, isa):
     monkeypatch.setenv("DISTILFAST_ISA", isa)
     assert cpu.chosen_isa() == (isa, "DISTILFAST_ISA asks for it")
 
@@ -111,7 +111,7 @@ def test_an_unknown_isa_is_an_error(monkeypatch, name):
 
 
 def test_an_isa_that_this_machine_lacks_is_an_error(monkeypatch):
-    """One sentence that says who lacks it, from the backend and from the kernels."""
+    """One sentence that says what lacks it, from the backend and from the kernels."""
     lacking = [name for name, there in cpu.isas().items() if not there]
     if not lacking:
         pytest.skip("this machine has every ISA")
@@ -123,24 +123,24 @@ def test_an_isa_that_this_machine_lacks_is_an_error(monkeypatch):
             _cpu.Linear(np.ones((1, 1), np.float32), np.ones(1, np.float32), isa=name)
 
 
-def test_wide_registers_stay_in_their_unit():
+def test_only_isa_units_use_vector_registers():
     """Every function that touches zmm, ymm or tile registers belongs to an ISA unit.
 
-    An inline function compiled in two units with different flags would be merged by the linker, and a narrow machine
-    would meet an illegal instruction. The names in those units are all local, and their functions are known.
+    The linker would merge an inline function that two units compile with different flags, and a processor without
+    the ISA would meet an illegal instruction. So everything in those units is in an anonymous namespace.
     """
     if shutil.which("objdump") is None:
         pytest.skip("objdump (binutils) is not installed")
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", "-C", _cpu.__file__], capture_output=True, text=True, check=True
     ).stdout
-    wide = set()
+    users = set()
     function = ""
     for line in listing.splitlines():
         if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
             function = header[1]
         elif "%zmm" in line or "%ymm" in line or "%tmm" in line:
-            wide.add(function)
+            users.add(function)
     own = re.compile(r"distilfast::\(anonymous namespace\)::")
-    assert wide, "no wide register anywhere: the ISA units were not compiled for their ISA"
-    assert [name for name in wide if not own.search(name)] == []
+    assert users, "no vector register anywhere: the ISA units were not compiled for their ISA"
+    assert [name for name in users if not own.search(name)] == []

@@ -1,4 +1,4 @@
-"""linear: act(x Wᵀ + b) against float64, on sizes that straddle every tile, panel and block of K."""
+"""linear: act(x Wᵀ + b) against float64, on sizes that straddle every tile, panel and k-block."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from distilfast.parity.budgets import to_bf16, to_two_bf16
 from distilfast.quantize import outlier_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257)
-# (N, K): panels are 48, 32, 24 and 16 columns wide, blocks of K are 256, 512 and 1,024 long, tiles of K 32 and 64.
+# (N, K): panels have 48, 32, 24 and 16 columns, k-blocks 256, 512 and 1,024 values, tiles 32 and 64.
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
 SIZES += ((31, 33), (32, 64), (33, 65), (65, 1025))
 
 
 def hadamard_rotated(groups):
-    """Each row of 64 by a Hadamard matrix, in the float32 additions of the kernels."""
+    """Each row of 64 times the Hadamard matrix, by the float32 additions of the kernels."""
     for distance in (1, 2, 4, 8, 16, 32):
         pairs = groups.reshape(len(groups), -1, 2, distance)
         groups = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
     return groups.reshape(len(groups), 64)
 
 
-def to_int8_steps(x):
-    """Rows onto 127 steps to either side of zero, in the float32 operations of the kernels; float64 out."""
+def int8_round_trip(x):
+    """Each row quantised to int8 by the float32 operations of the kernels, and dequantised in float64."""
     most = np.abs(x).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
     return (most / np.float32(127)).astype(np.float64) * np.rint(x * inverse)
@@ -35,8 +35,8 @@ def to_int8_steps(x):
 def groups_of_64(x, isa):
     """Groups [R, 64] of x, [R, K] with K a multiple of 64, in the order of the kernels' butterflies.
 
-    With vectors a group has some lanes of each: as many groups are side by side as a vector has fours of lanes, or
-    half as many and so on where fewer are left.
+    Vector code rotates several groups at once, each in some lanes of every vector: one group for each four lanes, or
+    half as many, and so on, where fewer groups are left.
     """
     width, most = (64, 1) if isa == "ref" else (8, 2) if isa.startswith("avx2") else (16, 4)
     first, last = 0, x.shape[1] // 64
@@ -50,15 +50,15 @@ def groups_of_64(x, isa):
 
 
 def to_int8(x, outliers, isa):
-    """[R, K] as int8 multiplies it: groups of 64, rotated and quantised each by itself, then the outlier channels."""
+    """[R, K] as the int8 kernels multiply it: groups of 64, each rotated and quantised, then the outlier channels."""
     masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
-    # 8 in x and 8 in W: H Ht = 64 I.
-    rounded = [to_int8_steps(hadamard_rotated(group)) / 8 for group in groups_of_64(masked, isa)]
+    # 1 / 8 in x and in W, since H Hᵀ = 64 I.
+    rounded = [int8_round_trip(hadamard_rotated(group)) / 8 for group in groups_of_64(masked, isa)]
     return np.concatenate([*rounded, x[:, outliers]], axis=1)
 
 
 def channels(x):
-    """A channel shift, and the channels that reach farthest from it."""
+    """The channel shift, and the outlier channels: those with the largest distance from it."""
     shift = x.mean(axis=0)
     reach = np.abs(x - shift).max(axis=0)
     return shift, np.sort(np.argsort(-reach)[: outlier_channels(len(reach))]).astype(np.int32)
@@ -67,7 +67,7 @@ def channels(x):
 NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
 
 
-# What the GELU of bf16 and int8 operands may be off by: csrc/cpu/vec/math.h.
+# The largest absolute error of the GELU of bf16 and int8 linears: csrc/cpu/vec/math.h.
 COARSE_GELU = 8.2e-6
 
 
@@ -81,10 +81,10 @@ def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, cha
 
 
 def check(x, weight, bias, activation, isa, precision, threads=1):
-    """Operands are rounded first: what is left is what the sums add, and that is fp32's in every precision."""
+    """Operands are rounded first; the remaining error is of the sums, which are fp32 in every precision."""
     how = {"isa": isa, "precision": precision, "threads": threads}
     if precision == "bf16x3" and not isa.startswith("amx"):
-        precision = "fp32"  # by which it is computed there
+        precision = "fp32"  # the arithmetic of bf16x3 on these ISAs
     left_out = 0.0
     if precision == "int8":
         shift, outliers = channels(x)
@@ -120,7 +120,7 @@ def test_sizes(isa, precision, normal, size):
 
 @each_kernel("linear")
 @pytest.mark.parametrize("size", [(2304, 768), (768, 3072), (384, 1536)])
-def test_the_models_own_sizes(isa, precision, normal, size):
+def test_the_sizes_of_whole_models(isa, precision, normal, size):
     n, k = size
     check(normal(17, k), normal(n, k, scale=0.04), normal(n), "none", isa, precision, threads=2)
 
@@ -133,7 +133,7 @@ def test_activations(isa, precision, normal, activation):
 
 @each_isa("linear", "bf16")
 def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
-    """K = 1, so that each result is one product: of the nearest bf16 numbers, ties to even, and no others."""
+    """Each result is one product, of operands rounded to the nearest bf16, ties to even."""
     x = np.concatenate(
         [normal(200), np.float32([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -(1 + 2**-8), 3e38, 1e-30])]
     )
@@ -150,33 +150,33 @@ def test_bf16_operands_are_rounded_to_the_nearest(isa, normal):
 
 @each_isa("linear", "fp32")
 def test_gelu_everywhere(isa):
-    """Every part of the line, the tails and the seams of the approximation; K = 1 hands x through unchanged."""
+    """The whole real line, with the tails and the ends of the approximation's intervals; K = 1 passes x through."""
     x = np.concatenate([np.linspace(-14, 14, 20001), [-100.0, -1e30, 1e30, 0.0, -1e-30, 1e-30]]).astype(np.float32)
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     got = linear(x[:, None], one, zero, "gelu", isa=isa)[:, 0]
     truth = reference.ACTIVATIONS["gelu"](x.astype(np.float64))
-    # The scale is |x|: the distribution function is known to two units in the last place of 1.
+    # The error scales with |x|: the normal distribution function is accurate to two ulp of 1.
     assert (np.abs(got - truth) <= 4 * naive.HALF_ULP * np.abs(x)).all()
     assert got[np.abs(x) > 14].tolist() == [0, 0, np.float32(1e30)]
 
 
 @each_kernel("linear", "bf16", "int8")
 def test_coarse_gelu_everywhere(isa, precision):
-    """That of bf16 and int8 operands, at numbers that bf16 keeps; where K = 1, int8 rounds nothing."""
+    """The GELU of bf16 and int8 linears, at values that bf16 holds; the one channel of K = 1 is not quantised."""
     x = np.unique(to_bf16(np.concatenate([np.linspace(-14, 14, 20001), [-1e30, 1e30, 1e-30]]).astype(np.float32)))
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     got = linear(x[:, None], one, zero, "gelu", isa=isa, precision=precision)[:, 0]
     truth = reference.ACTIVATIONS["gelu"](x.astype(np.float64))
     # Far out the result is x, rounded to fp32.
     assert (np.abs(got - truth) <= np.maximum(COARSE_GELU, 2 * naive.HALF_ULP * np.abs(x))).all()
-    # Near zero it is half of what a bf16 has room for: half a unit in its last place is 2^-9.
+    # Near zero the relative error is at most half of what rounding to bf16 costs, 2^-9.
     near = np.abs(x) < 0.5
     assert (np.abs(got - truth) <= 2.0**-10 * np.abs(truth))[near].all()
     assert got[x == 0] == 0
 
 
 @each_kernel("linear")
-def test_a_nan_stays_a_nan(isa, precision, normal):
+def test_a_nan_stays_in_its_row(isa, precision, normal):
     x = normal(9, 64)
     x[4, 7] = np.nan
     got = linear(x, normal(50, 64), normal(50), "gelu", isa=isa, precision=precision)
@@ -188,7 +188,7 @@ def test_a_nan_stays_a_nan(isa, precision, normal):
 @pytest.mark.parametrize("size", [(49, 513), (768, 768)])
 def test_bits_do_not_depend_on_rows_or_threads(isa, precision, normal, size):
     n, k = size
-    x, weight, bias = normal(550, k), normal(n, k), normal(n)  # more than a part of the rows has
+    x, weight, bias = normal(550, k), normal(n, k), normal(n)  # more rows than any kernel's mc
     how = {"isa": isa, "precision": precision}
     whole = linear(x, weight, bias, "gelu", **how)
     for threads in (2, 3, 7):

@@ -11,11 +11,11 @@ import pytest
 from distilfast import _cpu
 from distilfast.backends import cpu
 
-# Rows and columns straddle panels of 16, 24 and 48 columns and blocks of 256 and of 384 of K; K is odd in ffn_out.
+# N and K straddle panels of 16, 24 and 48 columns and k-blocks of 256 and 384; K is odd in ffn_out.
 WIDTH, FFN, LABELS = 260, 401, 3
-# The layout of a model's linears, with the head's where it is another, and the CRC-32 of the bytes. Another CRC is
+# The layout id of a model's linears, with the head's where it differs, and the CRC-32 of the bytes. Another CRC is
 # another layout: raise the version beside the kernel, or `packed_weights_version` in csrc/cpu/model.cpp, and enter the
-# id and the CRC here anew; the test prints them.
+# new id and CRC here; the test prints them.
 KNOWN = {
     "f32/nr48/v1": 0x5F5CA373,
     "f32/nr24/v1": 0xD22D969B,
@@ -40,7 +40,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 
 def pattern(*shape: int) -> np.ndarray:
-    """Multiples of 1/512, which every precision rounds alike on every machine; no two neighbours are the same."""
+    """Multiples of 1/512, which each precision rounds alike on every machine; no two neighbours are equal."""
     return ((np.arange(np.prod(shape)) * 7919 % 1001 - 500) / 512).astype(np.float32).reshape(shape)
 
 
@@ -75,7 +75,7 @@ def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads:
     )
 
 
-def test_the_bytes_of_a_layout_are_the_known_ones(isa: str, precision: str) -> None:
+def test_a_layout_id_has_its_known_bytes(isa: str, precision: str) -> None:
     layout, head, weights = _cpu.packed_layout(isa, precision).split(",")
     assert weights == "weights=v1"
     if head != f"head={layout}":
@@ -84,8 +84,8 @@ def test_the_bytes_of_a_layout_are_the_known_ones(isa: str, precision: str) -> N
     assert KNOWN.get(layout) == crc, f"{layout!r}: 0x{crc:08X},"
 
 
-def test_an_id_is_short_and_without_prose(isa: str, precision: str) -> None:
-    """Kernels that write the same bytes share it: off AMX fp32 and bf16x3 do."""
+def test_a_layout_id_has_no_prose(isa: str, precision: str) -> None:
+    """Kernels that write the same bytes share an id: without AMX fp32 and bf16x3 do."""
     layout = _cpu.packed_layout(isa, precision)
     assert re.fullmatch(r"[0-9a-z/=,]+", layout)
     if "amx" not in isa:
@@ -93,12 +93,12 @@ def test_an_id_is_short_and_without_prose(isa: str, precision: str) -> None:
 
 
 def test_every_byte_is_packed(isa: str, precision: str) -> None:
-    """No byte is left as the memory was, in the padding either: the second block lies where the first did."""
+    """No byte, padding included, keeps what was in memory before."""
     first = encoder(isa, precision).packed.copy()
     assert encoder(isa, precision, threads=1).packed.tobytes() == first.tobytes()
 
 
-def test_packed_weights_are_read_in_place_and_answer_alike(isa: str, precision: str) -> None:
+def test_packed_weights_are_read_in_place_with_the_same_answers(isa: str, precision: str) -> None:
     packs = encoder(isa, precision)
     kept = packs.packed.copy()
     reads = encoder(isa, precision, kept)

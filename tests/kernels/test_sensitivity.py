@@ -13,7 +13,7 @@ LESS_EXACT = 2.5
 
 
 VECTOR_ISAS = [name for name, there in cpu.isas().items() if there and name in ("avx512", "avx2")]
-"""Those whose sums are chains in fp32, as the naive ones: ref adds in double, AMX splits fp32 into bf16."""
+"""Those that sum in chains of fp32, as the naive computation does: ref adds in double, AMX splits fp32 into bf16."""
 
 
 @pytest.fixture(params=VECTOR_ISAS)

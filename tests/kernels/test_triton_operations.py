@@ -1,7 +1,7 @@
 """The Triton kernels against float64: on a GPU where there is one, else under Triton's interpreter.
 
-Buffers are as long as their bucket and hold NaN beyond the rows that are there: a kernel that read or wrote them would
-show. bf16 is tested on a GPU only, since the interpreter's bf16 products are wrong.
+Buffers have the rows of their bucket, and NaN in those that the batch does not use: no kernel may read or write them.
+bf16 is tested on a GPU only, since the interpreter's bf16 products are wrong.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def fixed_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's products are the BLAS's, whose order of summation follows a row's place: one of our own.
+    """The interpreter multiplies with BLAS, whose order of summation depends on a row's position; this order is fixed.
 
-    On a GPU this changes nothing, and the matrix instructions are what is tested.
+    On a GPU nothing is replaced, and the matrix instructions are tested.
     """
 
     def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -77,7 +77,7 @@ def on_device(values: np.ndarray, precision: str = "fp32", rows: int | None = No
     return tensor.to(DEVICE)
 
 
-def poisoned(*sizes: int, precision: str = "fp32") -> torch.Tensor:
+def nan_filled(*sizes: int, precision: str = "fp32") -> torch.Tensor:
     return torch.full(sizes, torch.nan, dtype=DTYPES[precision], device=DEVICE)
 
 
@@ -86,7 +86,7 @@ def counted(rows: int) -> torch.Tensor:
 
 
 def fetched(tensor: torch.Tensor, rows: int) -> np.ndarray:
-    """The rows that are there, and proof that no other was written."""
+    """The first ``rows`` rows, after a check that no other was written."""
     values = tensor.float().cpu().numpy()
     assert np.isnan(values[rows:]).all()
     return values[:rows]
@@ -103,7 +103,7 @@ def check(got: np.ndarray, truth: np.ndarray, naively: np.ndarray) -> None:
 def check_linear(x, weight, bias, activation: str, precision: str, tile: tuning.Tile) -> None:
     rows, narrow = len(x), NARROW[precision]
     x, weight = narrow(x), narrow(weight)
-    out = poisoned(bucket_for(rows), len(weight), precision=precision)
+    out = nan_filled(bucket_for(rows), len(weight), precision=precision)
     linear(
         on_device(x, precision, len(out)),
         on_device(weight, precision),
@@ -141,9 +141,9 @@ def test_linear_activations(normal, precision, activation):
 
 
 def test_tanh_near_zero_and_far_out(normal):
-    """Where the series takes over, and where e underflows."""
+    """Where the series takes over, and where exp underflows."""
     x = np.concatenate([np.linspace(-0.3, 0.3, 401), [-90, -10, 10, 90]]).astype(np.float32)[:, None]
-    out = poisoned(len(x), 1)
+    out = nan_filled(len(x), 1)
     one, tile = np.ones((1, 1), np.float32), tile_for("linear", "fp32", 16)
     linear(on_device(x), on_device(one), on_device(np.zeros(1, np.float32)), "tanh", out, counted(len(x)), tile)
     got, truth = fetched(out, len(x)), np.tanh(x.astype(np.float64))
@@ -162,23 +162,23 @@ EVERY_TILE = {
 
 @pytest.mark.parametrize(("is_half", "tile"), sorted(EVERY_TILE, key=str), ids=str)
 def test_linear_every_tile_of_the_table(normal, is_half, tile):
-    """One row and one column more than a tile holds, and a depth that no part divides."""
+    """One row and one column more than a tile has, and a K that is no multiple of block_k."""
     rows, n, k = tile.block_m + 1, tile.block_n + 1, 2 * tile.block_k + 8
     precision = "fp16" if is_half else "fp32"
     x, weight, bias = (NARROW[precision](a) for a in (normal(rows, k), normal(n, k, scale=0.1), normal(n)))
-    out = poisoned(tile.split_k, rows, n)
+    out = nan_filled(tile.split_k, rows, n)
     linear(on_device(x, precision), on_device(weight, precision), on_device(bias), "none", out, counted(rows), tile)
     truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)))
     check(out.sum(dim=0).cpu().numpy(), truth, naive.linear(x, weight, bias))
 
 
 def test_linear_rows_do_not_depend_on_each_other(normal, precision, fixed_products):
-    """Within a tile's bucket: alone, in company, and at another place, to the bit."""
+    """Within a bucket: alone, with other rows, and in another position, to the bit."""
     x, weight, bias = NARROW[precision](normal(64, 96)), NARROW[precision](normal(40, 96)), normal(40)
     tile = tile_for("linear", precision, 64)
 
     def run(rows: np.ndarray) -> np.ndarray:
-        out = poisoned(64, 40, precision=precision)
+        out = nan_filled(64, 40, precision=precision)
         given = on_device(rows, precision, 64)
         linear(given, on_device(weight, precision), on_device(bias), "gelu", out, counted(len(rows)), tile)
         return fetched(out, len(rows))
@@ -203,7 +203,7 @@ def run_attention(qkv: np.ndarray, lengths, heads: int, precision: str, tile: tu
     rows = np.arange(tokens) if rows is None else rows
     q, k, v = on_device(qkv, precision, bucket_for(tokens)).split(width, dim=1)
     bucket = bucket_for(len(rows))
-    out = poisoned(bucket, width, precision=precision)
+    out = nan_filled(bucket, width, precision=precision)
     if len(rows) < tokens:
         q = on_device(qkv[rows, :width], precision, bucket)
     attention(
@@ -240,8 +240,8 @@ def test_attention_extreme_scores(normal, precision, scale):
     check(got, truth, naive.attention(qkv, ends(lengths), 1, NARROW[precision]))
 
 
-def test_attention_of_asked_rows_is_that_of_all_rows(normal, precision, fixed_products):
-    """The same tile for a few rows of some sequences: the same bits as among all rows."""
+def test_attention_of_selected_rows_is_that_of_all_rows(normal, precision, fixed_products):
+    """With the same tile, a few rows of some sequences have the same bits as among all rows."""
     lengths, tile = (3, 40, 1, 70, 16), tuning.rows_tile("sm_90", precision != "fp32")
     qkv = NARROW[precision](normal(sum(lengths), 3 * 64))
     whole = run_attention(qkv, lengths, 2, precision, tile)
@@ -250,7 +250,7 @@ def test_attention_of_asked_rows_is_that_of_all_rows(normal, precision, fixed_pr
 
 
 def test_attention_does_not_depend_on_batch_mates(normal, precision, fixed_products):
-    """Within a tile: alone and at any place of any batch, to the bit; even beside a text whose values are infinite."""
+    """With the same tile: alone and in any position of a batch, to the bit; even beside a text with infinite values."""
     lengths, tile = (5, 129, 1, 64), tile_for("attention", precision, 512)
     qkv = NARROW[precision](normal(sum(lengths), 3 * 2 * 32))
     whole = run_attention(qkv, lengths, 2, precision, tile)
@@ -272,7 +272,7 @@ def test_add_layer_norm(normal, precision, width, parts):
     rows, eps = 5, 1e-3 if width < 7 else 1e-12
     x = NARROW[precision](normal(parts, rows, width))
     residual, weight, bias = normal(rows, width), normal(width), normal(width)
-    out, copy = poisoned(16, width), poisoned(16, width, precision=precision)
+    out, copy = nan_filled(16, width), nan_filled(16, width, precision=precision)
     given = torch.stack([on_device(part, precision, 16) for part in x])
     add_layer_norm(
         given, on_device(residual, rows=16), on_device(weight), on_device(bias), eps, out, copy, counted(rows)
@@ -297,7 +297,7 @@ def test_add_layer_norm_in_place_without_residual(normal):
 def test_eps_comes_from_the_caller(normal, eps):
     """On rows whose variance is near eps."""
     x, weight, bias = normal(4, 64, scale=1e-3), normal(64), normal(64)
-    out = poisoned(4, 64)
+    out = nan_filled(4, 64)
     add_layer_norm(on_device(x)[None], None, on_device(weight), on_device(bias), eps, out, None, counted(4))
     check(
         fetched(out, 4),
@@ -320,7 +320,7 @@ def test_embed(normal, rng, precision, types, width):
     sequences = [rng.integers(0, 50, length) for length in (1, 20, 7)]
     kinds = [rng.integers(0, 2, len(s)) for s in sequences] if types else None
     batch = PackedBatch.from_sequences(sequences, kinds)
-    out, copy = poisoned(32, width), poisoned(32, width, precision=precision)
+    out, copy = nan_filled(32, width), nan_filled(32, width, precision=precision)
     given: dict[str, Any] = {name: on_device(values, precision) for name, values in tables.items()}
     embed(
         on_device(batch.input_ids, rows=32),
