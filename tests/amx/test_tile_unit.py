@@ -127,8 +127,8 @@ def configuration(rows: dict[int, int], row_bytes: dict[int, int], palette: int 
     [
         (configuration({}, {}, palette=2), "#GP: there is no such palette."),
         (configuration({}, {}, reserved=1), "#GP: a reserved byte is not zero."),
-        (configuration({0: 17}, {0: 64}), "#GP: a tile is larger than the palette's."),
-        (configuration({0: 16}, {0: 68}), "#GP: a tile is larger than the palette's."),
+        (configuration({0: 17}, {0: 64}), "#GP: a tile is larger than the palette allows."),
+        (configuration({0: 16}, {0: 68}), "#GP: a tile is larger than the palette allows."),
         (configuration({0: 16}, {}), "#GP: a tile has rows and no columns, or columns and no rows."),
         (configuration({8: 16}, {8: 64}), "#GP: there are eight tiles."),
     ],

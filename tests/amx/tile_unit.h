@@ -1,8 +1,8 @@
 // The tile unit of AMX in plain C++, for machines without one: the kernels' source is compiled with this header instead
 // of csrc/cpu/vec/tile_unit.h. It behaves as Intel's manual (volume 2: LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD) says.
 //
-// Where the processor raises an exception this calls tile_fault. It also does for a tile that was never written, which
-// the processor would multiply, whatever it contains.
+// Where the processor raises an exception this calls tile_fault. It also does so where a tile is read that was never
+// written, which the processor allows.
 #pragma once
 
 #include <cfloat>
@@ -24,7 +24,7 @@ struct TileState {
 };
 thread_local TileState tile_state;
 
-// Denormals become zero with their sign, as operands and as results; a NaN stays.
+// Denormal operands and results are flushed to zero of the same sign; a NaN stays.
 inline float flushed(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0.0f, x) : x; }
 
 struct TileUnit {
@@ -33,7 +33,7 @@ struct TileUnit {
     for (const unsigned char byte : config.reserved) require(byte == 0, "#GP: a reserved byte is not zero.");
     for (int tile = 0; config.palette == 1 && tile < 16; ++tile) {
       const int rows = config.rows[tile], bytes = config.bytes[tile];
-      require(rows <= 16 && bytes <= 64, "#GP: a tile is larger than the palette's.");
+      require(rows <= 16 && bytes <= 64, "#GP: a tile is larger than the palette allows.");
       require((rows == 0) == (bytes == 0), "#GP: a tile has rows and no columns, or columns and no rows.");
       require(tile < 8 || rows == 0, "#GP: there are eight tiles.");
     }
@@ -61,7 +61,7 @@ struct TileUnit {
       std::memcpy(static_cast<char*>(to) + row * stride, tile_state.data[tile][row], bytes(tile));
   }
 
-  // The even and the odd numbers of k are two chains of fused multiply-adds from zero; their sum is added to
+  // Two chains of fused multiply-adds from zero, over even and odd k; their sum is added to
   // `accumulators`.
   template <int accumulators, int a, int b>
   static void add_bf16_products() {
@@ -87,7 +87,7 @@ struct TileUnit {
   template <int accumulators, int a, int b>
   static void add_int8_products() {
     require_product<accumulators, a, b>();
-    std::int32_t b_byte[4][16][16];  // [byte of the four][k / 4][column]
+    std::int32_t b_byte[4][16][16];  // [byte of the k-pack][k / 4][column]
     for (int k = 0; k < 16; ++k)
       for (int column = 0; column < 16; ++column)
         for (int i = 0; i < 4; ++i)

@@ -13,7 +13,7 @@ REPORTS = {
     "global_out_of_bounds": "writes outside every allocation and its shared memory",
     "shared_out_of_bounds": "writes outside every allocation and its shared memory",
     "misaligned": "makes a misaligned access",
-    "unwritten_shared": "reads what nobody wrote",
+    "unwritten_shared": "reads memory that was never written",
     "early_read": "asynchronous copy that was not waited for",
     "early_read_of_second_group": "asynchronous copy that was not waited for",
     "copy_without_barrier": "without a barrier between them",

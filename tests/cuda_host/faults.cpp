@@ -1,5 +1,5 @@
-// Kernels with planted bugs, and one without: what the simulated device must and must not report. And one that
-// multiplies integers, of which the product is known.
+// Kernels with planted bugs, and two without: what the simulated device must and must not report. And one that
+// multiplies integers, whose product is known.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -25,14 +25,14 @@ struct Buffers {
 float* shared_row() { return reinterpret_cast<float*>(shared_memory()); }
 int self() { return static_cast<int>(threadIdx.x); }
 
-// Shared memory that has been written, so that only what follows is at fault.
+// Initialises shared memory, so that only what follows is at fault.
 void clear() {
   store(shared_row() + self(), 0.0f);
   store(shared_row() + threads + self(), 0.0f);
   sync_threads();
 }
 
-// Each thread hands its number to the opposite one.
+// Each thread passes its value to the opposite one.
 void no_fault(Buffers op) {
   store(shared_row() + self(), load(op.in + self()));
   sync_threads();
@@ -138,7 +138,7 @@ void sync_cluster() {
 
 int other_block() { return 1 - cluster_rank(); }
 
-// Each thread hands its number to the opposite one of the other block.
+// Each thread passes its value to the opposite one of the other block.
 void hand_over(const Buffers& op) {
   store_to_block(other_block(), shared_row() + threads - 1 - self(), load(op.in + self()));
 }
@@ -165,7 +165,7 @@ void missing_cluster_barrier(Buffers op) {
   sync_cluster();
 }
 
-// What lies between the halves of a barrier is ordered by neither.
+// An access between arrival and wait is ordered by neither.
 void write_after_arrival(Buffers op) {
   clear();
   sync_cluster();
@@ -239,7 +239,7 @@ void second_arrival(Buffers op) {
   store(op.out + self(), load(op.in + self()));
 }
 
-// A shared number that only a half of a barrier lies between.
+// Only the arrival is between the write and the read, and it orders no lanes.
 void arrival_orders_no_lanes(Buffers op) {
   clear();
   store(shared_row() + self(), load(op.in + self()));
@@ -249,7 +249,7 @@ void arrival_orders_no_lanes(Buffers op) {
   if (cluster_rank() == 0) store(op.out + self(), value);
 }
 
-// A cluster's barriers order no other cluster.
+// A cluster's barrier does not order another cluster.
 void clusters_race(Buffers op) {
   sync_cluster();
   if (cluster_rank() == 0) store(op.out + self(), load(op.in + self()));
@@ -297,7 +297,7 @@ const std::map<std::string, Fault>& faults() {
   return all;
 }
 
-// What the kernel leaves of 0, 1, 2, ...
+// The kernel's output for the input 0, 1, 2, ...
 std::vector<float> run(const std::string& name) {
   const Fault& fault = faults().at(name);
   Stream stream;
@@ -313,7 +313,7 @@ std::vector<float> run(const std::string& name) {
   return values;
 }
 
-// C [16, 8] += A [16, 32] B [8, 32]t, where all of it lies row by row.
+// C [16, 8] += A [16, 32] Bᵀ, B [8, 32], all row-major.
 struct Bytes {
   const std::uint32_t *a, *b;
   std::int32_t* c;
@@ -348,7 +348,7 @@ std::vector<std::int32_t> product_of_bytes(const std::vector<std::int8_t>& a, co
 
 void write_number(Buffers op) { store(op.out + self(), 1.0f); }
 
-// What must not happen while a graph is recorded, and a launch that no block has room for.
+// What must not happen while a graph is captured, and launches beyond the device's limits.
 void misuse(const std::string& what) {
   static const float pageable[threads] = {};
   Stream stream;

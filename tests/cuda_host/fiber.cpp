@@ -3,7 +3,7 @@
 namespace cuda_host {
 
 Fiber::Fiber() {
-  // The page below the stack is never there: a stack that overflows is a fault and not another fiber's.
+  // A guard page below the stack: an overflow is a fault, and does not reach another fiber's stack.
   void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   stack_ = static_cast<char*>(memory);
@@ -19,8 +19,8 @@ void Fiber::main() {
 
 #if defined(__x86_64__)
 
-// cuda_host_switch(where to keep this stack pointer, the stack pointer to go on with): the registers that a call keeps
-// travel on the stack.
+// cuda_host_switch(where to save this stack pointer, the stack pointer to resume): the callee-saved registers are kept
+// on the stack.
 extern "C" void cuda_host_switch(void** from, void* to);
 asm(R"(
 .text
@@ -56,7 +56,7 @@ void begin() { starting->main(); }
 void Fiber::start(std::function<void()> run) {
   run_ = std::move(run);
   auto** top = reinterpret_cast<void**>(stack_ + stack_bytes);
-  *--top = nullptr;  // where `begin` would return to; also what aligns its frame
+  *--top = nullptr;  // the return address of `begin`, which never returns; it also aligns its frame
   *--top = reinterpret_cast<void*>(begin);
   for (int kept = 0; kept < 6; ++kept) *--top = nullptr;
   own_ = top;

@@ -1,7 +1,7 @@
-// A fiber: a stack of its own that gives up the processor only where it says so.
+// A fiber: a stack of its own, scheduled cooperatively: it runs until it calls pause().
 //
-// The switch is nine instructions on x86-64, where swapcontext would make a system call for the signal mask each time
-// (a block of 256 threads switches some million times in one test). Other processors take swapcontext.
+// The switch is 15 instructions on x86-64, where swapcontext would make a system call for the signal mask each time
+// (a block of 256 threads switches some million times in one test). Other processors use swapcontext.
 #pragma once
 
 #include <sys/mman.h>
@@ -24,14 +24,14 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Sets what the next resume begins to run; what ran before is forgotten where it stood.
+  // Sets what the next resume begins to run; what ran before is abandoned.
   void start(std::function<void()> run);
   // Runs until the fiber pauses or its function returns.
   void resume();
   // Called on the fiber: returns to the caller of resume.
   void pause();
 
-  void main();  // what a fresh stack begins with
+  void main();  // the entry point of a fresh stack
 
  private:
   static constexpr std::size_t stack_bytes = 128 * 1024;

@@ -88,7 +88,7 @@ void Device::host_access(const void* at, std::size_t bytes, bool writes) {
   for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
     Cell& cell = region->cells[i];
     if (writes) cell = {{host, 0}, {nobody, 0}};
-    if (cell.writer.thread == nobody) throw Error("The host reads what nobody wrote: " + region->name + ".");
+    if (cell.writer.thread == nobody) throw Error("The host reads unwritten memory: " + region->name + ".");
   }
 }
 
@@ -130,18 +130,17 @@ void Device::touch(Region& region, const void* at, std::size_t bytes, bool write
       check_order(region, cell.reader, "writes", at);
       cell = {now, {nobody, 0}};
     } else {
-      if (cell.writer.thread == nobody) fail("reads what nobody wrote: " + place(region, at));
+      if (cell.writer.thread == nobody) fail("reads memory that was never written: " + place(region, at));
       const bool others = cell.reader.thread != now.thread && unordered(cell.reader);
       cell.reader = {others ? several : now.thread, now.era};
     }
   }
 }
 
-// ---- asynchronous
-// copies
+// ---- asynchronous copies
 
 void Device::issue_copy(void* to, const void* from, int bytes) {
-  if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 can be had");
+  if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 are allowed");
   if (!current_->block->shared->holds(to, 16)) fail("copies asynchronously to outside its shared memory");
   if (reinterpret_cast<std::uintptr_t>(from) % 16) fail("copies asynchronously from a misaligned address");
   for (int done = 0; done < bytes; done += cell_bytes) access(static_cast<const char*>(from) + done, cell_bytes, false);
@@ -244,7 +243,7 @@ void Device::sync_grid() {
 
 int Device::cluster_rank() const { return current_->block->number % static_cast<int>(launch_->cluster); }
 
-// Orders nothing in the warp itself: the step stays.
+// It does not order the lanes of the warp itself: the step stays.
 void Device::arrive_cluster(const std::source_location& where) {
   Warp& warp = *current_->warp;
   collective("arrive_cluster", where, nullptr, [&](void* const(&)[32]) {
@@ -271,7 +270,7 @@ void Device::wait_cluster(const std::source_location& where) {
   while (warp.cluster_waits < barrier) wait("wait_cluster");
 }
 
-// Lets those go on who wait for a barrier at which the whole cluster has been.
+// Resumes the warps that wait for a barrier at which the whole cluster has arrived.
 void Device::pass_cluster_barrier() {
   for (auto& block : blocks_)
     for (std::size_t i = 0; i < block->warps.size(); ++i) {
@@ -300,8 +299,8 @@ void* Device::write_to_block(int rank, void* at, std::size_t bytes) {
   return there;
 }
 
-// What others wrote to the block's shared memory must be ordered by a barrier before its last thread ends, or it might
-// as well have come later.
+// Writes of other blocks to the block's shared memory must be ordered by a barrier before its last thread ends, since
+// they could otherwise arrive after that.
 void Device::leave(Block& block) {
   if (++block.ended < static_cast<int>(block.threads.size())) return;
   for (const Warp& warp : block.warps)
@@ -421,7 +420,7 @@ void Device::run(const Launch& launch, const std::function<void()>& kernel) {
 
 }  // namespace cuda_host
 
-// Device memory of a caller's own, for tests by ctypes.
+// Device memory that a caller allocates, for tests that use ctypes.
 extern "C" {
 __attribute__((visibility("default"))) void* simulated_allocate(std::size_t bytes) {
   return cuda_host::device().allocate(bytes);

@@ -1,17 +1,17 @@
 // A CUDA device on the host, for tests: one fiber for each thread, and every access checked.
 //
 // Blocks run one after the other, those of a cluster together, or all together where a launch is cooperative. A thread
-// runs until it meets a barrier or a collective of its warp and goes on when all who must be there have come. Reported,
+// runs until it reaches a barrier or a collective of its warp and continues when all of them have arrived. Reported,
 // as an Error that names the kernel's block and thread:
 //   * an access outside every allocation and outside the block's shared memory, or misaligned;
-//   * a read of memory that nobody wrote, or of an asynchronous copy that was not waited for;
+//   * a read of memory that was never written, or of an asynchronous copy that was not waited for;
 //   * two accesses to the same place, one of them a write, by threads that no barrier orders;
 //   * a write to another block of the cluster that may not have begun or may have ended;
 //   * a matrix load whose rows lie in the same banks;
 //   * a warp's collective that not all lanes reach at the same place, and any other deadlock.
 //
-// Memory is watched in cells of two bytes, the smallest element of any kernel. A cell remembers its last writer and its
-// last reader, or that several read it; a race with an earlier reader of another barrier interval can go unseen.
+// Memory is tracked in cells of two bytes, the smallest element of any kernel. A cell remembers its last writer and its
+// last reader, or that several read it; a race with an earlier reader of another barrier interval can be missed.
 #pragma once
 
 #include <cstddef>
@@ -61,7 +61,7 @@ struct Region {
   bool holds(const void* at, std::size_t count) const;
 };
 
-// A copy on its way to shared memory.
+// An asynchronous copy to shared memory that is in flight.
 struct Copy {
   char* to;
   const char* from;
@@ -70,7 +70,7 @@ struct Copy {
 
 struct Block;
 
-// What a lane brings to a collective, and what it waits for.
+// A lane that has arrived at a collective, with its operands.
 struct Arrival {
   const char* operation;
   std::source_location where;
@@ -98,7 +98,7 @@ struct Thread {
   std::deque<std::vector<Copy>> copies;
 };
 
-// What shared memory is made of: aligned as the device's is.
+// The unit of shared memory, aligned as on a real device.
 struct alignas(128) Line {
   char bytes[128];
 };
@@ -126,7 +126,7 @@ class Device {
  public:
   static constexpr std::size_t memory_bytes = std::size_t{1} << 30;
 
-  // Runs a kernel to its end; throws what went wrong in it.
+  // Runs a kernel to its end; throws its first error.
   void run(const Launch& launch, const std::function<void()>& kernel);
 
   void* allocate(std::size_t bytes);
@@ -140,7 +140,7 @@ class Device {
   Thread& thread() { return *current_; }
   const Launch& launch() const { return *launch_; }
   void access(const void* at, std::size_t bytes, bool writes);
-  // All lanes of the warp meet; the last one computes for all of them from their operands, in the order of the lanes.
+  // All lanes of the warp arrive; the last one computes for all of them from their operands, in the order of the lanes.
   void collective(const char* operation, const std::source_location& where, void* operands,
                   const std::function<void(void* const (&)[32])>& compute);
   void sync_warp(const std::source_location& where);
@@ -159,8 +159,8 @@ class Device {
   std::mutex mutex;  // one kernel at a time
 
  private:
-  // When, between which barriers: of the grid, of which block, of which of its warps, and how many halves of barriers
-  // of its cluster were behind.
+  // An interval between barriers: of the grid, the block and the warp, whose numbers these are, with how often the warp
+  // had arrived at a cluster barrier and waited for one.
   struct Era {
     std::uint32_t grid, interval, step;
     std::int32_t block, warp;
@@ -192,7 +192,7 @@ class Device {
   std::vector<Era> eras_;  // of this launch; the first is era first_era_
   std::uint32_t first_era_ = 1, clock_ = 0;
   int grid_arrived_ = 0;
-  // Of the cluster that runs: warps at its barrier, and barriers at which all of them have been.
+  // Of the cluster that runs: warps that have arrived at its barrier, and barriers at which all of them have.
   int cluster_arrived_ = 0, cluster_barriers_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// As much of a test framework as these tests need: TEST registers, CHECK fails the test with file and line.
+// A minimal test framework: TEST registers a test, CHECK fails it with file and line.
 #pragma once
 
 #include <functional>
@@ -31,7 +31,7 @@ struct Register {
       throw std::runtime_error(std::string(__FILE__) + ":" + std::to_string(__LINE__) + ": " #condition); \
   } while (false)
 
-// Seeded numbers in [-1, 1): a test must fail the same way twice.
+// Seeded numbers in [-1, 1), so that a failure is reproducible.
 inline std::vector<float> numbers(std::size_t count, unsigned seed) {
   std::vector<float> values(count);
   for (float& value : values) {

@@ -1,4 +1,4 @@
-// How many cores a control group's files allow, in both versions and as a container sees them.
+// How many cores the files of a control group allow, in both cgroup versions and inside a container.
 #include <filesystem>
 #include <fstream>
 
@@ -9,7 +9,7 @@ using namespace distilfast;
 
 namespace {
 
-// A directory of control files that is gone with the test.
+// A directory of control files, removed with the test.
 class Controls {
  public:
   Controls() : root_(std::filesystem::temp_directory_path() / ("distilfast-cores-" + std::to_string(count_++))) {
@@ -43,7 +43,7 @@ TEST(the_groups_quota_is_read_in_version_2) {
   CHECK(Controls().write("membership", "0::/a/b").write("a/b/cpu.max", "50000 100000").quota() == 0.5);
 }
 
-TEST(a_group_around_it_may_allow_less) {
+TEST(a_parent_group_may_allow_less) {
   Controls controls;
   controls.write("membership", "0::/a/b").write("a/b/cpu.max", "400000 100000").write("a/cpu.max", "200000 100000");
   CHECK(controls.quota() == 2);
@@ -53,7 +53,7 @@ TEST(a_group_around_it_may_allow_less) {
 
 TEST(a_container_sees_its_own_files_under_another_path) {
   CHECK(Controls().write("membership", "0::/host/pod7").write("cpu.max", "300000 100000").quota() == 3);
-  CHECK(Controls().write("cpu.max", "300000 100000").quota() == 3);  // and may not know its path at all
+  CHECK(Controls().write("cpu.max", "300000 100000").quota() == 3);  // nor need it know its path
 }
 
 TEST(the_groups_quota_is_read_in_version_1) {
@@ -65,7 +65,7 @@ TEST(the_groups_quota_is_read_in_version_1) {
   CHECK(Controls().write("cpu/cpu.cfs_quota_us", "50000").write("cpu/cpu.cfs_period_us", "100000").quota() == 0.5);
 }
 
-TEST(nonsense_is_no_quota) {
+TEST(malformed_files_give_no_quota) {
   CHECK(Controls().write("membership", "::\n0:\nnothing").write("cpu.max", "many few").quota() == 0);
   CHECK(Controls().write("cpu.max", "0 100000").quota() == 0);
   CHECK(Controls().write("cpu.max", "100000 0").quota() == 0);

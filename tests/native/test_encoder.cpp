@@ -1,4 +1,4 @@
-// The encoder whole: what it allocates, who may call it, and that neither threads nor a fork change a bit.
+// The whole encoder: its allocations, its callers, and that neither threads nor a fork change a bit.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,7 +29,7 @@ class Tensors {
   HostTensor operator()(const std::string& name) {
     if (name == "embed.token_type") return {};
     auto& values = values_[name];
-    // Large enough for each tensor of the shape; a tensor's seed is its name's length and place.
+    // Large enough for each tensor of the shape; the seed is the order of first use.
     if (values.empty()) values = numbers(vocabulary * 3 * 70, static_cast<unsigned>(values_.size() * 977));
     return {values.data(), values.size()};
   }
@@ -81,7 +81,7 @@ std::vector<float> head_of(const Encoder& encoder, const Batch& batch) {
 
 }  // namespace
 
-TEST(an_encoder_over_packed_weights_asks_for_no_linear) {
+TEST(an_encoder_over_packed_weights_reads_no_linear_tensor) {
   for (const Kernels* kernels : supported_kernels())
     for (const Precision precision : {Precision::fp32, Precision::bf16}) {
       Tensors tensors;
@@ -116,8 +116,8 @@ TEST(packed_weights_have_the_same_bytes_with_any_threads) {
   }
 }
 
-// Sizes straddle the eight lanes and the pieces that threads take.
-TEST(a_checksum_sees_every_changed_bit_whoever_computes_it) {
+// Sizes straddle the eight lanes and the piece that a thread takes at a time.
+TEST(a_checksum_sees_every_changed_bit_with_any_threads) {
   Team one(1), more(3);
   for (const std::size_t size : {1, 63, 64, 65, 1 << 20, (1 << 20) + 1, (3 << 20) - 1}) {
     std::vector<std::byte> block(size);
@@ -136,7 +136,7 @@ TEST(a_checksum_sees_every_changed_bit_whoever_computes_it) {
   }
 }
 
-// The sum alone does not see these: two words of a lane change places, or their uppermost bits flip.
+// A plain sum misses these: two words of a lane swapped, or the top bits of both flipped.
 TEST(a_checksum_sees_changes_that_cancel_out) {
   Team team(1);
   std::vector<std::uint64_t> words(256);
@@ -267,7 +267,7 @@ TEST(interrupted_jobs_run_every_task_once) {
       Tally tally(tasks, threads);
       volatile int sink = 0;
       team.run(tasks, [&](Index i, int worker) {
-        // Long enough for the others' impatience to be noticed many times in a job.
+        // Long enough for the waiting callers to interrupt a job many times.
         tally.count(i, worker, [&] {
           for (int k = 0; k < 20000; ++k) sink = k;
         });

@@ -1,5 +1,5 @@
-// Each kernel of each ISA against the plain one of `ref`, in buffers of exactly the size the contract names: under the
-// sanitizers an access past any of them is an error. How close the results have to be is proved in tests/kernels.
+// Each kernel of each ISA against `ref`, in buffers of exactly the size that the contract names: under the sanitizers
+// an access past any of them is an error. The accuracy of the results is tested in tests/kernels.
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -19,7 +19,7 @@ bool close(const std::vector<float>& a, const std::vector<float>& b, float toler
   return true;
 }
 
-// So many bytes on a cache line and not one more: the sanitizer watches what lies past them.
+// A buffer of exactly so many bytes, aligned to a cache line: the sanitizer reports any access past them.
 class Exactly {
  public:
   explicit Exactly(Index bytes)
@@ -133,7 +133,7 @@ TEST(embed_and_add_layer_norm_match_ref) {
     }
 }
 
-TEST(an_isa_that_cannot_be_had_is_an_error) {
+TEST(an_unknown_isa_is_an_error) {
   for (const char* name : {"amx2", "AVX2", "ref "}) {
     bool refused = false;
     try {
@@ -164,7 +164,7 @@ TEST(an_attention_plan_covers_every_query_once_and_begins_with_the_most_work) {
         CHECK(query_ends[sequence] <= piece.queries.begin && piece.queries.end <= query_ends[sequence + 1]);
       }
       for (const int count : covered) CHECK(count == 1);
-      // The pieces copy their keys and values anew: one thread cuts nothing, many cut what they would wait for.
+      // Each piece copies its keys and values again: one thread splits nothing, many split the longest sequence.
       if (threads == 1) CHECK(plan.pieces().size() <= 4);
       if (threads == 16 && query_ends == all) CHECK(plan.pieces().size() > 4);
     }

@@ -83,8 +83,8 @@ inline std::uint32_t subtract_pairs(std::uint32_t x, std::uint32_t y) {
   return difference(0) | difference(16) << 16;
 }
 
-// The number nearest to zero beside x. Matrix instructions truncate their sums; how many bits they keep between the
-// products is not documented, and here it is all of a double.
+// x rounded toward zero. Matrix instructions truncate their sums; how many bits they keep between the products is not
+// documented, and here it is all of a double.
 inline float truncated(double x) {
   const float nearest = static_cast<float>(x);
   return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
@@ -103,7 +103,7 @@ inline void store(T* to, T value) {
   *to = value;
 }
 
-// On a device too a line outside every allocation is no error, but it is nothing that a kernel means.
+// A real device ignores a prefetch outside every allocation; here it is an error, since no kernel intends one.
 inline void prefetch(const void* global) { cuda_host::device().access(global, 1, false); }
 
 inline char* shared_memory() { return cuda_host::device().thread().block->shared->begin; }
@@ -117,8 +117,7 @@ inline void wait_copies() {
   cuda_host::device().wait_copies(Pending);
 }
 
-// ---- collectives of one
-// warp
+// ---- collectives of one warp
 
 namespace host {
 
@@ -127,8 +126,8 @@ struct MatrixRow {
   std::uint32_t* words;
 };
 
-// Eight rows are read at once if each lies in another 16 of the 128 bytes of all banks. Every kernel here promises
-// that.
+// Eight rows are read at once if no two share a bank: each lies in another 16 bytes of the banks' 128. Every kernel
+// here must do so.
 inline void check_banks(void* const (&lanes)[32]) {
   for (int lane = 0; lane < 32; lane += 8) {
     unsigned banks = 0;
@@ -165,7 +164,7 @@ inline float element(const std::uint32_t* words, int i) {
 }
 template <>
 inline float element<float>(const std::uint32_t* words, int i) {
-  return float_of(words[i] & ~std::uint32_t{0x1fff});  // what tf32 does not keep is not read
+  return float_of(words[i] & ~std::uint32_t{0x1fff});  // the 13 bits that tf32 lacks are ignored
 }
 
 template <>
@@ -173,7 +172,7 @@ inline float element<std::int8_t>(const std::uint32_t* words, int i) {
   return static_cast<std::int8_t>(*words >> 8 * i);
 }
 
-// C holds the sums, int32 or float; a double holds those of integers exactly.
+// C is the type of the accumulators, int32 or float; integer sums are exact in a double.
 template <class C>
 struct Product {
   C* c;
@@ -204,7 +203,7 @@ inline void multiply_matrices(void* const (&lanes)[32]) {
     }
 }
 
-// Every lane's value, handed to `pick(values, lane)`.
+// Each lane gets `pick(value_of, lane)`, where `value_of(i)` is lane i's value.
 template <class T, class Pick>
 inline T exchange(T value, const char* operation, const Where& where, Pick pick) {
   struct Slot {
@@ -248,12 +247,12 @@ inline T shuffle_xor(T value, int mask, const Where& where = Where::current()) {
 }
 template <class T>
 inline T shuffle(T value, int lane, const Where& where = Where::current()) {
-  struct Ask {
+  struct Request {
     T value;
     int from;
   };
-  return host::exchange(Ask{value, lane}, "shuffle", where,
-                        [](auto of, int self) { return Ask{of(of(self).from % 32).value, 0}; })
+  return host::exchange(Request{value, lane}, "shuffle", where,
+                        [](auto of, int self) { return Request{of(of(self).from % 32).value, 0}; })
       .value;
 }
 template <class T>

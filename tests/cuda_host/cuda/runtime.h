@@ -1,7 +1,7 @@
-// csrc/cuda/runtime.h on the host: device memory that is watched, and work that is done as it is enqueued.
+// csrc/cuda/runtime.h on the host: device memory whose accesses are checked, and work that runs as it is enqueued.
 //
-// Also watched is what a real device refuses or does badly while a graph is recorded: a kernel's first use, memory that
-// is allocated, freed or waited for, and a copy from memory that is not pinned.
+// It also reports what a real device refuses or does badly while a graph is captured: a kernel's first use, an
+// allocation, a wait for a stream, and a copy from memory that is not pinned.
 #pragma once
 
 #include <cstddef>
@@ -81,7 +81,7 @@ inline Known& known() {
   return all;
 }
 
-// A simulated stream says in its upper half which device it is of, and in its lowest bit whether it is being captured.
+// A simulated stream handle: the upper half is the device, and the lowest bit says whether it is being captured.
 inline int device_of_stream(StreamHandle stream) { return static_cast<int>(stream >> 32); }
 inline bool is_captured(StreamHandle stream) { return stream & 1; }
 
@@ -208,7 +208,7 @@ void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Gri
   host::run({name, {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, false, cluster}, kernel, op);
 }
 
-// Enough for a stage's work to be shared out, few enough for a fiber each.
+// Enough blocks to divide an operation's work, few enough for a fiber for each thread.
 inline unsigned cooperative_blocks() { return 5; }
 
 template <class Op>
@@ -217,7 +217,7 @@ void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, 
   host::run({name, {cooperative_blocks(), 1, 1}, {threads, 1, 1}, shared_bytes, true}, kernel, op);
 }
 
-// Keeps what was enqueued, to do it again: like a device's graph it sees the pointers of then and the data of now.
+// Records what was enqueued, and replays it: as in a real graph, with the pointers of the capture and current data.
 class Graph {
  public:
   Graph(Stream&, const host::Work& enqueue) {
