@@ -20,6 +20,7 @@ if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import distilfast
+from distilfast.parity import sample_texts
 from distilfast.synthetic import write_checkpoint
 
 _TINY: dict[str, dict[str, Any]] = {
@@ -81,6 +82,12 @@ def texts(data_directory: Path) -> list[str]:
         *(text for path in sorted((data_directory / "wnut17").iterdir()) for text in _sentences(path)),
         *_sentences(data_directory / "wikigold" / "wikigold.conll.txt"),
     ]
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison runs eight texts instead of 24: for what simulates or interprets a device."""
+    monkeypatch.setattr(sample_texts, "TEXTS", sample_texts.TEXTS[:8])
 
 
 @pytest.fixture(scope="session")

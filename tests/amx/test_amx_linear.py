@@ -12,6 +12,7 @@ import pytest
 
 from distilfast import _cpu
 from distilfast.quantize import outlier_channels
+from tests.pinned import outputs
 
 SIZES = ((1, 1, 1), (16, 32, 64), (17, 33, 65), (33, 48, 1100), (70, 100, 768), (550, 65, 130))
 
@@ -26,6 +27,18 @@ def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
         how = {"precision": "int8", "threads": threads}
         got = _cpu.Linear(weight, bias, shift, outliers, isa="amx_simulated", **how)(x, "gelu")
         assert np.array_equal(got, _cpu.Linear(weight, bias, shift, outliers, isa="avx512", **how)(x, "gelu"))
+
+
+def test_silicon_has_the_bits_of_the_simulated_unit(amx_simulated_module, tmp_path):
+    """Every linear and whole models in all precisions, by their hashes."""
+    if missing := dict(_cpu.isas())["amx"]:
+        pytest.skip(f"amx {missing}")
+    made = outputs.checkpoints(tmp_path)
+    real, simulated = (
+        [(key.removeprefix(isa), bits) for key, bits in outputs.on_cpu(module, isa, made)]
+        for module, isa in ((_cpu, "amx"), (amx_simulated_module, "amx_simulated"))
+    )
+    assert real == simulated
 
 
 # Rounding to bf16 has a relative error of at most 2^-8, so each further term is at most 2^-8 of the one before. bf16:

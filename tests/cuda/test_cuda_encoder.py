@@ -21,7 +21,6 @@ from distilfast.heads import TASKS
 from distilfast.parity import compare, comparison, relative_error
 from distilfast.parity.budgets import budget_for
 from distilfast.parity.oracles import ReferenceOracle, in_float64
-from distilfast.parity.sample_texts import TEXTS
 from distilfast.weights import load_weights
 
 SHORT = {"max_position_embeddings": 24}
@@ -159,20 +158,20 @@ def batch_of(*lengths, seed=0):
     return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
 
 
+@pytest.mark.usefixtures("few_texts")
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_intermediate_keeps_its_budget(tiny_checkpoint, precision, task):
     model_type = "bert" if task in ("feature-extraction", "fill-mask") else "distilbert"
-    report = compare(
-        tiny_checkpoint(model_type, task, config=SHORT), backend="cuda", precision=precision, texts=TEXTS[:8]
-    )
+    report = compare(tiny_checkpoint(model_type, task, config=SHORT), backend="cuda", precision=precision)
     assert report.passed, report.sentence
 
 
+@pytest.mark.usefixtures("few_texts")
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 def test_head_size_64(tiny_checkpoint, precision):
     directory = tiny_checkpoint("distilbert", "text-classification", config=HEAD_SIZE_64)
-    report = compare(directory, backend="cuda", precision=precision, texts=TEXTS[:8])
+    report = compare(directory, backend="cuda", precision=precision)
     assert report.passed, report.sentence
 
 

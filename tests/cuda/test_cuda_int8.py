@@ -228,6 +228,7 @@ def batch_of(*lengths, seed=0):
     return PackedBatch.from_sequences([rng.integers(0, 256, length).tolist() for length in lengths])
 
 
+@pytest.mark.usefixtures("few_texts")
 def test_every_intermediate_keeps_its_budget(extension, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(cuda, "extension", lambda: extension)
     report = compare(tiny_checkpoint("distilbert", "fill-mask", config=WIDTHS), backend="cuda", precision="int8")
@@ -235,6 +236,7 @@ def test_every_intermediate_keeps_its_budget(extension, tiny_checkpoint, monkeyp
     assert report.passed, report.sentence
 
 
+@pytest.mark.usefixtures("few_texts")
 def test_trained_weights_keep_their_budget(extension, minilm, monkeypatch):
     monkeypatch.setattr(cuda, "extension", lambda: extension)
     report = compare(minilm, backend="cuda", precision="int8")

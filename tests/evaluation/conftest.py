@@ -21,7 +21,7 @@ from distilfast.tokenizer import Text
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    """The models of transformers are tiny here: a second thread of theirs would only wait."""
+    """The models that transformers runs are tiny here: a second thread would not help."""
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -30,7 +30,7 @@ def _few_threads() -> None:
 
 @pytest.fixture(scope="session")
 def glue_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All eight tasks in GLUE's layout, 24 lines each, and malformed ones between them."""
+    """All eight tasks in GLUE's layout, 24 lines each, with malformed ones among them."""
     root = tmp_path_factory.mktemp("glue")
     for task in FILES:
         write_glue(root, task, glue_rows(task))
@@ -39,9 +39,9 @@ def glue_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def balanced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Sequence[Text]], Path]:
-    """``balanced(checkpoint, texts)``: its copy, in which every label is about as likely on ``texts`` as the others.
+    """``balanced(checkpoint, texts)``: a copy whose bias makes all labels about equally likely on ``texts``.
 
-    Seeded weights would give all texts the same answer, and any test of answers would pass.
+    Random weights would give all texts the same answer, and any test of answers would pass.
     """
 
     def make(directory: Path, texts: Sequence[Text]) -> Path:

@@ -1,4 +1,4 @@
-"""Small files in GLUE's own layout, and what they hold."""
+"""Small files in GLUE's own layout, and their contents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = {
     "mrpc": ("not_equivalent", "equivalent"),
     "qqp": ("not_duplicate", "duplicate"),
     "stsb": ("score",),
-    "mnli": ("contradiction", "ENTAILMENT", "neutral"),  # another order, and other case, than the data's
+    "mnli": ("contradiction", "ENTAILMENT", "neutral"),  # in another order and other case than in the data
     "qnli": ("not-entailment", "entailment"),
     "rte": ("entailment", "not_entailment"),
 }
@@ -52,7 +52,7 @@ TEXTS = ('He said "no', 'an" odd quote', "It rains.", "", "a\x85line\u2028end", 
 
 
 def glue_rows(task: str) -> list[tuple[str, str, Any]]:
-    """24 times two texts and a label, as the file of ``task`` spells it."""
+    """24 rows of two texts and a label, spelled as in the file of ``task``."""
     labels = LABELS.get(task, (0, 1))
     return [
         (TEXTS[i % len(TEXTS)], f"{TEXTS[(3 * i + 1) % len(TEXTS)]} {i}", labels[(i * i + i // 3) % len(labels)])

@@ -1,4 +1,4 @@
-"""The one door and the command: what they take, what they say, their exit status, what they import."""
+"""``evaluate`` and its command: arguments, output, exit status and imports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_result_says_of_what_it_is(glue_data: Path, glue_checkpoint: Make) -> None:
+def test_a_result_names_data_model_and_precision(glue_data: Path, glue_checkpoint: Make) -> None:
     directory = glue_checkpoint("sst2")
     result = evaluate(directory, "sst2", glue_data, threads=1)
     assert isinstance(result, Result)
@@ -58,13 +58,13 @@ def test_progress_reaches_its_end(glue_data: Path, glue_checkpoint: Make) -> Non
         ("sst2", ".", {"limit": 0}, "limit is 0; a positive integer is needed"),
     ],
 )
-def test_what_cannot_be_evaluated(dataset: str, path: str | None, options: dict[str, int], sentence: str) -> None:
+def test_bad_arguments_are_errors(dataset: str, path: str | None, options: dict[str, int], sentence: str) -> None:
     """Reported before the model is loaded."""
     with pytest.raises(InputError, match=sentence):
         evaluate("/absent/model", dataset, path, **options)
 
 
-def test_a_precision_that_is_not_there(glue_data: Path, glue_checkpoint: Make) -> None:
+def test_an_unknown_precision_is_an_error(glue_data: Path, glue_checkpoint: Make) -> None:
     with pytest.raises(BackendError):
         evaluate(glue_checkpoint("sst2"), "sst2", glue_data, precision="fp7")
 
@@ -77,7 +77,7 @@ def test_a_subset_is_evenly_spaced(limit: int | None) -> None:
     assert max(np.diff(chosen), default=0) - min(np.diff(chosen), default=0) <= 1
 
 
-def test_the_answers_do_not_depend_on_the_groups(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answers_do_not_depend_on_the_batches(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "token-classification"))
     rng = np.random.default_rng(0)
     sequences = [Ids(ids := rng.integers(0, 256, n).tolist(), [0] * len(ids)) for n in rng.integers(1, 64, 50)]
@@ -93,7 +93,7 @@ def test_the_command_shows_a_table(glue_data: Path, glue_checkpoint: Make) -> No
     done = command("mnli", glue_checkpoint("mnli", ["0", "1", "2"]), glue_data, "--limit", 6, "--threads", 1)
     assert done.returncode == 0, done.stderr
     assert {"accuracy", "matched", "mismatched", "12", "notes"} <= set(done.stdout.split())
-    assert done.stderr == ""  # a bar is for a terminal
+    assert done.stderr == ""  # the progress bar is shown on a terminal only
 
 
 def test_the_command_prints_one_json_object(glue_data: Path, glue_checkpoint: Make) -> None:
@@ -127,7 +127,7 @@ def test_help_names_every_data_set() -> None:
     assert all(name in done.stdout for name in DATASETS)
 
 
-def test_the_command_line_pays_for_nothing_it_does_not_use() -> None:
+def test_the_command_line_imports_only_what_it_uses() -> None:
     program = "import sys, distilfast.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     modules = set(done.stdout.split())

@@ -1,4 +1,4 @@
-"""The eight GLUE tasks: files as they are, labels by name, the answers of transformers."""
+"""The eight GLUE tasks: files in their own layout, labels by name, answers equal to those of transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HUB_COLUMNS = {
 
 
 def expected(task: str) -> tuple[list[Any], list[float]]:
-    """What the file of ``task`` holds: texts, and labels as numbers in the order that GLUE gives them."""
+    """The contents of the file of ``task``: texts, and labels as numbers in GLUE's order."""
     names = {"mnli": ("entailment", "neutral", "contradiction")}.get(task, ("entailment", "not_entailment"))
     rows = glue_rows(task)
     texts = [a if task in ONE_TEXT else (a, b) for a, b, _ in rows]
@@ -46,8 +46,8 @@ def expected(task: str) -> tuple[list[Any], list[float]]:
 
 
 @pytest.mark.parametrize("task", METRICS)
-def test_a_file_is_read_as_it_is(glue_data: Path, task: str) -> None:
-    """Quotes are text, other characters than a line feed end no line, and malformed lines are counted."""
+def test_a_file_is_read_without_csv_rules(glue_data: Path, task: str) -> None:
+    """Quotes are text, only a line feed ends a line, and malformed lines are counted."""
     texts, labels = expected(task)
     for examples in glue.read(task, glue_data).values():
         assert examples.texts == texts
@@ -59,7 +59,7 @@ def test_a_file_is_read_as_it_is(glue_data: Path, task: str) -> None:
     assert list(glue.read(task, file)) == [""]
 
 
-def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+def test_lines_may_end_with_crlf(tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\r\na film\t1\r\n")
     assert glue.read("sst2", tmp_path)[""] == glue.Examples(["a film"], [1])
 
@@ -72,13 +72,13 @@ def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
         ("", "has no column sentence, label"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
+def test_an_unusable_file_is_an_error(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "dev.tsv").write_text(content)
     with pytest.raises(InputError, match=sentence):
         glue.read("sst2", tmp_path)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t1\n")
     with pytest.raises(InputError, match="is not readable text"):
         glue.read("sst2", tmp_path)
@@ -119,7 +119,7 @@ def test_answers_and_metrics_are_those_of_transformers(
         order = {"mnli": ("entailment", "neutral", "contradiction"), "qnli": ("entailment", "not_entailment")}
         wanted = [order.get(task, tuple(names)).index(names[i]) for i in logits.argmax(axis=1)]
         assert list(result.predictions) == wanted * parts
-        assert len(set(wanted)) == len(names)  # else a constant would do
+        assert len(set(wanted)) == len(names)  # otherwise a constant answer would pass
         for name, value in result.metrics.items():
             metric = getattr(metrics, name.partition("_")[0])
             assert value == pytest.approx(100 * metric(wanted, labels))
@@ -129,7 +129,7 @@ def test_answers_and_metrics_are_those_of_transformers(
     json.dumps(result.to_dict())
 
 
-def test_labels_without_names_are_taken_by_number_and_reported(glue_data: Path, glue_checkpoint: Make) -> None:
+def test_labels_without_names_are_matched_by_number_and_reported(glue_data: Path, glue_checkpoint: Make) -> None:
     by_name = evaluate(glue_checkpoint("mnli", LABELS["mnli"]), "mnli", glue_data)
     for names in ([f"LABEL_{i}" for i in range(3)], ["0", "1", "2"]):
         by_number = evaluate(glue_checkpoint("mnli", names), "mnli", glue_data)
@@ -156,7 +156,7 @@ def test_a_score_needs_a_model_with_one_label(glue_data: Path, glue_checkpoint: 
         evaluate(glue_checkpoint("stsb", ["low", "high"]), "stsb", glue_data)
 
 
-def test_a_limit_takes_lines_from_everywhere(tmp_path: Path, glue_checkpoint: Make) -> None:
+def test_a_limit_takes_evenly_spaced_lines(tmp_path: Path, glue_checkpoint: Make) -> None:
     write_glue(tmp_path, "sst2", [(f"text {i}", "", int(i >= 10)) for i in range(20)], malformed=False)
     all_of_them = evaluate(glue_checkpoint("sst2"), "sst2", tmp_path).predictions
     limited = evaluate(glue_checkpoint("sst2"), "SST-2", tmp_path, limit=4)
@@ -171,7 +171,7 @@ def test_without_data_and_without_datasets(monkeypatch: pytest.MonkeyPatch, glue
 
 
 @pytest.mark.parametrize("task", METRICS)
-def test_through_datasets_as_from_files(
+def test_the_hub_and_the_files_give_the_same_metrics(
     monkeypatch: pytest.MonkeyPatch, glue_data: Path, glue_checkpoint: Make, task: str
 ) -> None:
     """The hub's copy has other column names, and labels as numbers."""
@@ -195,7 +195,7 @@ def test_through_datasets_as_from_files(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """``hub(task, columns)``: what ``datasets`` itself finds under the hub's name, a local folder laid out as there."""
+    """``hub(task, columns)``: a local folder, laid out as on the hub, that ``datasets`` finds under the hub's name."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
@@ -218,8 +218,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("task", METRICS)
-def test_through_the_real_datasets(hub: Callable[..., None], task: str) -> None:
-    """Parquet with ClassLabel features and an ``idx``, as ``nyu-mll/glue`` has; −1 is no label."""
+def test_the_real_datasets_package_reads_the_hub_layout(hub: Callable[..., None], task: str) -> None:
+    """Parquet with ClassLabel features and an ``idx``, as in ``nyu-mll/glue``; −1 means no label."""
     texts, labels = expected(task)
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
     names = HUB_COLUMNS.get(task, ("sentence1", "sentence2"))
@@ -232,7 +232,7 @@ def test_through_the_real_datasets(hub: Callable[..., None], task: str) -> None:
 
 
 def test_a_split_without_labels(hub: Callable[..., None]) -> None:
-    """As the test splits of GLUE are."""
+    """As in GLUE's test splits."""
     hub("sst2", {"sentence": ["a", "b"], "label": [-1, -1], "idx": [0, 1]})
     with pytest.raises(InputError, match="sst2 has no labels in its split validation"):
         glue.read("sst2", None)
@@ -247,6 +247,6 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, glue_checkp
         evaluate(glue_checkpoint("rte"), "rte")
 
 
-def test_the_files_of_this_test_are_odd_enough() -> None:
-    assert sum(text.count('"') for text in TEXTS) == 2  # one on each of two lines
+def test_the_texts_contain_the_difficult_cases() -> None:
+    assert sum(text.count('"') for text in TEXTS) == 2  # one quote on each of two lines
     assert max(map(len, TEXTS)) > 64  # longer than the tiny model's positions

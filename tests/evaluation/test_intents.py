@@ -1,4 +1,4 @@
-"""Intents by the nearest neighbour, with a trained encoder on real requests."""
+"""Intents by nearest neighbour, with a trained encoder on real requests."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_nearest_against_plain_loops() -> None:
     assert intents.nearest(queries, neighbours).tolist() == wanted
 
 
-def test_centroids_are_means_of_length_one() -> None:
+def test_centroids_are_normalised_means() -> None:
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     means = intents.centroids(vectors, np.array([0, 1, 0]))
     np.testing.assert_allclose(means, [[1 / np.sqrt(5), 2 / np.sqrt(5)], [0.0, 1.0]])
 
 
 def test_the_shared_data(data_directory: Path) -> None:
-    """The sizes that the papers give."""
+    """They have the sizes that the papers state."""
     banking = intents.read_banking77(data_directory / "banking77")
     assert (len(banking.neighbours), len(banking.queries), banking.out_of_scope) == (10003, 3080, 0)
     assert len({request.intent for request in banking.neighbours}) == 77
@@ -42,13 +42,13 @@ def test_the_shared_data(data_directory: Path) -> None:
 
 @pytest.mark.parametrize(("dataset", "classes"), [("banking77", 77), ("clinc150", 150)])
 def test_a_trained_encoder_finds_the_intent(minilm: Path, data_directory: Path, dataset: str, classes: int) -> None:
-    """Some two requests of each intent to go by, and still more than half are right; chance is 1 %."""
+    """With some two neighbours for each intent more than half are right; chance is about 1 %."""
     engine = Engine.from_pretrained(minilm, task="feature-extraction")
     result = evaluate(engine, dataset, data_directory / dataset, limit=2 * classes)
     assert result.metrics["nearest_neighbour"] > 50
     assert result.metrics["nearest_centroid"] > 50
     assert result.counts["neighbours"] == result.counts["queries"] == 2 * classes
-    assert result.counts["intents"] >= classes - 1  # evenly spaced, one intent may fall between
+    assert result.counts["intents"] >= classes - 1  # evenly spaced requests may miss one intent
     assert any("1000 out-of-scope queries" in note for note in result.notes) == (dataset == "clinc150")
 
 
@@ -79,14 +79,14 @@ def test_parts_without_an_intent_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "text,category\n", "question,answer\na,b\n", "text,category\na,b,c\n"])
-def test_a_csv_that_cannot_be_used(tmp_path: Path, content: str) -> None:
+def test_an_unusable_csv_file_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "train.csv").write_text(content)
     with pytest.raises(InputError, match="is not a CSV file with the columns text and category"):
         intents.read_banking77(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"train": [["a", "x"]]}', '{"train": [["a"]], "test": []}'])
-def test_json_that_cannot_be_used(tmp_path: Path, content: str) -> None:
+def test_unusable_json_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "data_full.json").write_text(content)
     with pytest.raises(InputError, match="is not JSON in CLINC150's format"):
         intents.read_clinc150(tmp_path)

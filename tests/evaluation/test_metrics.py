@@ -1,4 +1,4 @@
-"""Every metric against an independent truth: scikit-learn, scipy, seqeval, the official scripts worked by hand."""
+"""Every metric against an independent one: scikit-learn, scipy, seqeval, the official scripts, or by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CASES = [(2, 0), (3, 1), (17, 2), (100, 3), (1000, 4)]
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize(("size", "seed"), CASES)
-def test_classes_as_scikit_learn(size: int, seed: int) -> None:
+def test_classification_metrics_are_those_of_scikit_learn(size: int, seed: int) -> None:
     truth = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     for share in (0.0, 0.1, 0.5, 1.0):
@@ -27,7 +27,7 @@ def test_classes_as_scikit_learn(size: int, seed: int) -> None:
 
 
 def test_f1_by_hand() -> None:
-    """Two right of three guessed and four there: p = 2/3, r = 1/2, 2pr / (p + r) = 4/7."""
+    """Three predicted positives, two of them true, of four: p = 2/3, r = 1/2, 2pr / (p + r) = 4/7."""
     assert metrics.f1([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0]) == pytest.approx(4 / 7)
     assert metrics.f1(["a", "b"], ["a", "a"], positive="a") == pytest.approx(2 / 3)
 
@@ -41,7 +41,7 @@ def test_matthews_by_hand() -> None:
 
 @pytest.mark.parametrize(("size", "seed"), CASES)
 @pytest.mark.parametrize("ties", [False, True])
-def test_correlations_as_scipy(size: int, seed: int, ties: bool) -> None:
+def test_correlations_are_those_of_scipy(size: int, seed: int, ties: bool) -> None:
     truth = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(seed)
     got, wanted = rng.normal(size=size), rng.normal(size=size)
@@ -63,7 +63,7 @@ def test_a_constant_has_no_correlation() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson", "spearman"])
-def test_sides_of_different_length_are_an_error(metric: str) -> None:
+def test_predictions_and_labels_of_different_length_are_an_error(metric: str) -> None:
     for got, wanted in (([1], [1, 0]), ([], [])):
         with pytest.raises(InputError, match="as many are needed"):
             getattr(metrics, metric)(got, wanted)
@@ -75,7 +75,7 @@ def test_sides_of_different_length_are_an_error(metric: str) -> None:
         ("O O", []),
         ("B-PER I-PER O", [("PER", 0, 2)]),
         ("I-PER I-PER O I-LOC", [("PER", 0, 2), ("LOC", 3, 4)]),  # IOB1
-        ("I-PER B-PER I-PER", [("PER", 0, 1), ("PER", 1, 3)]),  # IOB1: B only between neighbours of a type
+        ("I-PER B-PER I-PER", [("PER", 0, 1), ("PER", 1, 3)]),  # IOB1: B only between adjacent entities of a type
         ("B-PER B-PER", [("PER", 0, 1), ("PER", 1, 2)]),
         ("B-PER I-LOC", [("PER", 0, 1), ("LOC", 1, 2)]),  # another type begins another entity
         ("O I-ORG", [("ORG", 1, 2)]),
@@ -89,7 +89,7 @@ def test_entities_by_hand(tags: str, wanted: list[metrics.Entity]) -> None:
 
 
 def conlleval(tags: Sequence[str]) -> set[metrics.Entity]:
-    """startOfChunk and endOfChunk of conlleval.txt, rule for rule."""
+    """The rules of startOfChunk and endOfChunk in conlleval.txt, one by one."""
     found, begun = set(), None
     before = ("O", "")
     for i, tag in enumerate([*tags, "O"]):
@@ -112,12 +112,12 @@ def tag_sequences(seed: int) -> list[list[str]]:
     return [list(rng.choice(tags, length)) for length in rng.integers(1, 12, 200)]
 
 
-def test_entities_of_random_tags_as_conlleval() -> None:
+def test_entities_of_random_tags_are_those_of_conlleval() -> None:
     for tags in tag_sequences(0):
         assert set(metrics.entities(tags)) == conlleval(tags)
 
 
-def test_entity_scores_as_seqeval() -> None:
+def test_entity_scores_are_those_of_seqeval() -> None:
     truth = pytest.importorskip("seqeval.metrics")
     wanted = tag_sequences(1)
     rng = np.random.default_rng(2)
@@ -128,7 +128,7 @@ def test_entity_scores_as_seqeval() -> None:
 
 
 def test_entity_scores_by_hand() -> None:
-    """One of two found is right, of three that are there: p = 1/2, r = 1/3, F1 = 2/5."""
+    """Two predicted entities, one of them true, of three: p = 1/2, r = 1/3, F1 = 2/5."""
     wanted = [["B-PER", "I-PER", "O", "B-LOC"], ["B-ORG"]]
     got = [["B-PER", "I-PER", "O", "O"], ["B-LOC"]]
     assert metrics.entity_scores(got, wanted) == pytest.approx({"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5})
@@ -144,8 +144,8 @@ def test_entity_scores_by_hand() -> None:
         ("An apple a day", "apple day"),
         ("theatre another", "theatre another"),
         ("U.S.A.", "usa"),
-        ("the-end", "theend"),  # punctuation goes before articles do
-        ("“quoted”", "“quoted”"),  # only ASCII punctuation goes
+        ("the-end", "theend"),  # punctuation is removed before articles
+        ("“quoted”", "“quoted”"),  # only ASCII punctuation is removed
         ("\ta\n", ""),
     ],
 )
@@ -159,7 +159,7 @@ def test_squad_normalisation(text: str, wanted: str) -> None:
         ("the Denver Broncos", ["Denver Broncos", "Broncos"], 1.0, 1.0),
         ("Broncos of Denver", ["Denver Broncos"], 0.0, 0.8),  # p = 2/3, r = 1
         ("in 1905", ["1905", "in the year 1905"], 0.0, 0.8),  # the best of the answers: p = 1, r = 2/3
-        ("x x y", ["x"], 0.0, 0.5),  # a word counts as often as both have it
+        ("x x y", ["x"], 0.0, 0.5),  # a word counts as often as it is in both
         ("Paris", ["London"], 0.0, 0.0),
         ("", [""], 1.0, 1.0),
         ("something", [""], 0.0, 0.0),
@@ -170,7 +170,7 @@ def test_squad_scores_by_hand(prediction: str, answers: list[str], exact: float,
     assert metrics.squad_f1(prediction, answers) == pytest.approx(f1)
 
 
-def test_no_number_is_no_score() -> None:
+def test_nan_is_not_a_score() -> None:
     assert metrics.percent({"accuracy": 0.5}) == {"accuracy": 50.0}
     with pytest.raises(InputError, match="metric pearson is nan"):
         metrics.percent({"pearson": math.nan})

@@ -17,10 +17,10 @@ Make = Callable[..., Path]
 
 SENTENCES = [
     ["Paris", "is", "in", "France", "."],
-    ["\u200d", "O'Neill", "@user", "x", "\ufe0f"],  # two words of which the tokeniser leaves nothing
+    ["\u200d", "O'Neill", "@user", "x", "\ufe0f"],  # two words that the tokeniser drops
     ["a"],
     ["long-" * 4, *["word"] * 30, "last"],  # 162 tokens of single characters, in a model of 64 positions
-    ["w" * 100, "after"],  # a word that alone is too long
+    ["w" * 100, "after"],  # a word that is too long by itself
 ]
 
 
@@ -62,7 +62,7 @@ def test_columns(tmp_path: Path, content: str, wanted: list[tuple[tuple[str, ...
         ("\n\n", "holds no sentence"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
+def test_an_unusable_file_is_an_error(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.conll").write_text(content)
     with pytest.raises(InputError, match=sentence):
         ner.read(tmp_path / "x.conll")
@@ -86,7 +86,7 @@ def test_the_shared_data(
 
 
 def transformers_tags(directory: Path, words: list[str], names: dict[int, str]) -> dict[int, str]:
-    """By word_ids and the first sub-token, of a sentence that fits the model."""
+    """The tag of each word's first sub-token, by word_ids, of a sentence that fits the model."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForTokenClassification.from_pretrained(directory).eval()
@@ -108,10 +108,10 @@ def test_a_word_has_the_label_of_its_first_token(checkpoint: Make, model_type: s
     for words, tags in zip(SENTENCES[:3], labelled, strict=True):
         wanted = transformers_tags(directory, words, engine.config.id2label)
         assert tags == [wanted.get(i, "O") for i in range(len(words))]
-    assert len({tag for tags in labelled for tag in tags}) > 3  # else a constant would do
+    assert len({tag for tags in labelled for tag in tags}) > 3  # otherwise a constant answer would pass
 
 
-def test_real_text_is_tokenised_as_word_ids_say(data_directory: Path, tiny_checkpoint: Make) -> None:
+def test_first_tokens_of_real_text_are_those_of_word_ids(data_directory: Path, tiny_checkpoint: Make) -> None:
     transformers = pytest.importorskip("transformers")
     vocabulary = data_directory / "vocab-cased"
     directory = tiny_checkpoint(
@@ -130,7 +130,7 @@ def test_real_text_is_tokenised_as_word_ids_say(data_directory: Path, tiny_check
 
 
 @pytest.mark.parametrize("length", [3, 4, 7, 64])
-def test_windows_hold_every_word_once(engine: Engine, length: int) -> None:
+def test_windows_contain_every_word_once(engine: Engine, length: int) -> None:
     for words in ner._tokens(engine.tokenizer, SENTENCES):
         windows = list(ner.split(engine.tokenizer, words, length))
         assert [word for window in windows for word in window.words] == [i for i, ids in enumerate(words) if ids]
@@ -143,7 +143,7 @@ def test_windows_hold_every_word_once(engine: Engine, length: int) -> None:
 
 
 def test_a_long_sentence_is_labelled_to_its_end(engine: Engine) -> None:
-    """Its second window is what the same words are as a sentence of their own."""
+    """Its second window is labelled as the same words in a sentence of their own."""
     words = SENTENCES[3]
     (tokens,) = ner._tokens(engine.tokenizer, [words])
     second = list(ner.split(engine.tokenizer, tokens, 64))[1]
@@ -157,7 +157,7 @@ def test_a_sentence_without_any_token(engine: Engine) -> None:
 
 
 def test_evaluate(tmp_path: Path, engine: Engine) -> None:
-    """A file that holds the model's own answers is accepted; another type counts as missed, and a note says so."""
+    """The model's own answers score 100; a type that it lacks counts as missed, and a note says so."""
     tags = ner.label(engine, SENTENCES, no_progress)
     lines = ["\n".join(f"{w} {t}" for w, t in zip(*each, strict=True)) for each in zip(SENTENCES, tags, strict=True)]
     path = tmp_path / "own.conll"

@@ -1,4 +1,4 @@
-"""Question answering: the windows of transformers, the search against an exhaustive one, text by its characters."""
+"""Question answering: windows as in transformers, the span search against an exhaustive one, answers by character."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def engine(tiny_checkpoint: Make) -> Engine:
 
 
 def exhaustive(starts: np.ndarray, ends: np.ndarray, inside: range, longest: int) -> float | None:
-    """The best score of all spans, one after the other."""
+    """The best score of all spans, tried one by one."""
     scores = [starts[i] + ends[j] for i in inside for j in inside if i <= j < i + longest]
     return max(scores) if scores else None
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_span_search_against_an_exhaustive_one(seed: int) -> None:
-    """With every start and end tried, the highest score; with the best 20, as the loops of utils_qa.py find it."""
+    """Over all starts and ends the exhaustive score; over the best 20 the span that the loops of utils_qa.py find."""
     rng = np.random.default_rng(seed)
     length = int(rng.integers(3, 120))
     inside = range(int(rng.integers(1, length)), length - 1)
@@ -61,7 +61,7 @@ def utils_qa(features: list[tuple[np.ndarray, np.ndarray, list[Any]]]) -> tuple[
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
-def test_a_span_may_not_be_longer_than_it_is_said() -> None:
+def test_a_span_is_at_most_the_longest_answer() -> None:
     starts, ends = np.zeros(50, np.float32), np.zeros(50, np.float32)
     starts[5] = ends[5 + squad.ANSWER] = 10
     score, first, last = squad.best_span(starts, ends, range(1, 49))
@@ -70,7 +70,7 @@ def test_a_span_may_not_be_longer_than_it_is_said() -> None:
     assert squad.best_span(starts, ends, range(1, 49)) == (19.0, 5, 5 + squad.ANSWER - 1)
 
 
-def test_no_span_where_the_best_are_elsewhere() -> None:
+def test_no_span_where_the_best_scores_are_outside() -> None:
     starts = np.arange(50, 0, -1).astype(np.float32)
     assert squad.best_span(starts, starts, range(30, 50)) is None
 
@@ -87,7 +87,7 @@ def test_windows_are_those_of_transformers(
     for question, context in question_pairs[::60]:
         asked = ours.encode(question, add_special_tokens=False).ids
         if len(asked) > length // 3:
-            continue  # which is cut here, and not there
+            continue  # which is truncated here, and not in transformers
         wanted = theirs(
             question,
             context,
@@ -101,8 +101,8 @@ def test_windows_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 19, 20, 21, 29, 30, 31, 100])
-def test_windows_hold_every_token(engine: Engine, tokens: int) -> None:
-    """At 30 tokens with a question of 7 there is room for 20, and two neighbours share 10."""
+def test_windows_contain_every_token(engine: Engine, tokens: int) -> None:
+    """30 tokens with a question of 7 leave 20 for the context, and adjacent windows share 10."""
     context = list(range(1000, 1000 + tokens))
     windows = list(squad.windows(engine.tokenizer, [7] * 7, context, 30))
     covered: set[int] = set()
@@ -116,7 +116,7 @@ def test_windows_hold_every_token(engine: Engine, tokens: int) -> None:
 
 
 def answers_of_transformers(directory: Path, questions: list[tuple[str, str]]) -> list[str]:
-    """Tokenised with overflow, one window at a time, the spans by plain loops."""
+    """Tokenised with overflow, one window at a time, the best span by plain loops."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(directory).eval()
@@ -167,7 +167,7 @@ def test_answers_are_those_of_transformers(tiny_checkpoint: Make, squad_file: Ma
 
 
 class Planted:
-    """An engine that finds the start of ``word`` and its end, wherever they are in a window, and nothing else."""
+    """An engine that scores the start and the end of ``word`` in each window, and everything else 0."""
 
     def __init__(self, engine: Engine, word: str) -> None:
         self._engine, self._word = engine, engine.tokenizer.encode(word, add_special_tokens=False).ids
@@ -182,8 +182,8 @@ class Planted:
         return logits
 
 
-def test_an_answer_that_only_a_later_window_holds(engine: Engine) -> None:
-    """It stands at the context's end, far beyond the first 64 tokens, and its exact characters come back."""
+def test_an_answer_in_a_later_window_only(engine: Engine) -> None:
+    """It is at the context's end, far beyond the first 64 tokens, and is returned in its exact characters."""
     context = "Nothing is here. " * 6 + "Not in the first: Zürich-97!"
     question = squad.Question("Where?", context, ("Zürich-97",), True)
     (text,), windows = squad.answer(Planted(engine, "Zürich-97"), [question], no_progress)
@@ -191,8 +191,8 @@ def test_an_answer_that_only_a_later_window_holds(engine: Engine) -> None:
     assert text == "Zürich-97"
 
 
-def test_no_answer_is_given_where_there_may_be_none(engine: Engine, squad_file: Make) -> None:
-    """The [CLS] token scores 0, as everything else; a planted answer scores 20."""
+def test_no_answer_where_none_is_allowed_and_best(engine: Engine, squad_file: Make) -> None:
+    """Planted logits give an answer 20, and then the [CLS] token 2, which beats all other spans."""
     questions = [squad.Question("Who?", "It was Ada.", ("Ada",), True), squad.Question("Why?", "No.", ("",), False)]
     planted = Planted(engine, "Ada")
     assert squad.answer(planted, questions, no_progress)[0][0] == "Ada"
@@ -212,7 +212,7 @@ def with_null(logits_of: Callable[..., Any]) -> Callable[..., Any]:
     return change
 
 
-def test_the_right_answers_score_in_full(data_directory: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+def test_the_right_answers_score_100(data_directory: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     path = data_directory / "squad-xquad-en" / "xquad.en.json"
     questions = squad.read(path)
     assert len(questions) == 1190
@@ -240,7 +240,7 @@ def test_real_paragraphs(data_directory: Path, tiny_checkpoint: Make) -> None:
         ('{"data": []}', "holds no question"),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
+def test_an_unusable_file_is_an_error(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=sentence):
         squad.read(tmp_path / "x.json")

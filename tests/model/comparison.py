@@ -1,4 +1,4 @@
-"""transformers as the other side of a comparison: its models, its outputs as numpy, and padded batches for it."""
+"""transformers for comparisons: its models, its outputs as numpy, and padded batches for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> Padded:
 
 
 def transformers_model(directory: Path, task: str, dtype: str = "float32") -> Any:
-    """The model of ``task``, eager attention, ready to answer."""
+    """The model of ``task``, with eager attention, in eval mode."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -53,7 +53,7 @@ def transformers_model(directory: Path, task: str, dtype: str = "float32") -> An
 
 
 def naive_outputs(directory: Path, batch: Padded, **asked: bool) -> Values:
-    """The same of the reference in its naive float32, whose error the limits come from, on every machine alike."""
+    """Likewise by the reference in naive float32, whose error the limits come from; the same bits on every machine."""
     engine = Engine.from_pretrained(directory, backend="reference", precision="fp64")
     tensors = engine._backend._tensors
     engine._backend._tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
@@ -63,7 +63,7 @@ def naive_outputs(directory: Path, batch: Padded, **asked: bool) -> Values:
 
 
 def transformers_outputs(model: Any, batch: Padded, **asked: bool) -> Values:
-    """What ``model`` answers; ``asked``: ``output_hidden_states`` and ``output_attentions``."""
+    """The outputs of ``model``; ``asked``: ``output_hidden_states`` and ``output_attentions``."""
     import torch
 
     arguments = {"input_ids": batch.ids, "attention_mask": batch.mask}
@@ -79,7 +79,7 @@ def transformers_outputs(model: Any, batch: Padded, **asked: bool) -> Values:
 
 
 def split(name: str, value: Any, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of output ``name`` that belong to tokens, and those that belong to padding, each flat."""
+    """The values of output ``name`` that belong to tokens, and those that belong to padding, each flat."""
     if isinstance(value, tuple):
         layers = [split(name, layer, keep) for layer in value]
         return np.concatenate([of_tokens for of_tokens, _ in layers]), np.concatenate([rest for _, rest in layers])
@@ -93,7 +93,7 @@ def split(name: str, value: Any, keep: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def ragged(rng: np.random.Generator, task: str, length: int = 23) -> Padded:
-    """Six rows each: no padding, padding at the end, inside, at the start, everywhere but one token, at random."""
+    """Six rows of each: no padding, padding at the end, inside, at the start, all but one token, and random padding."""
     mask = np.ones((36, length), np.int64)
     mask[6:12, 9:] = 0
     mask[12:18, 3:7] = mask[12:18, 12] = 0

@@ -25,7 +25,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def forced_engine(isa: str) -> Callable[..., Engine]:
-    """``Engine.from_pretrained``, and proof that the forced instruction set is the one that runs."""
+    """``Engine.from_pretrained``, with a check that the forced instruction set runs."""
 
     def load(directory: Path, **options: object) -> Engine:
         engine = Engine.from_pretrained(directory, **options)  # type: ignore[arg-type]

@@ -14,8 +14,8 @@ from distilfast.batch import PackedBatch
 from distilfast.parity.oracles import ReferenceOracle
 
 _traces: OrderedDict[Any, Trace] = OrderedDict()
-KEPT = 4
-"""Traces: of a full-size model 100 MB each."""
+CACHED_TRACES = 4
+"""Few, since a trace of a full-size model has 100 MB."""
 
 
 class MemoizedOracle(ReferenceOracle):
@@ -32,7 +32,7 @@ class MemoizedOracle(ReferenceOracle):
         key = (arithmetic, repr(self.weights.config), repr(self.head), self._checksum(), *map(_bytes, inputs))
         if key not in _traces:
             _traces[key] = compute(batch)
-            if len(_traces) > KEPT:
+            if len(_traces) > CACHED_TRACES:
                 _traces.popitem(last=False)
         _traces.move_to_end(key)
         return dict(_traces[key])

@@ -1,4 +1,4 @@
-"""The same checkpoint as our pipeline and as transformers' own, and what it means that their answers are the same."""
+"""One checkpoint in our pipeline and in that of transformers, and how their answers are compared."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from comparison import transformers_model
 import distilfast
 
 TOLERANCE = 1e-5
-"""Of a score; the project states it."""
+"""Absolute, of a score; stated by the project."""
 
 
 class Both(NamedTuple):
-    """The same checkpoint in both worlds."""
+    """Both pipelines of one checkpoint."""
 
     ours: Any
     reference: Any
 
     def check(self, inputs: Any, **options: Any) -> Any:
-        """Our answer, after it was compared."""
+        """Our answer, after comparing it with the reference's."""
         got = self.ours(inputs, **options)
         assert_same(got, self.reference(inputs, **options))
         return got
@@ -40,7 +40,7 @@ def both(task: str, directory: Path, **defaults: Any) -> Both:
 
 
 def assert_same(got: Any, want: Any, left_out: float | None = None) -> None:
-    """``left_out``: in a ranking, the reference's score of the best answer that was not asked for."""
+    """``left_out``: in a ranking, the reference's score of the best answer beyond those requested."""
     assert type(got) is type(want)
     if isinstance(want, dict):
         assert list(got) == list(want)

@@ -1,4 +1,4 @@
-"""One engine, many callers: several Python threads at once, several engines, and processes born by fork."""
+"""One engine, many callers: several Python threads at once, several engines, and forked processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[..., Path]
 Load = Callable[..., Engine]
 
 CONFIG = {"dim": 96, "n_heads": 3, "hidden_dim": 200, "max_position_embeddings": 512}
-PATIENCE = 60  # seconds until a child counts as hung; it needs milliseconds
+TIMEOUT_S = 60  # after which a child counts as hung; it needs milliseconds
 TASKS = ("feature-extraction", "text-classification")
 
 
@@ -47,7 +47,7 @@ def bits(engine: Engine, batch: PackedBatch) -> bytes:
 
 
 def test_threads_share_one_engine(engine: Engine, batches: list[PackedBatch]) -> None:
-    """Eight callers, each with all batches in its own order: everyone gets what a lone caller gets."""
+    """Eight callers, each with all batches in its own order: each gets the bits that a single caller gets."""
     wanted = [bits(engine, batch) for batch in batches]
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(batches)) for _ in range(8)]
@@ -81,17 +81,17 @@ def answer_in_child(engine: Engine, batches: list[PackedBatch], pipe: Connection
 
 
 def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
-    """What ``engine`` answers in a forked child, which must have started the engine's threads again."""
+    """The answers of ``engine`` in a forked child, which must have started its own threads."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=answer_in_child, args=(engine, batches, sender))
     child.start()
     sender.close()
     try:
-        assert receiver.poll(PATIENCE), "the child hangs"
+        assert receiver.poll(TIMEOUT_S), "the child hangs"
         answer = receiver.recv_bytes()
         assert receiver.recv() == engine.info()["threads"]
-        child.join(PATIENCE)
+        child.join(TIMEOUT_S)
         assert child.exitcode == 0
         return answer
     finally:
@@ -101,7 +101,7 @@ def ask_child(engine: Engine, batches: list[PackedBatch]) -> bytes:
 
 
 def forks(test: Any) -> Any:
-    """Python 3.12 warns of every fork in a process with threads, which is what is tested here."""
+    """Python 3.12 warns of a fork in a process with threads; these tests do just that."""
     test = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(test)
     return pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and counts threads in /proc")(test)
 
@@ -111,7 +111,7 @@ def forks(test: Any) -> Any:
 def test_a_child_has_threads_of_its_own(
     tiny_checkpoint: Make, forced_engine: Load, batches: list[PackedBatch], threads: int
 ) -> None:
-    """Forked when the parent's threads have run already, and before they were ever asked; and the parent goes on."""
+    """Forked after the parent's threads have run, and before they ever did; the parent still works afterwards."""
     load = tiny_checkpoint("distilbert", "text-classification", config=CONFIG)
     engine, fresh = (forced_engine(load, threads=threads) for _ in range(2))
     wanted = b"".join(bits(engine, batch) for batch in batches)
@@ -132,9 +132,9 @@ def test_a_child_of_a_child(engine: Engine, batches: list[PackedBatch]) -> None:
     child = multiprocessing.get_context("fork").Process(target=ask_grandchild, args=(sender,))
     child.start()
     try:
-        assert receiver.poll(2 * PATIENCE), "the child hangs"
+        assert receiver.poll(2 * TIMEOUT_S), "the child hangs"
         assert receiver.recv_bytes() == wanted
-        child.join(PATIENCE)
+        child.join(TIMEOUT_S)
         assert child.exitcode == 0
     finally:
         child.kill()
@@ -143,7 +143,7 @@ def test_a_child_of_a_child(engine: Engine, batches: list[PackedBatch]) -> None:
 
 @contextmanager
 def busy(engine: Engine, batch: PackedBatch) -> Iterator[None]:
-    """Two threads that never leave ``engine`` alone."""
+    """Two threads call ``engine`` all the time."""
     stop = threading.Event()
 
     def call() -> None:
@@ -162,8 +162,8 @@ def busy(engine: Engine, batch: PackedBatch) -> Iterator[None]:
 
 
 @forks
-def test_a_fork_in_the_middle_of_other_threads_forwards(engine: Engine, batches: list[PackedBatch]) -> None:
-    """The child inherits pool and locks in whatever state they were, and none of the threads that would finish."""
+def test_a_fork_during_the_forwards_of_other_threads(engine: Engine, batches: list[PackedBatch]) -> None:
+    """The child inherits the pool and its locks in any state, without the threads that would release them."""
     wanted = b"".join(bits(engine, batch) for batch in batches[:5])
     with busy(engine, batches[-1]):
         for _ in range(8):

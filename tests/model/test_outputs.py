@@ -1,6 +1,6 @@
-"""``engine(...)`` as a transformers model is called: the same fields, shapes and numbers, for any mask, on every ISA.
+"""``engine(...)``, called like a transformers model: the same fields, shapes and values, for any mask, on every ISA.
 
-Small models, so the breadth is here: every head of both families, hidden states and attentions. The tolerance is the
+The models are small, so that all variants run here: every head of both families, hidden states and attentions. The tolerance is the
 project's: twice the error of the reference's naive fp32 against transformers' float64, field by field.
 """
 
@@ -22,10 +22,10 @@ Make = Callable[..., Path]
 Load = Callable[..., Engine]
 
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
-LABELS = 40  # with fewer numbers the ratio of two errors varies too much
+LABELS = 40  # with fewer values the ratio of two errors varies too much
 
 
-def question(task: str, model_type: str) -> Padded:
+def batch_for(task: str, model_type: str) -> Padded:
     batch = ragged(np.random.default_rng(11 + TASKS.index(task)), task)
     return batch if model_type == "bert" else batch._replace(types=None)
 
@@ -35,7 +35,7 @@ def question(task: str, model_type: str) -> Padded:
 def test_every_field(tiny_checkpoint: Make, forced_engine: Load, task: str, model_type: str) -> None:
     labels = LABELS if task.endswith("classification") else None
     directory = tiny_checkpoint(model_type, task, num_labels=labels)
-    batch = question(task, model_type)
+    batch = batch_for(task, model_type)
     naive = naive_outputs(directory, batch, **EVERYTHING)
     truth = transformers_outputs(transformers_model(directory, task).double(), batch, **EVERYTHING)
     got = forced_engine(directory)(*batch, **EVERYTHING).to_dict()
@@ -50,10 +50,10 @@ def test_every_field(tiny_checkpoint: Make, forced_engine: Load, task: str, mode
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_only_what_was_asked_for(tiny_checkpoint: Make, task: str) -> None:
-    """The fields are there or None, and asking for more changes none of the others."""
+def test_only_requested_fields(tiny_checkpoint: Make, task: str) -> None:
+    """Requesting hidden states or attentions adds that field and changes no bit of the others."""
     engine = Engine.from_pretrained(tiny_checkpoint("bert", task))
-    batch = question(task, "bert")
+    batch = batch_for(task, "bert")
     plain = engine(*batch).to_dict()
     more = engine(*batch, **EVERYTHING).to_dict()
     assert more.keys() - plain.keys() == {"hidden_states", "attentions"}
@@ -67,8 +67,8 @@ def test_only_what_was_asked_for(tiny_checkpoint: Make, task: str) -> None:
 
 def test_attentions_of_a_token_sum_to_one(tiny_checkpoint: Make, forced_engine: Load) -> None:
     engine = forced_engine(tiny_checkpoint("distilbert", "feature-extraction"))
-    batch = question("feature-extraction", "distilbert")
+    batch = batch_for("feature-extraction", "distilbert")
     for layer in engine(*batch, output_attentions=True).attentions:
         sums: Any = layer.sum(axis=-1, dtype=np.float64).transpose(0, 2, 1)[batch.keep]
-        # As many roundings as there are columns, each of half a unit in the last place of a number below one.
+        # One rounding for each column, of half an ulp of a number below one.
         np.testing.assert_allclose(sums, 1.0, rtol=0, atol=layer.shape[-1] * np.finfo(np.float32).eps)

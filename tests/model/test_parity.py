@@ -2,7 +2,7 @@
 
 Both are measured against transformers in float64, ‖out − truth‖ / ‖truth‖ over every token of a ragged batch of real
 text, for each head on the native instruction set and for one head on each other. ``pytest -s`` prints the figures; a
-junit file carries them too.
+JUnit file has them too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Sentences = Callable[..., list[str]]
 
 
 class Case(NamedTuple):
-    """A checkpoint, what it is asked, the truth, and the errors of the reference's naive fp32."""
+    """A checkpoint, its batch, the truth, and the errors of the reference's naive fp32."""
 
     name: str
     directory: Path
@@ -44,14 +44,26 @@ class Case(NamedTuple):
     naive: dict[str, float]
 
 
-def measured(outputs: Values, keep: np.ndarray) -> dict[str, np.ndarray]:
-    """The last hidden state and all of the head's numbers, each flat, without padding."""
-    outputs = dict(outputs)
-    states = outputs.pop("hidden_states")
-    outputs.setdefault("last_hidden_state", states[-1])
-    last = split("last_hidden_state", outputs.pop("last_hidden_state"), keep)[0]
-    answers = [split(name, value, keep)[0] for name, value in outputs.items()]
-    return {"last hidden state": last} | ({"head": np.concatenate(answers)} if answers else {})
+def measured(*parts: tuple[Values, np.ndarray]) -> dict[str, np.ndarray]:
+    """The last hidden state and all of the head's numbers, each flat, of (outputs, ``Padded.keep``) without padding."""
+    flat: dict[str, list[np.ndarray]] = {}
+    for outputs, keep in parts:
+        states = outputs["hidden_states"]
+        for name, value in ({"last_hidden_state": states[-1]} | outputs).items():
+            if name != "hidden_states":
+                flat.setdefault(name, []).append(split(name, value, keep)[0])
+    joined = {name: np.concatenate(each) for name, each in flat.items()}
+    last = joined.pop("last_hidden_state")
+    return {"last hidden state": last} | ({"head": np.concatenate(list(joined.values()))} if joined else {})
+
+
+def of_similar_length(batch: Padded) -> list[Padded]:
+    """The last text, which is much longer, and the others apart: transformers computes padding too."""
+    if batch.ids.ndim > 2:
+        return [batch]
+    longest = int(batch.mask[:-1].sum(axis=1).max())
+    parts = (slice(None, -1), longest), (slice(-1, None), None)
+    return [Padded(*(a if a is None else a[rows, :columns] for a in batch)) for rows, columns in parts]
 
 
 def errors(got: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, float]:
@@ -60,8 +72,9 @@ def errors(got: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str
 
 def make_case(name: str, directory: Path, task: str, batch: Padded) -> Case:
     model = transformers_model(directory, task).double()
-    truth = measured(transformers_outputs(model, batch, output_hidden_states=True), batch.keep)
-    naive = measured(naive_outputs(directory, batch, output_hidden_states=True), batch.keep)
+    parts = of_similar_length(batch)
+    truth = measured(*((transformers_outputs(model, part, output_hidden_states=True), part.keep) for part in parts))
+    naive = measured((naive_outputs(directory, batch, output_hidden_states=True), batch.keep))
     assert all(values.dtype == np.float64 for values in truth.values())
     return Case(name, directory, batch, truth, errors(naive, truth))
 
@@ -77,13 +90,13 @@ def real_batch(directory: Path, texts: list[Any], types: bool = False) -> Padded
 def cases(full_checkpoint: Callable[[str], Path], sentences: Sentences) -> Callable[[str], Case]:
     """``cases(task)``: DistilBERT-base-cased in full size with this head, made once for all instruction sets.
 
-    Heads with a few numbers for each text get so many texts that the ratio of two errors is a good estimate.
+    Heads with few outputs for each text get more texts, so that the ratio of two errors is a good estimate.
     """
 
     @cache
     def make(task: str) -> Case:
         directory = full_checkpoint(task)
-        if task == "multiple-choice":  # one number for each question and choice
+        if task == "multiple-choice":  # one output for each question and choice
             questions, choices = sentences(10, (3, 9), seed=1), sentences(40, (1, 4), seed=2)
             pairs = [(questions[i // 4], choice) for i, choice in enumerate(choices)]
             flat = real_batch(directory, pairs)
@@ -96,7 +109,7 @@ def cases(full_checkpoint: Callable[[str], Path], sentences: Sentences) -> Calla
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
-    """That of one task."""
+    """The case of one task."""
     return cases(request.param)
 
 
@@ -115,7 +128,7 @@ def bert_case(
 
 @pytest.fixture(scope="module")
 def figures() -> Iterator[list[str]]:
-    """Lines of the table that ends the module."""
+    """The lines of a table that is printed after the module's tests."""
     lines: list[str] = []
     yield lines
     print("", *lines, sep="\n")
@@ -123,7 +136,7 @@ def figures() -> Iterator[list[str]]:
 
 def assert_within_budget(case: Case, engine: Engine, isa: str, figures: list[str], record: Any) -> None:
     outputs = engine(*case.batch, output_hidden_states=True).to_dict()
-    for name, error in errors(measured(outputs, case.batch.keep), case.truth).items():
+    for name, error in errors(measured((outputs, case.batch.keep)), case.truth).items():
         ratio = error / case.naive[name]
         figures.append(f"{case.name:20} {isa:8} {name:18} {error:.2e} / {case.naive[name]:.2e} = {ratio:.2f}")
         record(f"{name}, engine error / naive fp32 error", round(ratio, 3))
@@ -145,7 +158,7 @@ def test_bert(
 
 @pytest.fixture(scope="module")
 def minilm_embeddings(minilm: Path, sentences: Sentences) -> tuple[list[str], np.ndarray]:
-    """200 real sentences and what transformers makes of them: mean over the tokens, normalised."""
+    """200 real sentences and their embeddings by transformers: the mean over tokens, normalised."""
     texts = sentences(200, (3, 24), seed=6)
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

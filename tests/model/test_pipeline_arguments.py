@@ -1,4 +1,4 @@
-"""Every argument of the pipelines and every kind of input, on small models, as ``transformers.pipeline`` has them."""
+"""Every argument of the pipelines and every kind of input, on small models, against ``transformers.pipeline``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fill_mask(tiny_checkpoint: Make) -> Both:
     ],
 )
 def test_fill_mask(fill_mask: Both, inputs: Any, options: dict[str, Any]) -> None:
-    """One mask and several, a text, a list, and a list of one, which answers like the text alone."""
+    """One mask and several, a text, a list, and a list of one, which is answered like the text alone."""
     fill_mask.check(inputs, **options)
 
 
@@ -53,7 +53,7 @@ def test_fill_mask(fill_mask: Both, inputs: Any, options: dict[str, Any]) -> Non
     ],
 )
 def test_fill_mask_targets(fill_mask: Both, text: str, targets: Any, outside: int) -> None:
-    """A word outside the vocabulary stands for its first piece, and one warning says so."""
+    """A word outside the vocabulary is replaced by its first token, with a warning for each."""
     for options in ({}, {"top_k": 1}, {"top_k": 2}):
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -119,7 +119,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_function_follows_from_the_config(tiny_checkpoint: Make, head: str) -> None:
-    """Sigmoid, nothing or softmax, by number of labels and ``problem_type``; what is asked for goes first."""
+    """Sigmoid, nothing or softmax, by number of labels and ``problem_type``; an explicit argument overrides it."""
     pipes = both("text-classification", tiny_checkpoint("distilbert", "text-classification", config=LONG | HEADS[head]))
     for options in ({}, {"top_k": None}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
         pipes.check(["What a film.", "No."], **options)
@@ -127,7 +127,7 @@ def test_the_function_follows_from_the_config(tiny_checkpoint: Make, head: str) 
 
 @pytest.mark.parametrize("inputs", ["What a film.", ["What a film.", "No."], {"text": "a", "text_pair": "b"}])
 @pytest.mark.parametrize("defaults", [{"top_k": None}, {"top_k": 2}, {"function_to_apply": "none"}])
-def test_arguments_given_once_for_all_calls(tiny_checkpoint: Make, inputs: Any, defaults: dict[str, Any]) -> None:
+def test_default_arguments_of_a_pipeline(tiny_checkpoint: Make, inputs: Any, defaults: dict[str, Any]) -> None:
     pipes = both("text-classification", tiny_checkpoint("distilbert", "text-classification", config=LONG), **defaults)
     pipes.check(inputs)
 

@@ -30,7 +30,7 @@ def test_fill_mask_on_real_sentences(full_checkpoint: Checkpoint, sentences: Sen
     answers = pipes.ours(texts)
     assert len(answers) == len(wanted) == 50
     for got, want in zip(answers, wanted, strict=True):
-        assert want[0]["score"] > 50 * TOLERANCE, "the scores are too small for the tolerance to say anything"
+        assert want[0]["score"] > 50 * TOLERANCE, "the scores are too small for the tolerance"
         assert_same(got, want[:5], left_out=want[5]["score"])
 
 
@@ -52,12 +52,12 @@ def test_text_classification_on_real_sentences(full_checkpoint: Checkpoint, sent
 
 
 def test_feature_extraction_on_real_sentences(minilm: Path, sentences: Sentences) -> None:
-    """Every number of every token of trained weights."""
+    """Every value of every token, with trained weights."""
     both("feature-extraction", minilm).check(sentences(50, (2, 40), seed=4))
 
 
 def test_feature_extraction_in_full_size(full_checkpoint: Checkpoint, sentences: Sentences) -> None:
-    """The outlier channels reach 16 here: the tolerance is relative to the largest number of a text."""
+    """The outlier channels reach 16 here: the tolerance is relative to the largest value of a text."""
     pipes = both("feature-extraction", full_checkpoint("feature-extraction"))
     texts = sentences(50, (2, 40), seed=5)
     for got, want in zip(pipes.ours(texts), pipes.reference(texts), strict=True):

@@ -1,4 +1,4 @@
-"""The oracle itself: ``reference.py`` in float64 is transformers in float64, for every head, to 1e-10."""
+"""The oracle itself: ``reference.py`` agrees with transformers, both in float64, for every head, to 1e-10."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTHS = {"distilbert": ("dim", "n_heads"), "bert": ("hidden_size", "num_attenti
 
 
 def both(directory: Path, task: str, batch: Padded) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything the reference backend and transformers in float64 say."""
+    """All outputs of the reference backend and of transformers, in float64."""
     engine = Engine.from_pretrained(directory, task=task, backend="reference", precision="fp64")
     got = engine(*batch, output_hidden_states=True, output_attentions=True).to_dict()
     model = transformers_model(directory, task, "float64")
@@ -70,7 +70,7 @@ def test_each_activation(tiny_checkpoint: Make, model_type: str, activation: str
     assert_same(*both(directory, "fill-mask", batch), batch.keep)
 
 
-def test_no_mask_and_no_types_mean_ones_and_zeros(tiny_checkpoint: Make) -> None:
+def test_the_defaults_are_a_mask_of_ones_and_types_of_zeros(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("bert", "feature-extraction")
     engine = Engine.from_pretrained(directory, backend="reference", precision="fp64")
     ids = np.random.default_rng(2).integers(0, 256, (3, 11))
@@ -79,8 +79,8 @@ def test_no_mask_and_no_types_mean_ones_and_zeros(tiny_checkpoint: Make) -> None
         np.testing.assert_array_equal(bare[name], value)
 
 
-def test_a_classifier_reads_the_first_token_that_counts(tiny_checkpoint: Make) -> None:
-    """With padding in front, where transformers would classify by a column of padding."""
+def test_a_classifier_reads_the_first_token_that_is_not_padding(tiny_checkpoint: Make) -> None:
+    """With padding on the left, where transformers reads the first column, which is padding."""
     engine = Engine.from_pretrained(
         tiny_checkpoint("bert", "text-classification"), backend="reference", precision="fp64"
     )
@@ -92,8 +92,8 @@ def test_a_classifier_reads_the_first_token_that_counts(tiny_checkpoint: Make) -
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("task", ["fill-mask", "text-classification"])
-def test_a_float32_run_stays_float32(tiny_checkpoint: Make, model_type: str, task: str) -> None:
-    """It is the yardstick of the float32 budget only if nothing in it is computed more exactly."""
+def test_a_float32_forward_stays_float32(tiny_checkpoint: Make, model_type: str, task: str) -> None:
+    """The float32 budget is derived from it, so nothing in it may be computed in a higher precision."""
     directory = tiny_checkpoint(model_type, task)
     config = ModelConfig.from_file(directory / "config.json")
     weights, head = load_weights(directory, config, task)

@@ -1,4 +1,4 @@
-"""Backends that exist only here: a float32 one whose steps can be spoiled, and the C++ one with other weights."""
+"""Backends with planted errors: a float32 one with replaceable steps, and the C++ one with changed weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
 
 @pytest.fixture
 def cpp_with(register: Register) -> Callable[[Callable[[Weights], Weights]], str]:
-    """``cpp_with(change)``: the C++ backend, loaded with the weights that ``change`` makes of the right ones."""
+    """``cpp_with(change)``: the C++ backend, loaded with weights altered by ``change``."""
     if reason := cpu.unavailable():
         pytest.skip(reason)
 
@@ -53,7 +53,7 @@ def cpp_with(register: Register) -> Callable[[Callable[[Weights], Weights]], str
 
 @pytest.fixture(params=["ref", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set, forced; the ones that this processor has not are skipped."""
+    """Each instruction set, forced; those that this processor lacks are skipped."""
     if reason := cpu.unavailable():
         pytest.skip(reason)
     if not cpu.isas()[request.param]:

@@ -1,4 +1,4 @@
-"""What is planted: a float32 backend whose steps can be spoiled, and changed weights for a good one."""
+"""Planted errors: a float32 backend with replaceable steps, and changed weights for a correct backend."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from distilfast.weights import Weights
 
 
 class Float32Backend:
-    """The reference's steps in float32; what is wrong with it is in the class attributes of a subclass.
+    """The reference's steps in float32, with the errors that a subclass sets as class attributes.
 
-    ``steps``: other functions for some steps; ``arithmetic``: how it rounds; ``patched``: what holds while it runs.
+    ``steps``: replacements for some steps; ``arithmetic``: how it rounds; ``patched``: a context in which it runs.
     """
 
     name = "planted"
@@ -62,7 +62,7 @@ class Float32Backend:
 
 
 def scaled(name: str, index: int, factor: float) -> Callable[[Weights], Weights]:
-    """One number of a tensor, changed."""
+    """One element of a tensor times ``factor``."""
 
     def change(weights: Weights) -> Weights:
         tensor = weights.tensors[name].copy()
@@ -73,7 +73,7 @@ def scaled(name: str, index: int, factor: float) -> Callable[[Weights], Weights]
 
 
 def dropped(name: str) -> Callable[[Weights], Weights]:
-    """A tensor of zeros in its place."""
+    """The tensor replaced by zeros."""
     return lambda weights: Weights(weights.config, weights.tensors | {name: np.zeros_like(weights.tensors[name])})
 
 

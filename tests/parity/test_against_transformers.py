@@ -1,4 +1,4 @@
-"""`--against transformers`: every intermediate out of its own modules, and both errors beside each other."""
+"""`--against transformers`: every intermediate of its modules, and both errors side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _needs() -> None:
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 @pytest.mark.parametrize("task", TASKS)
-def test_its_modules_hold_every_intermediate_of_the_reference(
+def test_its_modules_give_every_intermediate_of_the_reference(
     tiny_checkpoint: Make, model_type: str, task: str
 ) -> None:
     """In float64, on a ragged batch with token types: the same names, shapes and numbers."""
@@ -49,20 +49,20 @@ def test_its_modules_hold_every_intermediate_of_the_reference(
 
 
 @pytest.mark.parametrize(("model_type", "task"), [("distilbert", "fill-mask"), ("bert", "text-classification")])
-def test_a_clean_model_passes_beside_it(tiny_checkpoint: Make, isa: str, model_type: str, task: str) -> None:
+def test_a_correct_model_passes(tiny_checkpoint: Make, isa: str, model_type: str, task: str) -> None:
     report = compare(tiny_checkpoint(model_type, task), against="transformers")
     assert report.passed, report.sentence
     assert report.yardstick == "plain fp32"
 
 
-def test_its_own_error_is_shown_and_does_not_judge(tiny_checkpoint: Make) -> None:
-    """Of the size of the reference's own float32, which the budgets come from in both."""
+def test_the_error_of_torch_is_shown_and_sets_no_budget(tiny_checkpoint: Make) -> None:
+    """It is as large as the error of the reference's naive float32, from which the budgets come either way."""
     directory = tiny_checkpoint("bert", "fill-mask")
-    beside, alone = (compare(directory, against=against).rows_ for against in ("transformers", "reference"))
-    ratios = np.array([row.torch / row.naive for row in beside])
+    with_torch, without = (compare(directory, against=against).rows_ for against in ("transformers", "reference"))
+    ratios = np.array([row.torch / row.naive for row in with_torch])
     assert (ratios > 0.2).all() and (ratios < 5.0).all() and (ratios != 1.0).any()
-    assert all(row.torch is None for row in alone)
-    for a, b in zip(beside, alone, strict=True):  # two truths in float64, which differ by roundings of 1e-16
+    assert all(row.torch is None for row in without)
+    for a, b in zip(with_torch, without, strict=True):  # two truths in float64, which differ by roundings of 1e-16
         assert a.budget == pytest.approx(b.budget, rel=1e-6)
 
 
@@ -79,8 +79,8 @@ def test_a_planted_error_fails(cpp_with: Callable[..., str], tiny_checkpoint: Ma
     assert report.first_wrong == name
 
 
-def test_in_bfloat16_it_is_torch_in_bfloat16(register: Callable[..., str], tiny_checkpoint: Make) -> None:
-    register()  # plain float32, which is better
+def test_for_bf16_torch_runs_in_bfloat16(register: Callable[..., str], tiny_checkpoint: Make) -> None:
+    register()  # plain float32, which is more accurate
     directory = tiny_checkpoint("distilbert", "text-classification")
     report = compare(directory, backend="planted", precision="bf16", against="transformers")
     assert report.passed
@@ -88,7 +88,7 @@ def test_in_bfloat16_it_is_torch_in_bfloat16(register: Callable[..., str], tiny_
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_without_it_the_error_is_one_sentence(
+def test_a_missing_package_is_an_error_of_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Make, missing: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)

@@ -1,4 +1,4 @@
-"""What is right passes: every task, several seeds, every instruction set, and precisions as they are meant."""
+"""Correct models pass: every task, several seeds, every instruction set and every precision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_task(tiny_checkpoint: Make, isa: str, model_type: str, task: str)
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_seed(tiny_checkpoint: Make, isa: str, seed: int) -> None:
-    """Two labels, then one; our texts, and one text alone, which is filled up."""
+    """Two labels or one; the sample texts, and one given text, which the sample texts complete."""
     directory = tiny_checkpoint("bert", "text-classification", seed=seed, num_labels=2 - seed % 2, config=SHORT)
     for texts in (None, ["A single sentence."]):
         report = compare(directory, texts=texts, threads=1 + seed % 2)
@@ -41,7 +41,7 @@ def test_every_seed(tiny_checkpoint: Make, isa: str, seed: int) -> None:
 
 
 def test_trained_weights(minilm: Path) -> None:
-    """Activations with a few numbers a hundred times larger than the rest."""
+    """Their activations have a few values a hundred times larger than the rest."""
     report = compare(minilm, texts=TEXTS[:6])
     assert report.passed, report.sentence
 
@@ -67,7 +67,7 @@ def test_full_size(tiny_checkpoint: Make, isa: str) -> None:
 def test_each_precision_keeps_its_own_budget(
     register: Callable[..., str], tiny_checkpoint: Make, precision: str, arithmetic: Arithmetic
 ) -> None:
-    """Narrow operands and a float32 residual stream, as an engine has them, and the budgets of finer ones not."""
+    """Rounded operands and a float32 residual stream, as in an engine; budgets of finer precisions are exceeded."""
     register(arithmetic=arithmetic)
     directory = tiny_checkpoint("distilbert", "text-classification", config=SHORT | {"dim": 64, "hidden_dim": 128})
     report = compare(directory, backend="planted", precision=precision)
@@ -78,8 +78,8 @@ def test_each_precision_keeps_its_own_budget(
         assert not compare(directory, backend="planted", precision="bf16x3").passed
 
 
-def test_int8_is_judged_at_every_token(register: Callable[..., str], tiny_checkpoint: Make) -> None:
-    """One token far off, in a hidden state that is otherwise exact: a cosine below 0.999."""
+def test_int8_is_checked_at_every_token(register: Callable[..., str], tiny_checkpoint: Make) -> None:
+    """One wrong token in an otherwise correct hidden state: its cosine is below 0.999."""
 
     def negated(tensors: dict[str, Any], x: Any, residual: Any) -> Any:
         weight, bias = (tensors[f"layer.0.output_norm.{kind}"] for kind in ("weight", "bias"))
@@ -105,7 +105,7 @@ def test_a_precision_without_a_budget_is_an_error(register: Callable[..., str], 
         compare(tiny_checkpoint("bert", "fill-mask"), backend="planted", precision="fp4")
 
 
-def test_what_it_is_compared_with_must_be_known(tiny_checkpoint: Make) -> None:
+def test_an_unknown_oracle_or_no_texts_is_an_error(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("bert", "fill-mask")
     with pytest.raises(InputError, match="'onnx' is not known"):
         compare(directory, against="onnx")

@@ -1,4 +1,4 @@
-"""`distilfast parity` at the shell: what it takes, what it writes, and its exit status."""
+"""The command `distilfast parity`: its arguments, its output and its exit status."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def labelled(tmp_path: Path) -> Path:
     return path
 
 
-def test_passing_is_status_0_and_says_so(checkpoint: Path) -> None:
+def test_a_pass_is_printed_with_status_0(checkpoint: Path) -> None:
     done = invoke(checkpoint)
     assert done.exit_code == 0, done.output
     assert "PASS: layer.1.output is off by" in done.output
     assert "the same best answer for 100.00 % of 24 questions" in done.output.replace("\n", " ")
 
 
-def test_json_has_every_row_and_every_number(checkpoint: Path) -> None:
+def test_json_has_every_row_and_every_field(checkpoint: Path) -> None:
     payload = json.loads(invoke(checkpoint, "--json").output)
     assert payload["passed"] is True and payload["first_wrong"] is None
     assert [row["name"] for row in payload["rows"]][:2] == ["embed", "layer.0.qkv"]
@@ -85,8 +85,8 @@ def test_labels_of_a_column_or_a_file(checkpoint: Path, labelled: Path, tmp_path
     assert "PASS: fp32 costs 0.00 points of accuracy on your data" in done.output.replace("\n", " ")
 
 
-def test_a_quality_that_is_lost_is_status_1(checkpoint: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where every intermediate keeps its budget."""
+def test_lost_quality_is_status_1(checkpoint: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every intermediate keeps its budget."""
     monkeypatch.setattr("distilfast.evaluation.quality.Quality.passed", False)
     done = invoke(checkpoint, "--text", labelled, "--labels", 2)
     assert done.exit_code == 1
@@ -96,7 +96,7 @@ def test_a_quality_that_is_lost_is_status_1(checkpoint: Path, labelled: Path, mo
     assert payload["quality"]["count"] == 9
 
 
-def test_answers_of_a_file_in_squads_format(tiny_checkpoint: Make, tmp_path: Path) -> None:
+def test_a_file_in_squads_format(tiny_checkpoint: Make, tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     entry = {"question": "Who?", "answers": [{"text": "Ada"}]}
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "It was Ada.", "qas": [entry]}]}]}))
@@ -139,7 +139,7 @@ def test_an_error_is_one_line_and_status_2(checkpoint: Path, args: list[str], me
 
 
 @pytest.mark.parametrize("option", ["--plot", "--html"])
-def test_without_matplotlib_a_picture_is_an_error(
+def test_without_matplotlib_a_plot_is_an_error(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path, option: str
 ) -> None:
     """Reported before the work begins."""
@@ -160,11 +160,11 @@ def test_a_plot(checkpoint: Path, tmp_path: Path, kind: str, magic: bytes) -> No
     assert invoke(checkpoint, "--plot", again).exit_code == 0
     if kind == "svg":
         ElementTree.fromstring(path.read_text(encoding="utf-8"))
-        assert path.read_bytes() == again.read_bytes(), "the same report makes the same picture"
+        assert path.read_bytes() == again.read_bytes(), "the same report makes the same plot"
 
 
 class Page(HTMLParser):
-    """Every tag is closed, and nothing is fetched from elsewhere."""
+    """Checks that every tag is closed and that nothing is loaded from elsewhere."""
 
     VOID = ("meta", "br", "img", "link", "input", "hr")
 
@@ -186,7 +186,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_page_stands_alone(checkpoint: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_page_is_self_contained(checkpoint: Path, labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "report.html"
     done = invoke(checkpoint, "--text", labelled, "--labels", 2, "--html", path)
@@ -196,8 +196,8 @@ def test_a_page_stands_alone(checkpoint: Path, labelled: Path, tmp_path: Path) -
     parsed.feed(text)
     assert not parsed.open
     assert {"svg", "table", "style"} <= set(parsed.tags) and "script" not in parsed.tags
-    for said in ("layer.1.ffn_out", "processor", "versions", "command", "numpy", "points of accuracy"):
-        assert said in text
+    for words in ("layer.1.ffn_out", "processor", "versions", "command", "numpy", "points of accuracy"):
+        assert words in text
     assert not re.search(r'(href|src)="https?:', text)
 
 

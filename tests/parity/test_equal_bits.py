@@ -1,4 +1,4 @@
-"""`--invariance`: equal bits pass, and a backend whose answers depend on their company, or on threads, is caught."""
+"""`--invariance`: equal bits pass, and a backend whose answers depend on the batch or on threads is caught."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_cpu_backend_gives_equal_bits(tiny_checkpoint: Make, isa: str, task:
 
 
 def one_scale_for_all(tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Dynamic int8 as others do it: the largest number of the whole batch decides how every token is rounded."""
+    """Dynamic int8 with one scale for the whole batch, so that each token's rounding depends on the others."""
     step = np.abs(x).max() / np.float32(127)
     rounded = (np.round(x / step) * step).astype(np.float32)
     return reference.linear(rounded, tensors["layer.0.ffn_out.weight"], tensors["layer.0.ffn_out.bias"])
@@ -48,7 +48,7 @@ def test_one_scale_for_a_batch_is_caught(register: Callable[..., str], tiny_chec
 
 
 class DependsOnThreads(cpu.CpuBackend):
-    """The C++ backend, whose head rounds differently with two threads. (numpy depends on the batch already.)"""
+    """The C++ backend, whose head rounds differently with two threads; numpy's bits already depend on the batch."""
 
     def forward(self, batch: Any, rows: Any, hidden: bool, *rest: Any) -> Any:
         states, output = super().forward(batch, rows, hidden, *rest)
@@ -58,7 +58,7 @@ class DependsOnThreads(cpu.CpuBackend):
 
 
 def test_threads_that_change_a_bit_are_caught(register: Callable[..., str], tiny_checkpoint: Make) -> None:
-    """Alone already: the first text, in the head."""
+    """At the first text alone, in the head."""
     register(DependsOnThreads)
     found = check_invariance(
         tiny_checkpoint("distilbert", "text-classification"), backend="planted", texts=["Rain.", "Snow."], batches=2

@@ -1,4 +1,4 @@
-"""The measures against slow definitions, and the steps against the reference."""
+"""The measures against slow definitions, and the steps against the reference's forward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 
 
 def slow_distance(a: float, b: float) -> int:
-    """Float32 numbers on the way from a to b, one after the other."""
+    """The float32 steps from a to b, counted one by one."""
     x, end = np.float32(a), np.float32(b)
     count = 0
     while x != end:
@@ -35,7 +35,7 @@ def slow_bucket(distance: int) -> int:
     return 0 if distance == 0 else 1 + int(math.log2(distance))
 
 
-def test_ulp_histogram_counts_numbers_between() -> None:
+def test_ulp_histogram_counts_float32_steps() -> None:
     rng = np.random.default_rng(0)
     truth = np.concatenate([rng.standard_normal(60), [0.0, -0.0, 1e-45, -1e-45, 1.0, 2.0, -1.0, 3e-38]])
     got = truth.astype(np.float32)
@@ -48,8 +48,8 @@ def test_ulp_histogram_counts_numbers_between() -> None:
     assert ulp_histogram(got, truth).tolist() == want
 
 
-def test_ulp_histogram_at_the_ends() -> None:
-    """What is no number, and what is as far as can be, are in the last buckets; both zeros are one number."""
+def test_ulp_histogram_at_the_extremes() -> None:
+    """NaN and the largest distance are in the last bucket; both zeros are one number."""
     assert ulp_histogram(np.float32([np.nan]), np.array([1.0]))[-1] == 1
     assert ulp_histogram(np.float32([np.inf]), np.array([-np.inf]))[-1] == 1
     assert ulp_histogram(np.float32([-0.0]), np.array([0.0]))[0] == 1
@@ -86,7 +86,7 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     assert math.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 
-def test_participation_counts_equal_rows_and_sees_the_one_that_is_all() -> None:
+def test_participation_counts_equal_rows_and_a_dominant_row_as_one() -> None:
     for rows, want in (([2.0] * 7, 7.0), ([1e-9] * 50 + [3.0], 1.0), ([0.0], 1.0)):
         squares = np.array(rows)
         assert participation(squares.sum(), (squares**2).sum()) == pytest.approx(want)
@@ -94,7 +94,7 @@ def test_participation_counts_equal_rows_and_sees_the_one_that_is_all() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 32, 200])
 def test_sampling_slack_covers_errors_of_the_same_size(rows: int) -> None:
-    """With the factor two, at most one in a thousand of the ratios of two such errors is beyond it, of four rows on."""
+    """From four rows on, at most one in a thousand ratios of two such errors exceeds the factor two times the slack."""
     rng = np.random.default_rng(rows)
     ours, naive = (np.sqrt((rng.standard_normal((20_000, rows)) ** 2).sum(axis=1)) for _ in range(2))
     beyond = float((ours / naive > NAIVE_FACTOR * sampling_slack(rows)).mean())
@@ -106,7 +106,7 @@ def test_sampling_slack_goes_to_one() -> None:
     assert sampling_slack(100, among=3072) > sampling_slack(100)
 
 
-def test_narrowing_to_bf16_is_that_of_torch() -> None:
+def test_rounding_to_bf16_is_that_of_torch() -> None:
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(2).standard_normal(10_000).astype(np.float32) * np.float32(1e3)
     want = torch.from_numpy(x).bfloat16().float().numpy()
@@ -114,7 +114,7 @@ def test_narrowing_to_bf16_is_that_of_torch() -> None:
     assert relative_error(to_two_bf16(x), x) < 2.0**-16 < relative_error(want, x)
 
 
-def test_narrowing_to_int8_has_255_steps_a_row() -> None:
+def test_rounding_to_int8_has_255_steps_for_each_row() -> None:
     x = np.random.default_rng(3).standard_normal((5, 1000)).astype(np.float32)
     x[0] *= 1e3
     x[1] = 0

@@ -1,4 +1,4 @@
-"""Errors that `distilfast parity` is there to find: each must fail, and be named where it is."""
+"""Errors that `distilfast parity` must find: each fails, and the report names its place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def row(report: Report, name: str) -> Any:
 
 
 def assert_first_wrong(report: Report, name: str) -> None:
-    """Named, also in the sentence, and nothing before it is accused."""
+    """It is named, in the sentence too, as the first that fails."""
     assert not report.passed
     assert report.first_wrong == name, report.sentence
     assert name in report.sentence
@@ -66,18 +66,18 @@ def assert_first_wrong(report: Report, name: str) -> None:
         ("head.1.weight", "head.1"),
     ],
 )
-def test_one_weight_changed_by_a_hundredth(
+def test_one_weight_changed_by_one_percent(
     cpp_with: Callable[[Change], str], checkpoint: Path, tensor: str, name: str
 ) -> None:
-    """In the C++ backend's own weights, while the truth keeps the right ones; one of a usual size."""
+    """In the weights of the C++ backend only, at a weight of typical size; the truth keeps the right ones."""
     config = ModelConfig.from_file(checkpoint / "config.json")
     values = load_weights(checkpoint, config, config.task)[0].tensors[tensor].ravel()
     cpp_with(scaled(tensor, int(np.argsort(np.abs(values))[len(values) * 3 // 4]), 1.01))
     assert_first_wrong(judged(checkpoint), name)
 
 
-def test_one_row_of_the_word_table(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
-    """The one of [CLS], which every text has; the number of another text's word is not known in advance."""
+def test_one_element_of_the_word_table(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
+    """In the row of [CLS], which every text contains."""
     config = ModelConfig.from_file(checkpoint / "config.json")
     cpp_with(scaled("embed.word", 2 * config.hidden_size + 7, 1.01))
     assert_first_wrong(judged(checkpoint), "embed")
@@ -98,17 +98,17 @@ def test_tanh_gelu_for_erf_gelu(register: Callable[..., str], checkpoint: Path) 
     assert_first_wrong(judged(checkpoint), "layer.0.ffn_in")
 
 
-def test_eps_where_rows_have_a_small_variance(
+def test_a_wrong_eps_where_rows_have_a_small_variance(
     cpp_with: Callable[[Change], str], tiny_checkpoint: Make, checkpoint: Path
 ) -> None:
-    """Embeddings vary by 0.05: an eps of 1e-6 for 1e-12 is a hundredth of a percent of their variance."""
+    """Embeddings have a deviation of 0.05: an eps of 1e-6 instead of 1e-12 is 0.04 % of their variance."""
     cpp_with(with_eps(1e-6))
     assert_first_wrong(judged(checkpoint), "embed")
     assert_first_wrong(compare(tiny_checkpoint("bert", "fill-mask"), backend="planted"), "embed")
 
 
-def test_eps_of_one_norm_inside_a_layer(register: Callable[..., str], checkpoint: Path, tmp_path: Path) -> None:
-    """The last norm of layer 1, whose rows are made to vary by a thousandth."""
+def test_a_wrong_eps_of_one_norm(register: Callable[..., str], checkpoint: Path, tmp_path: Path) -> None:
+    """The last norm of layer 1, whose input is scaled by a thousandth."""
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     stored = load_file(tmp_path / "model.safetensors")
     for name in ("sa_layer_norm", "ffn.lin2"):
@@ -126,7 +126,7 @@ def test_eps_of_one_norm_inside_a_layer(register: Callable[..., str], checkpoint
 
 
 class OffByOne:
-    """``reference.attention`` where, in layer 1 of the first batch, head 2 of text 3 sees a key too few or too many.
+    """``reference.attention`` where, in layer 1 of the first batch, head 2 of text 3 attends to a key too few or too many.
 
     ``only_context``: the traced probabilities stay right.
     """
@@ -141,7 +141,7 @@ class OffByOne:
     def __call__(self, qkv: np.ndarray, cu_seqlens: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray]:
         context, probabilities = self.right(qkv, cu_seqlens, num_heads)
         self.calls += 1
-        if self.calls not in (3, 4):  # each layer asks once for the probabilities and once for the context
+        if self.calls not in (3, 4):  # each layer calls it for the probabilities and for the context
             return context, probabilities
         start, end = cu_seqlens[self.TEXT], cu_seqlens[self.TEXT + 1]
         q, k, v = qkv.reshape(len(qkv), 3, num_heads, -1)[start : end + self.extra, :, self.HEAD].swapaxes(0, 1)
@@ -174,8 +174,8 @@ def test_a_mask_off_by_one(register: Callable[..., str], checkpoint: Path, extra
     assert "head 2" in row(report, name).where
 
 
-def test_the_rows_after_an_error_are_judged_alone(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
-    """Layer 1 gets wrong inputs, and computes rightly with them."""
+def test_the_rows_after_an_error_are_checked_on_their_own(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
+    """Layer 1 gets wrong inputs and computes correctly with them."""
     cpp_with(dropped("layer.0.ffn_out.bias"))
     report = judged(checkpoint)
     for each in report.rows_:
@@ -184,7 +184,7 @@ def test_the_rows_after_an_error_are_judged_alone(cpp_with: Callable[[Change], s
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_number_fails(register: Callable[..., str], checkpoint: Path, value: float) -> None:
+def test_nan_and_inf_fail(register: Callable[..., str], checkpoint: Path, value: float) -> None:
     def spoiled(tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
         y = reference.linear(x, tensors["layer.1.ffn_out.weight"], tensors["layer.1.ffn_out.bias"])
         y[5, 7] = value
@@ -198,8 +198,8 @@ def test_what_is_no_number_fails(register: Callable[..., str], checkpoint: Path,
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.5])
-def test_an_engine_that_is_less_exact(register: Callable[..., str], checkpoint: Path, factor: float) -> None:
-    """Every intermediate of the C++ backend as far from the truth as it is, which passes, and 2.5 times as far."""
+def test_an_engine_that_is_less_accurate(register: Callable[..., str], checkpoint: Path, factor: float) -> None:
+    """The C++ backend passes with its own errors, and fails with every error times 2.5."""
 
     class LessExact(cpu.CpuBackend):
         def load(self, weights: Weights, head: Any, precision: str) -> None:
@@ -217,7 +217,7 @@ def test_an_engine_that_is_less_exact(register: Callable[..., str], checkpoint: 
     assert judged(checkpoint).passed == (factor == 1.0)
 
 
-def test_a_trace_with_a_gap_is_an_error(register: Callable[..., str], checkpoint: Path) -> None:
+def test_an_incomplete_trace_is_an_error(register: Callable[..., str], checkpoint: Path) -> None:
     class Silent(Float32Backend):
         def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, columns: Any = None) -> Any:
             result = super().forward(batch, rows, hidden, trace, columns)
@@ -230,7 +230,7 @@ def test_a_trace_with_a_gap_is_an_error(register: Callable[..., str], checkpoint
         judged(checkpoint)
 
 
-def test_the_command_says_where_and_exits_with_1(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
+def test_the_command_names_the_place_and_exits_with_1(cpp_with: Callable[[Change], str], checkpoint: Path) -> None:
     cpp_with(dropped("layer.1.ffn_in.bias"))
     done = CliRunner().invoke(app, ["parity", str(checkpoint), "--backend", "planted"])
     assert done.exit_code == 1, done.output

@@ -1,4 +1,4 @@
-"""A task metric of two sides on labelled texts, and whether it costs too much."""
+"""The task metric of an engine and of its baseline on labelled texts, and when the difference is too large."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Make = Callable[..., Path]
 
 
 def labelled(directory: Path, wrong: int = 0) -> tuple[list[str], list[str]]:
-    """Our texts with the labels that the fp32 pipeline gives them, the first few of them exchanged."""
+    """The sample texts with the labels that the fp32 pipeline gives them, the first few replaced by others."""
     labels = [answer["label"] for answer in pipeline("text-classification", directory)(list(TEXTS), truncation=True)]
-    assert len(set(labels)) > 1, "the labels say nothing"
-    exchanged = [next(name for name in sorted(set(labels)) if name != label) for label in labels[:wrong]]
-    return list(TEXTS), exchanged + labels[wrong:]
+    assert len(set(labels)) > 1, "all labels are the same"
+    replaced = [next(name for name in sorted(set(labels)) if name != label) for label in labels[:wrong]]
+    return list(TEXTS), replaced + labels[wrong:]
 
 
 @pytest.fixture(scope="session")
 def classifier(tiny_checkpoint: Make) -> Path:
-    return tiny_checkpoint("distilbert", "text-classification", num_labels=3, seed=56)  # says two of the three
+    return tiny_checkpoint("distilbert", "text-classification", num_labels=3, seed=56)  # predicts two of the three
 
 
 @pytest.mark.parametrize("baseline", [None, "fp32", "transformers"])
@@ -54,8 +54,8 @@ def test_labels_may_be_names_or_numbers(classifier: Path) -> None:
     assert gate(classifier, texts, labels).engine_points == gate(classifier, texts, numbers).engine_points == 100.0
 
 
-def test_what_costs_too_much_fails(register: Callable[..., str], classifier: Path) -> None:
-    """A precision that always says the same is right on as many texts as have that label."""
+def test_too_large_a_cost_fails(register: Callable[..., str], classifier: Path) -> None:
+    """A constant answer is right on the texts that have its label."""
 
     def constant(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
         y = reference.linear(x, tensors["head.1.weight"], tensors["head.1.bias"])
@@ -73,14 +73,14 @@ def test_what_costs_too_much_fails(register: Callable[..., str], classifier: Pat
 
 
 def test_two_precisions_of_one_backend(register: Callable[..., str], classifier: Path) -> None:
-    """What is left out is fp32 of the same backend, for an engine of another precision."""
+    """The default baseline of a lower precision is fp32 on the same backend."""
     register(arithmetic=Arithmetic(to_int8, to_int8, linears_only=True))
     found = gate(classifier, *labelled(classifier), backend="planted", precision="int8")
     assert found.baseline == "fp32"
     assert found.changed == 0
 
 
-def test_a_gain_is_no_cost(register: Callable[..., str], classifier: Path) -> None:
+def test_a_gain_is_not_a_cost(register: Callable[..., str], classifier: Path) -> None:
     def negated(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
         return -reference.linear(x, tensors["head.1.weight"], tensors["head.1.bias"])
 
@@ -97,7 +97,7 @@ def test_a_gain_is_no_cost(register: Callable[..., str], classifier: Path) -> No
     assert "wins" in found.sentence
 
 
-def test_a_regression_is_judged_by_the_order(tiny_checkpoint: Make) -> None:
+def test_a_regression_is_scored_by_rank_correlation(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "text-classification", num_labels=1)
     engine = Engine.from_pretrained(directory)
     encodings = engine.tokenizer.encode_batch(TEXTS, truncation=True, max_length=64)
@@ -108,7 +108,7 @@ def test_a_regression_is_judged_by_the_order(tiny_checkpoint: Make) -> None:
     assert gate(directory, TEXTS, [str(-score) for score in scores]).engine_points == pytest.approx(-100.0)
 
 
-def test_embeddings_are_judged_by_the_nearest_text(tiny_checkpoint: Make) -> None:
+def test_embeddings_are_scored_by_the_nearest_text(tiny_checkpoint: Make) -> None:
     """Against a slow definition over the pipeline's own vectors."""
     directory = tiny_checkpoint("bert", "feature-extraction")
     vectors = pipeline("feature-extraction", directory).embed(list(TEXTS))
@@ -121,7 +121,7 @@ def test_embeddings_are_judged_by_the_nearest_text(tiny_checkpoint: Make) -> Non
     assert found.engine_points == pytest.approx(100 * right / len(TEXTS))
 
 
-def test_masks_are_judged_by_the_likeliest_token(tiny_checkpoint: Make) -> None:
+def test_masks_are_scored_by_the_likeliest_token(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "fill-mask")
     texts = [text for text in TEXTS if "[MASK]" in text]
     best = [answer[0]["token_str"] for answer in pipeline("fill-mask", directory)(texts)]
@@ -133,7 +133,7 @@ def test_masks_are_judged_by_the_likeliest_token(tiny_checkpoint: Make) -> None:
         gate(directory, texts, [f"{name} x" for name in names])
 
 
-def test_words_are_judged_at_their_first_token(tiny_checkpoint: Make) -> None:
+def test_words_are_scored_at_their_first_token(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("bert", "token-classification")
     engine = Engine.from_pretrained(directory)
     texts = ["Ann met Bob", "in Paris"]
@@ -165,7 +165,7 @@ def answering(tiny_checkpoint: Make) -> Path:
 
 @pytest.fixture
 def answers(answering: Path, tmp_path: Path) -> list[str]:
-    """What ``distilfast evaluate`` reads out of the same contexts."""
+    """The answers of ``distilfast evaluate`` to the same questions."""
     path = tmp_path / "questions.json"
     path.write_text(squad_json([(question, context, [context]) for question, context in QUESTIONS]), encoding="utf-8")
     return list(evaluate(answering, "squad", path).predictions)
@@ -180,8 +180,8 @@ def squad_json(rows: Sequence[tuple[str, str, Sequence[str]]]) -> str:
 
 
 @pytest.mark.parametrize("baseline", [None, "transformers"])
-def test_answers_are_judged_by_their_words(answering: Path, answers: list[str], baseline: str | None) -> None:
-    """Half of the words of one answer are wrong: F1 2/3 there, and no exact match."""
+def test_answers_are_scored_by_their_words(answering: Path, answers: list[str], baseline: str | None) -> None:
+    """Half of the words of one label are wrong: F1 2/3 there, and no exact match."""
     if baseline == "transformers":
         pytest.importorskip("transformers")
     assert all(answers)
@@ -196,7 +196,7 @@ def test_answers_are_judged_by_their_words(answering: Path, answers: list[str], 
 
 
 def test_one_of_several_answers_is_enough(answering: Path, answers: list[str], tmp_path: Path) -> None:
-    """From a file in SQuAD's format, as the command reads it; an unanswerable question lets all others be refused."""
+    """From a file in SQuAD's format, as the command reads it; with an unanswerable question, no answer is allowed everywhere."""
     path = tmp_path / "data.json"
     rows = [(*each, ["zebra", answer]) for each, answer in zip(QUESTIONS, answers, strict=True)]
     path.write_text(squad_json(rows), encoding="utf-8")
@@ -209,8 +209,8 @@ def test_one_of_several_answers_is_enough(answering: Path, answers: list[str], t
     assert found.exact_match is not None and found.exact_match[0] == pytest.approx(wanted["exact_match"])
 
 
-def test_answers_that_are_lost_fail(register: Callable[..., str], answering: Path, answers: list[str]) -> None:
-    """Logits that say nothing; and an exact match that is lost fails where F1 keeps the budget."""
+def test_lost_answers_fail(register: Callable[..., str], answering: Path, answers: list[str]) -> None:
+    """With constant logits; and a lost exact match fails even where F1 keeps the budget."""
 
     def flat(tensors: dict[str, Any], x: np.ndarray) -> np.ndarray:
         return np.zeros((len(x), 2), np.float32)
@@ -223,8 +223,8 @@ def test_answers_that_are_lost_fail(register: Callable[..., str], answering: Pat
     assert replace(kept, exact_match=(100.0, 100.4)).passed
 
 
-def test_choices_are_judged_by_the_best_one(tiny_checkpoint: Make) -> None:
-    """Against the engine's own call, one question after the other; the labels of one of three are wrong."""
+def test_choices_are_scored_by_the_best_one(tiny_checkpoint: Make) -> None:
+    """Against the engine's logits for one question at a time; then with wrong labels for one of three."""
     directory = tiny_checkpoint("distilbert", "multiple-choice")
     engine = Engine.from_pretrained(directory)
     questions = {"He sat": ["down.", "the moon.", "on a chair."], "It rains": ["cats", "on Monday."], "One": ["only"]}
@@ -240,7 +240,7 @@ def test_choices_are_judged_by_the_best_one(tiny_checkpoint: Make) -> None:
     assert gate(directory, texts, reversed_labels).engine_points == pytest.approx(100 * 2 / 3)
 
 
-def test_labels_that_do_not_fit(classifier: Path, tiny_checkpoint: Make) -> None:
+def test_labels_that_do_not_match_the_task(classifier: Path, tiny_checkpoint: Make) -> None:
     with pytest.raises(InputError, match="'happy' of text 0 is none of the model's 3 labels"):
         gate(classifier, ["a"], ["happy"])
     with pytest.raises(InputError, match="2 labels for 1 texts"):
@@ -282,7 +282,7 @@ def test_texts_and_labels_from_files(tmp_path: Path) -> None:
         ("", None, "is empty"),
     ],
 )
-def test_a_line_that_does_not_fit_is_named(tmp_path: Path, text: str, column: int | None, message: str) -> None:
+def test_a_malformed_line_is_named(tmp_path: Path, text: str, column: int | None, message: str) -> None:
     path = tmp_path / "texts.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
