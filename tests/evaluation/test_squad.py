@@ -192,7 +192,7 @@ def test_an_answer_in_a_later_window_only(engine: Engine) -> None:
 
 
 def test_no_answer_where_none_is_allowed_and_best(engine: Engine, squad_file: Make) -> None:
-    """Planted logits give an answer 20, and then the [CLS] token 2, which beats all other spans."""
+    """A planted answer scores 20; the [CLS] token scores 0 like all else, and 2 with ``with_null``."""
     questions = [squad.Question("Who?", "It was Ada.", ("Ada",), True), squad.Question("Why?", "No.", ("",), False)]
     planted = Planted(engine, "Ada")
     assert squad.answer(planted, questions, no_progress)[0][0] == "Ada"

@@ -1,7 +1,7 @@
 """``engine(...)``, called like a transformers model: the same fields, shapes and values, for any mask, on every ISA.
 
-The models are small, so that all variants run here: every head of both families, hidden states and attentions. The tolerance is the
-project's: twice the error of the reference's naive fp32 against transformers' float64, field by field.
+On small models, so that all variants run: every head of both families, hidden states and attentions. The tolerance is
+the project's: twice the error of the reference's naive fp32 against transformers' float64, field by field.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def measured(*parts: tuple[Values, np.ndarray]) -> dict[str, np.ndarray]:
-    """The last hidden state and all of the head's numbers, each flat, of (outputs, ``Padded.keep``) without padding."""
+    """The last hidden state and all of the head's outputs, each flat, of (outputs, ``Padded.keep``) without padding."""
     flat: dict[str, list[np.ndarray]] = {}
     for outputs, keep in parts:
         states = outputs["hidden_states"]

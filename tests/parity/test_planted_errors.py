@@ -101,7 +101,7 @@ def test_tanh_gelu_for_erf_gelu(register: Callable[..., str], checkpoint: Path) 
 def test_a_wrong_eps_where_rows_have_a_small_variance(
     cpp_with: Callable[[Change], str], tiny_checkpoint: Make, checkpoint: Path
 ) -> None:
-    """Embeddings have a deviation of 0.05: an eps of 1e-6 instead of 1e-12 is 0.04 % of their variance."""
+    """Embeddings have a variance of 0.005, of which an eps of 1e-6 instead of 1e-12 is 0.02 %."""
     cpp_with(with_eps(1e-6))
     assert_first_wrong(judged(checkpoint), "embed")
     assert_first_wrong(compare(tiny_checkpoint("bert", "fill-mask"), backend="planted"), "embed")
@@ -126,7 +126,7 @@ def test_a_wrong_eps_of_one_norm(register: Callable[..., str], checkpoint: Path,
 
 
 class OffByOne:
-    """``reference.attention`` where, in layer 1 of the first batch, head 2 of text 3 attends to a key too few or too many.
+    """``reference.attention`` where, in layer 1 of the first batch, head 2 of text 3 has a key too few or too many.
 
     ``only_context``: the traced probabilities stay right.
     """

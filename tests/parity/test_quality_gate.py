@@ -196,7 +196,7 @@ def test_answers_are_scored_by_their_words(answering: Path, answers: list[str], 
 
 
 def test_one_of_several_answers_is_enough(answering: Path, answers: list[str], tmp_path: Path) -> None:
-    """From a file in SQuAD's format, as the command reads it; with an unanswerable question, no answer is allowed everywhere."""
+    """From a file in SQuAD's format, as the command reads it; if one is unanswerable, all may stay unanswered."""
     path = tmp_path / "data.json"
     rows = [(*each, ["zebra", answer]) for each, answer in zip(QUESTIONS, answers, strict=True)]
     path.write_text(squad_json(rows), encoding="utf-8")
