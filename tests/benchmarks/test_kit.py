@@ -1,4 +1,4 @@
-"""The benchmark kit judges others: what it says of known numbers has to be right."""
+"""The benchmark kit: its figures for known samples are right, and its workers, rows, tables and plots work."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_percentiles():
     assert found == pytest.approx({"p50_ms": 50.5, "p90_ms": 90.1, "p99_ms": 99.01})
 
 
-def test_every_input_has_its_share_of_the_samples():
+def test_every_input_is_sampled_equally_often():
     calls: list[int] = []
     assert len(timing.samples(lambda: calls.append(1), seconds=0.0, every=5)) == len(calls) == 5
     assert len(timing.samples(lambda: None, seconds=0.01, every=3)) % 3 == 0
 
 
 class FakeGpu:
-    """``torch`` as far as the clock goes: it records the calls in their order, and a kernel takes 2 ms."""
+    """The part of ``torch`` that the clock uses: it logs the calls in order, and each kernel takes 2 ms."""
 
     uint8 = "uint8"
     L2 = 1000
@@ -65,7 +65,7 @@ class FakeGpu:
         self.buffers: list[int] = []
 
     def kernel(self, name: str) -> None:
-        """Enqueued, and not done before somebody waits."""
+        """Enqueued, and complete at the next synchronisation."""
         self.log.append(name)
         self.pending += 1
 
@@ -93,7 +93,7 @@ class FakeEvent:
         self.at_ms: float | None = None
 
     def record(self) -> None:
-        """Reached when all that is enqueued before it is done."""
+        """Reached when everything enqueued before it is complete."""
         self.gpu.log.append("record")
         self.at_ms = self.gpu.now_ms + 2.0 * self.gpu.pending
 
@@ -105,7 +105,7 @@ class FakeEvent:
         return end.at_ms - self.at_ms
 
 
-def test_the_gpu_clock_tells_seconds_of_the_call_alone():
+def test_the_gpu_clock_measures_the_call_alone():
     gpu = FakeGpu()
     clock = timing.CudaClock(gpu, cold=False)
     assert clock(lambda: [gpu.kernel("a"), gpu.kernel("b")]) == pytest.approx(0.004)
@@ -113,7 +113,7 @@ def test_the_gpu_clock_tells_seconds_of_the_call_alone():
     assert gpu.buffers == []
 
 
-def test_a_cold_l2_is_flushed_before_each_call_and_outside_of_its_time():
+def test_the_l2_is_flushed_before_each_call_and_outside_its_time():
     gpu = FakeGpu()
     clock = timing.CudaClock(gpu, cold=True)
     assert [clock(lambda: gpu.kernel("call")) for _ in range(2)] == pytest.approx([0.002, 0.002])
@@ -121,9 +121,9 @@ def test_a_cold_l2_is_flushed_before_each_call_and_outside_of_its_time():
     assert len(gpu.buffers) == 1 and gpu.buffers[0] > gpu.L2
 
 
-def test_a_runner_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monkeypatch):
-    """And leaves a mask without padding out, as numpy it comes back."""
-    torch = pytest.importorskip("torch")
+def test_a_runner_on_a_gpu_copies_its_inputs_before_it_is_timed(tiny, monkeypatch):
+    """It omits a mask without padding, and returns outputs as numpy."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
     seen, gpu = [], FakeGpu()
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr(torch, "cuda", gpu)
@@ -142,8 +142,8 @@ def test_a_runner_on_a_gpu_puts_its_inputs_there_before_it_is_timed(tiny, monkey
     assert seen == [("torch", True), ("torch", True), ("torch", False)]
 
 
-def test_the_ratios_interval_holds_the_truth():
-    """Two contestants whose true medians differ by 1.5, in rounds with a common drift: 95 of 100 intervals hold it."""
+def test_the_interval_of_a_ratio_contains_the_true_one():
+    """Two contestants whose medians have the ratio 1.5, in rounds with a common drift; the intervals are of 95 %."""
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(40):
@@ -163,7 +163,7 @@ def test_a_row_without_provenance_is_refused(tmp_path):
         rows.read([path])
 
 
-def test_rows_are_only_added(tmp_path):
+def test_rows_are_appended(tmp_path):
     path = tmp_path / "new" / "rows.jsonl"
     for case in ("1x16", "1x128"):
         rows.append(path, [latency_row("distilfast", case, 1.0)])
@@ -176,8 +176,8 @@ def test_provenance_is_complete():
     assert json.loads(json.dumps(origin)) == origin
 
 
-def test_a_report_is_made_of_all_runs_of_a_file():
-    """The newest file with a kind of measurement tells it; what was measured again in it counts once."""
+def test_a_report_uses_all_runs_of_the_newest_file():
+    """Each kind of measurement comes from the newest file that has it; of repeated rows the last one counts."""
     first = [latency_row("distilfast", "1x16", 1.0), latency_row("other", "1x16", 2.0)]
     later = {"when": "2026-01-02T00:00:00+00:00"}
     second = [latency_row("other", "1x16", 3.0) | later, {**latency_row("distilfast", "", 0), "what": "text"} | later]
@@ -194,7 +194,7 @@ def test_a_report_is_made_of_all_runs_of_a_file():
     assert "Latency of the encoder" in titles and "Latency of the encoder (GPU)" in titles
 
 
-def test_rows_are_there_although_a_later_measurement_fails(tiny, tmp_path, monkeypatch):
+def test_rows_are_kept_if_a_later_measurement_fails(tiny, tmp_path, monkeypatch):
     def fail(_run):
         raise KeyboardInterrupt
         yield
@@ -241,8 +241,8 @@ def test_tables():
     assert tables.markdown([["a", "b"], ["1|2", "3"]]) == "| a | b |\n| --- | ---: |\n| 1\\|2 | 3 |"
 
 
-def test_like_is_compared_with_like():
-    """The same precision where we have it, else our fp32; on a GPU our first backend."""
+def test_a_contestant_is_compared_with_its_own_precision():
+    """With ours of the same precision, or else with our fp32; on a GPU with our first backend."""
     interval = {"median": 1.0, "low": 1.0, "high": 1.0}
 
     def against(precision: str, *ours: str) -> str:
@@ -285,7 +285,7 @@ def test_every_contestant_names_its_precision():
         assert contestant.precision in measure.WRONG
 
 
-def test_who_needs_a_gpu_says_so():
+def test_contestants_are_unavailable_on_the_wrong_device():
     reasons = {str(each): each.module.unavailable(each) for each in contestants("cpu")}
     assert reasons["distilfast triton fp32"] == "The backend triton is not for --device cpu."
     assert reasons["transformers sdpa fp16"].startswith("fp16 needs a GPU")
@@ -296,8 +296,8 @@ def test_who_needs_a_gpu_says_so():
         assert all(reasons.values())
 
 
-def test_an_option_that_the_device_lacks_is_said(monkeypatch):
-    """Without clusters the contestant would be the default under another name."""
+def test_an_option_that_the_device_lacks_is_unavailable(monkeypatch):
+    """Without clusters the contestant would run the default."""
     from benchmarks.engines import distilfast as ours
 
     monkeypatch.setattr(cuda, "unavailable", lambda: None)
@@ -314,27 +314,27 @@ def test_an_option_that_the_device_lacks_is_said(monkeypatch):
     ("variant", "switched_on"),
     [("cuda", []), ("cuda persistent", ["PERSISTENT"]), ("cuda clusters", ["CLUSTERS"])],
 )
-def test_an_option_is_on_in_its_own_contestant(monkeypatch, variant, switched_on):
+def test_an_option_is_on_only_in_its_own_contestant(monkeypatch, variant, switched_on):
     from benchmarks.engines import distilfast as ours
 
     switches = ("PERSISTENT", "CLUSTERS")
     for name in switches:
         monkeypatch.setattr(cuda, name, False)
-    tell = lambda *_, backend, **__: SimpleNamespace(info=lambda: {"detail": backend})  # noqa: E731
-    monkeypatch.setattr("distilfast.Engine.from_pretrained", tell)
+    loads = lambda *_, backend, **__: SimpleNamespace(info=lambda: {"detail": backend})  # noqa: E731
+    monkeypatch.setattr("distilfast.Engine.from_pretrained", loads)
     monkeypatch.setattr(ours, "_on_device", lambda engine: engine.info)
     loaded = ours.load(Contestant("distilfast", "bf16", variant, "cuda"), Path(), 1, Path())
     assert loaded.detail == "cuda"
     assert [name for name in switches if getattr(cuda, name)] == switched_on
 
 
-def test_gpu_check_asks_for_contestants_and_cases_that_are_there():
+def test_gpu_check_names_existing_contestants_and_cases():
     assert set(gpu_check.OPTIONS.split(",")) <= {str(each) for each in contestants("cuda")}
     assert set(gpu_check.OPTIONS_CASES.split(",")) <= {case.name for case in workloads.grid("cuda")}
 
 
 @pytest.mark.parametrize(("flags", "unit"), [(["avx512_bf16", "amx_bf16"], "amx_bf16"), (["avx512f"], None)])
-def test_openvino_has_bf16_only_where_there_are_units_for_it(monkeypatch, flags, unit):
+def test_openvino_has_bf16_only_with_bf16_instructions(monkeypatch, flags, unit):
     from benchmarks.engines import openvino
 
     monkeypatch.setattr(openvino, "processor_flags", lambda: flags)
@@ -343,7 +343,7 @@ def test_openvino_has_bf16_only_where_there_are_units_for_it(monkeypatch, flags,
     assert ("no units for bf16" in reason) is (unit is None)
 
 
-def test_a_gpu_that_is_not_there_has_no_roof():
+def test_without_a_gpu_there_is_no_gpu_roof():
     reason = no_gpu()
     if reason is None:
         pytest.skip("there is a GPU")
@@ -374,7 +374,7 @@ def test_a_worker_answers_and_takes_samples(worker, tiny):
     assert min(worker("load", batches, 200.0, 0.1)) > 0
 
 
-def test_packed_weights_are_kept_where_the_run_says(worker, tiny, tmp_path, packed_weights):
+def test_packed_weights_are_cached_in_the_folder_of_the_run(worker, tiny, tmp_path, packed_weights):
     users = sorted(packed_weights.iterdir())
     assert len(list((tmp_path / "packed").glob("*.packed"))) == 1
     other = Worker(Contestant("distilfast", "fp32"), tiny, 1, tmp_path, tmp_path / "other")
@@ -384,7 +384,7 @@ def test_packed_weights_are_kept_where_the_run_says(worker, tiny, tmp_path, pack
     assert sorted(packed_weights.iterdir()) == users
 
 
-def test_cold_starts_stand_beside_each_other():
+def test_cold_starts_are_side_by_side():
     row = {"what": "cold_start", "contestant": "distilfast", "precision": "fp32", "seconds": 0.2}
     other = row | {"contestant": "other", "seconds": 3.0}
     assert tables.cold_start([row | {"case": "prepared"}, row | {"case": "first start", "seconds": 0.4}, other]) == [
@@ -394,7 +394,7 @@ def test_cold_starts_stand_beside_each_other():
     ]
 
 
-def test_a_failure_is_one_line_and_the_worker_lives_on(worker, tiny):
+def test_a_failure_is_one_line_and_the_worker_survives(worker, tiny):
     with pytest.raises(Failure, match=r"^InputError: input_ids has 999; the model's table holds 0 to 255\.$"):
         worker("outputs", [(np.full((1, 3), 999), np.ones((1, 3), np.int64))])
     assert worker("outputs", workloads.Case(1, 2).batches(tiny))
@@ -407,7 +407,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_a_failure(tmp_path):
     worker.close()
 
 
-def test_a_wrong_answer_is_called_wrong(worker, tiny, monkeypatch):
+def test_a_wrong_answer_gets_the_verdict_wrong(worker, tiny, monkeypatch):
     run = SimpleNamespace(workers=[worker], directory=tiny, progress=Progress(disable=True))
     assert [row["verdict"] for row in measure.parity(run)] == ["right"]
     monkeypatch.setitem(measure.WRONG, "fp32", 1e-12)
@@ -424,7 +424,7 @@ def test_a_worker_that_does_not_answer_in_time_is_ended(worker, tiny, monkeypatc
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plot_is_made_of_rows(tmp_path, device):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install distilfast[bench])")
     name = "distilfast triton" if device == "cuda" else "distilfast"
     found = [latency_row(name, case, 2.0) for case in ("1x16", "1x128")]
     found += [

@@ -1,7 +1,7 @@
 """Writes outputs.npz with transformers in float64: python -m tests.golden.make (needs torch and transformers).
 
-For each model type and task a seeded tiny checkpoint, two sequences of which one is padded, and what the reference
-implementation answers. The test beside it needs neither torch nor transformers.
+For each model type and task: the outputs of transformers for a seeded tiny checkpoint and two sequences, one of them
+padded. test_golden.py needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def checkpoint(directory: Path, model_type: str, task: str) -> Path:
 
 
 def main() -> None:
-    """Ask transformers."""
+    """Run transformers and write its outputs."""
     import torch
     import transformers
 
@@ -69,7 +69,7 @@ def main() -> None:
         for name, value in output.items():
             kept = value.numpy()
             if kept.shape[:2] == MASK.shape and name != "pooler_output" and task != "text-classification":
-                kept = np.where(MASK.reshape(*MASK.shape, *[1] * (kept.ndim - 2)) == 1, kept, 0)  # padding is nobody's
+                kept = np.where(MASK.reshape(*MASK.shape, *[1] * (kept.ndim - 2)) == 1, kept, 0)  # not of padding
             answers[f"{model_type}/{task}/{name}"] = kept
     np.savez_compressed(OUTPUTS, **answers)
 

@@ -1,4 +1,4 @@
-"""Prints hashes of the naive arithmetic, of int8's channels and of an engine, and a comparison's budgets, as JSON.
+"""Prints as JSON hashes of the naive arithmetic, of int8's channels and of an engine, and budgets of a comparison.
 
 Run by test_arithmetic.py under several settings of the libraries. Inputs are integers over powers of two, so that they
 are the same with every version of numpy.
@@ -34,7 +34,7 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-    """Of names and bits, zeros of both signs alike."""
+    """A hash of names and bits; both zeros count as the same."""
     sha = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         sha.update(name.encode())
@@ -43,7 +43,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def operations() -> dict[str, np.ndarray]:
-    """Each operation in naive float32, on sums of several blocks."""
+    """Each operation in naive float32, at sizes whose sums have several blocks."""
     x, weight, bias, qkv = numbers(1, 9, 700), numbers(2, 70, 700), numbers(3, 70), numbers(4, 150, 3 * 3 * 40)
     found = {f"linear {name}": reference.linear(x, weight, bias, name) for name in reference.ACTIVATIONS}
     found["norm"] = reference.layer_norm(x, numbers(5, 700), numbers(6, 700), 1e-12)
@@ -53,7 +53,7 @@ def operations() -> dict[str, np.ndarray]:
 
 
 def models(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Naive forwards of a checkpoint in every precision, and the channels that int8 finds in it."""
+    """Naive forwards of a checkpoint in every precision, and its ``quantize.channels`` for int8."""
     config = ModelConfig.from_file(directory / "config.json")
     weights, head = load_weights(directory, config, config.task)
     tensors = {name: numbers(i, *weights.tensors[name].shape) for i, name in enumerate(sorted(weights.tensors))}

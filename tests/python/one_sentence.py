@@ -12,7 +12,7 @@ from distilfast import DistilfastError
 
 
 def raises_one_sentence(error: type[DistilfastError], what: str, call: Callable[[], Any]) -> None:
-    """``call`` raises exactly ``error``, and its message is one sentence that holds ``what``."""
+    """``call`` raises exactly ``error``, and its message is one sentence that contains ``what``."""
     with pytest.raises(DistilfastError) as caught:
         call()
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""The arithmetic of the reference: exact where it is the truth, the same to the bit everywhere where it is naive."""
+"""The arithmetic of the reference: accurate in float64, the truth; in naive float32 the same bits on every machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from distilfast import arithmetic, reference
 from distilfast.backends import cpu
 
 NAIVE_BITS = "1104c9f6440916ac"
-"""Of ``naive_bits.py``; a change of it is a change of every budget."""
+"""Printed by ``naive_bits.py``; if it changes, so does every budget."""
 INT8_CHANNELS = "4c9539dd5cc7950e"
-"""Likewise, and of the tensors' names; other bits change packed int8 weights: raise ``quantize.VERSION``."""
+"""Likewise, of the tensors' names too; other bits change packed int8 weights: raise ``quantize.VERSION``."""
 
 CORES = {"Haswell": "avx2", "SkylakeX": "avx512", "Zen": "avx2", "Sandybridge": "avx2"}
-"""OpenBLAS's kernels for a processor, and the ISA of ours that says whether this one can run them."""
+"""OpenBLAS's kernels for a processor, and the ISA of ours that a processor needs to run them."""
 
 
 def chain(terms: np.ndarray, block: int) -> np.ndarray:
-    """The definition: [..., N] in blocks, one term after the other, then the blocks likewise."""
+    """The definition: [..., N] in blocks, each summed term by term, and then the block sums likewise."""
     blocks = []
     for begin in range(0, terms.shape[-1], block):
         total = terms[..., begin]
@@ -62,7 +62,7 @@ def test_naive_sums_follow_their_definition(size: int) -> None:
 
 @pytest.mark.parametrize("name", ["exp", "erf", "tanh"])
 def test_transcendentals(name: str) -> None:
-    """Against scipy's and numpy's, which are good to a unit in the last place or two of float64."""
+    """Against scipy's and numpy's, which are accurate to one or two ulp of float64."""
     x = np.concatenate([np.linspace(-7, 7, 40001), *(sign * np.geomspace(1e-300, 6, 2000) for sign in (1, -1)), [0.0]])
     if name == "exp":
         x = np.concatenate([x, np.linspace(-700, 700, 10001)])
@@ -75,8 +75,8 @@ def test_transcendentals(name: str) -> None:
     assert np.isnan(ours(np.array([1.0, np.nan]))).tolist() == [False, True]
 
 
-def test_no_order_of_summation_shows_in_the_truth() -> None:
-    """Channels in another order move the float64 truth a million times less than a naive float32 is off by."""
+def test_the_order_of_summation_hardly_changes_the_truth() -> None:
+    """Another order of channels changes the float64 truth a million times less than the error of naive float32."""
     rng = np.random.default_rng(1)
     x, weight, bias = rng.standard_normal((33, 3072)), rng.standard_normal((70, 3072)), rng.standard_normal(70)
     order = rng.permutation(3072)
@@ -98,7 +98,7 @@ def settings() -> list[pytest.param]:
 
 
 def measured(environment: dict[str, str]) -> dict[str, object]:
-    """What ``naive_bits.py`` says in a process with these variables."""
+    """The output of ``naive_bits.py`` in a process with these environment variables."""
     script = Path(__file__).with_name("naive_bits.py")
     done = subprocess.run(
         [sys.executable, script], env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120
@@ -113,8 +113,8 @@ def unset() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("environment", settings())
-def test_no_library_chooses_a_bit(unset: dict[str, object], environment: dict[str, str]) -> None:
-    """The naive arithmetic and int8's channels: the same bits. Budgets, which the float64 truth enters: to 1e-9."""
+def test_bits_do_not_depend_on_the_libraries(unset: dict[str, object], environment: dict[str, str]) -> None:
+    """The naive arithmetic and int8's channels: the same bits. Budgets, which depend on the float64 truth: to 1e-9."""
     needed = CORES.get(environment.get("OPENBLAS_CORETYPE", ""))
     if needed and not cpu.isas().get(needed):
         pytest.skip(f"this processor has no {needed}, which those kernels of OpenBLAS need")

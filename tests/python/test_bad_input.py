@@ -1,4 +1,4 @@
-"""Bad input: one sentence, the right class, and an engine that answers afterwards as it did before."""
+"""Bad input: one sentence, the right class, and an engine that answers as before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine(tiny_checkpoint: Make) -> Engine:
 
 @pytest.fixture
 def unchanged(engine: Engine) -> Any:
-    """The engine, which at the end of the test must answer as at its beginning, to the bit."""
+    """The engine; its answers must have the same bits before and after the test."""
     before = engine(GOOD, output_attentions=True)
     yield engine
     after = engine(GOOD, output_attentions=True)
@@ -133,7 +133,7 @@ BAD_BATCHES = {
 
 @pytest.mark.parametrize("case", BAD_BATCHES)
 def test_packed_batches(unchanged: Engine, case: str) -> None:
-    """What the kernels would follow out of their tables."""
+    """Values with which the kernels would read outside their tables."""
     good = {"input_ids": [1, 2, 3], "positions": [0, 1, 2], "cu_seqlens": [0, 3], "token_types": [0, 0, 1]}
     batch = PackedBatch(**{name: np.array(values, np.int32) for name, values in (good | BAD_BATCHES[case]).items()})
     raises_one_sentence(InputError, "", lambda: unchanged.encode(batch))

@@ -1,4 +1,4 @@
-"""Bad input of the pipelines: one sentence, the right class, and a pipeline that answers afterwards as before."""
+"""Bad input of the pipelines: one sentence, the right class, and a pipeline that answers as before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pipes(tiny_checkpoint: Make) -> dict[str, Any]:
 
 @pytest.fixture
 def unchanged(pipes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pipelines, which at the end of the test must answer as at its beginning, to the bit."""
+    """The pipelines; their answers must be the same before and after the test."""
     before = {task: pipe(GOOD) for task, pipe in pipes.items()}
     yield pipes
     assert {task: pipe(GOOD) for task, pipe in pipes.items()} == before
@@ -102,14 +102,14 @@ def test_embed(unchanged: dict[str, Any], case: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_long_texts_are_cut_where_that_is_asked_for(unchanged: dict[str, Any], task: str) -> None:
+def test_long_texts_are_truncated_on_request(unchanged: dict[str, Any], task: str) -> None:
     assert unchanged[task]("[MASK] " + "a " * 509), "512 tokens fit"
     option = {"tokenizer_kwargs": {"truncation": True}} if task == "fill-mask" else {"truncation": True}
     assert unchanged[task]("[MASK] " + "a " * 600, **option)
 
 
-def test_making_a_pipeline(unchanged: dict[str, Any], tiny_checkpoint: Make) -> None:
-    """Of an unknown task, and of an engine that was loaded for another one."""
+def test_a_pipeline_of_the_wrong_task(unchanged: dict[str, Any], tiny_checkpoint: Make) -> None:
+    """An unknown task, and an engine that was loaded for another one."""
     directory = tiny_checkpoint("distilbert", "fill-mask")
     what = "no pipeline for task 'translation'; there are fill-mask, text-classification, feature-extraction"
     raises_one_sentence(InputError, what, lambda: distilfast.pipeline("translation", directory))

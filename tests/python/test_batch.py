@@ -1,4 +1,4 @@
-"""``PackedBatch``: padding goes and comes back exactly, whatever the mask."""
+"""``PackedBatch``: packing removes padding and unpacking restores it exactly, whatever the mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTEGERS = (np.int8, np.uint8, np.int32, np.int64)
 
 @st.composite
 def padded(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, a mask of zeros and other numbers with something left in every row, and token types."""
+    """Ids, a mask of zeros and other numbers with at least one token in each row, and token types."""
     shape = draw(SHAPES)
     ids = draw(hnp.arrays(draw(st.sampled_from(INTEGERS)), shape, elements=st.integers(0, 99)))
     mask = draw(hnp.arrays(draw(st.sampled_from(INTEGERS)), shape, elements=st.integers(0, 2)))
@@ -42,7 +42,7 @@ def packed_slowly(
 
 
 @given(padded())
-def test_packing_is_a_loop_over_the_tokens(batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_packing_agrees_with_a_loop_over_the_tokens(batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     got = PackedBatch.from_padded(*batch)
     assert got.token_types is not None
     arrays = (got.input_ids, got.positions, got.token_types, got.cu_seqlens)
@@ -84,7 +84,7 @@ def test_sequences_and_their_padded_form_are_one_batch(sequences: list[list[int]
     np.testing.assert_array_equal(bare.unpack(bare.input_ids), padded.unpack(padded.input_ids))
 
 
-def test_no_mask_keeps_everything_and_no_types_stay_none() -> None:
+def test_without_a_mask_every_token_is_kept_and_without_types_there_are_none() -> None:
     batch = PackedBatch.from_padded(np.array([[5, 6, 7], [8, 9, 10]]))
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2]
@@ -92,8 +92,8 @@ def test_no_mask_keeps_everything_and_no_types_stay_none() -> None:
     assert batch.token_types is None
 
 
-def test_packing_copies_what_it_was_given() -> None:
-    """What the caller does with the arrays afterwards changes nothing."""
+def test_packing_copies_its_arguments() -> None:
+    """Later changes to the caller's arrays have no effect."""
     ids, mask = np.array([[5, 6, 7]], np.int32), np.array([[1, 1, 0]], np.int32)
     batch = PackedBatch.from_padded(ids, mask, ids)
     ids[:], mask[:] = 0, 1
@@ -119,8 +119,8 @@ def test_an_array_without_rows(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("sequence", [[2**32 + 1], [-(2**31) - 1], [1.5], ["a"]])
-def test_ids_that_no_int32_holds(sequence: list[Any]) -> None:
-    """Nothing is wrapped or rounded on its way into the batch."""
+def test_ids_that_do_not_fit_int32(sequence: list[Any]) -> None:
+    """They are refused, and not wrapped or rounded."""
     with pytest.raises(InputError):
         PackedBatch.from_sequences([[1, 2], sequence])
 

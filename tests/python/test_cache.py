@@ -1,4 +1,4 @@
-"""Packed weights on disk: whatever has become of them, the answers are bit for bit those without a cache."""
+"""Packed weights on disk: whatever the state of the cache, the answers have the bits of those without one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def answer(directory: Path, **arguments: Any) -> tuple[bytes, str]:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the cache; not there yet."""
+    """The folder of the cache, not yet created."""
     folder = tmp_path / "store"
     monkeypatch.setenv("DISTILFAST_CACHE", str(folder))
     return folder
@@ -52,7 +52,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tiny_checkpoint: Make, tmp_path: Path) -> Path:
-    """A checkpoint that a test changes."""
+    """A checkpoint that a test may change."""
     return shutil.copytree(tiny_checkpoint("distilbert", TASK), tmp_path / "model")
 
 
@@ -118,13 +118,13 @@ def test_with_a_warm_cache_no_linear_is_read(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: set[str] = set()
-    made = StoredTensors.__getitem__
+    original = StoredTensors.__getitem__
 
-    def noted(self: StoredTensors, name: str) -> np.ndarray:
+    def recorded(self: StoredTensors, name: str) -> np.ndarray:
         read.add(name)
-        return made(self, name)
+        return original(self, name)
 
-    monkeypatch.setattr(StoredTensors, "__getitem__", noted)
+    monkeypatch.setattr(StoredTensors, "__getitem__", recorded)
     answer(model)
     linears = {f"layer.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "attention_out", "ffn_in", "ffn_out")}
     assert linears | {"head.0.weight", "head.1.weight"} <= read
@@ -134,7 +134,7 @@ def test_with_a_warm_cache_no_linear_is_read(
     assert not any(name.endswith(".weight") and "norm" not in name for name in read)
 
 
-def test_each_precision_isa_and_task_has_its_own(
+def test_each_precision_isa_and_task_has_its_own_entry(
     store: Path, tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tiny_checkpoint("bert", TASK)
@@ -166,7 +166,7 @@ def test_the_same_content_under_another_path(store: Path, model: Path, truth: by
     assert bits == truth and is_read(origin)
 
 
-def test_shards_share_nothing_with_another_content(store: Path, tiny_checkpoint: Make) -> None:
+def test_shards_with_other_content_have_their_own_entry(store: Path, tiny_checkpoint: Make) -> None:
     for seed in (1, 2):
         directory = tiny_checkpoint("distilbert", TASK, shards=3, seed=seed)
         assert is_written(answer(directory)[1])
@@ -185,8 +185,8 @@ def overwrite(file: Path, status: os.stat_result) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_another_content_under_the_same_path(store: Path, model: Path, truth: bytes) -> None:
-    """Also when it comes within the same tick of the clock: so fresh a file's digest is not remembered."""
+def test_other_content_under_the_same_path(store: Path, model: Path, truth: bytes) -> None:
+    """Even within the same tick of the clock: the digest of so new a file is not stored."""
     file = model / "model.safetensors"
     answer(model)
     overwrite(file, file.stat())
@@ -194,31 +194,31 @@ def test_another_content_under_the_same_path(store: Path, model: Path, truth: by
     assert bits == uncached(model) != truth and is_written(origin)
 
 
-def remembered(store: Path) -> dict[str, Any]:
+def stored_digests(store: Path) -> dict[str, Any]:
     path = store / "digests.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def test_a_fresh_file_is_digested_each_time_and_an_old_one_once(
+def test_a_new_file_is_digested_each_time_and_an_old_one_once(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(model)
-    assert remembered(store) == {}  # written by this test, a moment ago
+    assert stored_digests(store) == {}  # written by this test, a moment ago
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**18))
     answer(model)
-    assert list(remembered(store)) == [str(model / "model.safetensors")]
+    assert list(stored_digests(store)) == [str(model / "model.safetensors")]
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_digest_of", None)  # calling it would raise
         assert answer(model)[0] == truth
 
 
 @pytest.mark.parametrize("place", range(4), ids=["size", "inode", "mtime", "ctime"])
-def test_a_digest_is_not_believed_for_another_file(
+def test_a_digest_is_not_used_for_another_file(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**18))
     answer(model)
-    found = remembered(store)
+    found = stored_digests(store)
     (entry,) = found.values()
     assert len(entry) == 5
     entry[place] += 1
@@ -229,7 +229,7 @@ def test_a_digest_is_not_believed_for_another_file(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 3}', "\xff", '{"FILE": [1]}', '{"FILE": null}'])
-def test_remembered_digests_that_are_none(
+def test_malformed_stored_digests(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**18))
@@ -238,7 +238,7 @@ def test_remembered_digests_that_are_none(
     (store / "digests.json").write_text(text, encoding="latin-1")
     bits, origin = answer(model)
     assert bits == truth and is_read(origin)
-    assert str(model / "model.safetensors") in remembered(store)
+    assert str(model / "model.safetensors") in stored_digests(store)
 
 
 def test_digests_do_not_grow_without_bound(store: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +247,10 @@ def test_digests_do_not_grow_without_bound(store: Path, model: Path, monkeypatch
     others = [shutil.copytree(model, model.with_name(f"copy{i}")) for i in range(3)]
     for directory in others:
         answer(directory)
-    assert list(remembered(store)) == [str(path / "model.safetensors") for path in others[1:]]
+    assert list(stored_digests(store)) == [str(path / "model.safetensors") for path in others[1:]]
 
 
-def test_a_checkpoint_with_nan_is_refused_and_not_kept(store: Path, model: Path) -> None:
+def test_a_checkpoint_with_nan_is_refused_and_not_cached(store: Path, model: Path) -> None:
     with (model / "model.safetensors").open("r+b") as stream:
         stream.seek(-4, os.SEEK_END)
         stream.write(np.float32("nan").tobytes())
@@ -273,7 +273,7 @@ def flipped(at: int, bit: int = 0) -> Callable[[bytes], bytes]:
 
 
 def other_header(at: int, value: bytes) -> Callable[[bytes], bytes]:
-    """Another field, in a header that is whole."""
+    """Another value in a field of the header, whose checksum is right."""
 
     def change(data: bytes) -> bytes:
         page = bytearray(data[:4096])
@@ -305,7 +305,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_seen_and_repaired(store: Path, model: Path, truth: bytes, damage: str) -> None:
+def test_damage_is_detected_and_repaired(store: Path, model: Path, truth: bytes, damage: str) -> None:
     answer(model)
     path = only_entry(store)
     whole = path.read_bytes()
@@ -327,7 +327,7 @@ def test_another_models_file_under_this_name(store: Path, model: Path, truth: by
     assert bits == truth and is_written(origin)
 
 
-def test_what_is_no_file_is_not_read(store: Path, model: Path, truth: bytes, tmp_path: Path) -> None:
+def test_only_regular_files_are_read(store: Path, model: Path, truth: bytes, tmp_path: Path) -> None:
     answer(model)
     path = only_entry(store)
     elsewhere = tmp_path / "elsewhere"
@@ -344,10 +344,10 @@ def test_what_is_no_file_is_not_read(store: Path, model: Path, truth: bytes, tmp
     assert [each.name for each in store.iterdir()] == [path.name]
 
 
-# --- whose files ---
+# --- owners and permissions ---
 
 
-def test_files_and_folder_are_the_users_alone(store: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_user_has_access_to_the_cache(store: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**18))
     before = os.umask(0)
     try:
@@ -368,7 +368,7 @@ def test_a_file_that_others_can_write_is_not_read(store: Path, model: Path, trut
 
 
 def status_of(uid: int) -> Callable[[int], SimpleNamespace]:
-    """``os.fstat``, of files that are ``uid``'s."""
+    """``os.fstat`` as if every file belonged to ``uid``."""
     real = os.fstat
 
     def status(number: int) -> SimpleNamespace:
@@ -388,7 +388,7 @@ def test_a_file_of_another_user_is_not_read(
         patch.setattr(os, "fstat", status_of(4242))
         bits, origin = answer(model)
         assert bits == truth and is_written(origin)
-        patch.setattr(os, "fstat", status_of(0))  # root can change everything anyway, so a cache of root is trusted
+        patch.setattr(os, "fstat", status_of(0))  # root can change every file anyway, so its files are trusted
         assert is_read(answer(model)[1])
 
 
@@ -437,7 +437,7 @@ def test_a_read_only_folder_is_read(store: Path, model: Path, truth: bytes) -> N
     store.chmod(0o700)
 
 
-def test_no_home(model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home_directory(model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Path:
         raise OSError("there is no home directory")
 
@@ -467,12 +467,12 @@ def start(directory: Path, before: str = "", after: str = "") -> subprocess.Pope
 def finish(process: subprocess.Popen[str]) -> tuple[bytes, str]:
     out, err = process.communicate()
     assert process.returncode == 0, err
-    bits, origin = [line for line in out.splitlines() if line != "ready"][:2]  # a second call of what HELD wraps
+    bits, origin = [line for line in out.splitlines() if line != "ready"][:2]  # HELD prints one for each call
     return bytes.fromhex(bits), origin
 
 
 def test_a_full_disk(store: Path, model: Path, truth: bytes) -> None:
-    """A limit on the size of files fails a write in the middle, as a full disk does, and for root too."""
+    """A limit on the size of files makes a write fail midway, as on a full disk, and for root too."""
     limited = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     assert finish(start(model, limited)) == (truth, "packed, cache not writable: File too large")
     assert list(store.iterdir()) == []
@@ -494,20 +494,20 @@ def wait_until_held(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
 
 
-def let_go(process: subprocess.Popen[str]) -> None:
+def release(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
 def test_processes_that_start_together_share_one_file(store: Path, model: Path, truth: bytes) -> None:
-    """Each has packed and found no file when it comes to keep what it packed: the first writes, the others map that."""
+    """All have packed and found no file when they store their weights: the first writes one, the others map it."""
     shown = "print([line.split()[4] for line in open('/proc/self/maps') if '.packed' in line][0])"
     processes = [start(model, HELD.format(function="cache.Entry.keep"), shown) for _ in range(4)]
     for process in processes:
         wait_until_held(process)
     for process in processes:
-        let_go(process)
+        release(process)
     inodes = set()
     for process in processes:
         out, err = process.communicate()
@@ -518,14 +518,14 @@ def test_processes_that_start_together_share_one_file(store: Path, model: Path, 
     assert list(store.glob(".*")) == []
 
 
-def test_a_writer_that_was_stopped_stops_nobody(store: Path, model: Path, truth: bytes) -> None:
-    """Each stops while it writes until all have got so far: the others have waited in vain and write for themselves."""
+def test_a_stopped_writer_does_not_block_the_others(store: Path, model: Path, truth: bytes) -> None:
+    """Each stops in its write until all are there: the others wait in vain, and then write for themselves."""
     before = "cache.MOST_WAIT_S = 0.01\n" + HELD.format(function="cache._write")
     processes = [start(model, before) for _ in range(3)]
     for process in processes:
         wait_until_held(process)
     for process in processes:
-        let_go(process)
+        release(process)
     for process in processes:
         bits, origin = finish(process)
         assert bits == truth and is_written(origin)
@@ -546,7 +546,7 @@ def test_threads_at_once(store: Path, model: Path, truth: bytes) -> None:
 
 
 def test_two_processes_share_the_pages(store: Path, tiny_checkpoint: Make) -> None:
-    """Pss is a process's share of what it has mapped: half of it where two map the same, the one that wrote it too."""
+    """Pss counts a process's share of each page: half where two processes map it, the writer of the file included."""
     model = tiny_checkpoint("distilbert", TASK, config={"hidden_dim": 4096})
     processes = []
     try:
@@ -583,7 +583,7 @@ def mapping(pid: int, path: Path) -> dict[str, int]:
 
 
 def killed_at(size: int) -> str:
-    """The kernel ends the process when its file would grow beyond ``size``: in the middle of a write."""
+    """The kernel kills the process when its file would exceed ``size`` bytes: in the middle of a write."""
     return (
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
@@ -617,13 +617,13 @@ def test_killed_while_writing(store: Path, model: Path, truth: bytes, moment: st
     assert bits == truth and is_read(origin)
 
 
-def test_the_file_of_a_living_writer_is_left_alone(
+def test_the_file_of_a_running_writer_is_not_removed(
     store: Path, model: Path, tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = start(model, HELD.format(function="os.rename"))
     wait_until_held(process)
     monkeypatch.setattr(cache, "MOST_WAIT_S", 0.01)
-    assert is_written(answer(tiny_checkpoint("distilbert", TASK, seed=5))[1])  # removes what is abandoned
+    assert is_written(answer(tiny_checkpoint("distilbert", TASK, seed=5))[1])  # removes abandoned files
     assert process.stdin is not None
     process.stdin.write("\n" * 3)
     process.stdin.flush()
@@ -631,14 +631,14 @@ def test_the_file_of_a_living_writer_is_left_alone(
     assert len(entries(store)) == 2
 
 
-def test_a_file_that_is_taken_for_abandoned_is_made_anew(
+def test_a_file_that_is_mistaken_for_abandoned_is_created_again(
     store: Path, model: Path, truth: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process comes between the making of a file and its lock."""
+    """Another process removes it between its creation and its lock."""
     lock, taken = fcntl.flock, []
 
     def late(number: int, operation: int) -> None:
-        if operation & fcntl.LOCK_NB:  # its turn to write
+        if operation & fcntl.LOCK_NB:  # the lock of the one writer
             return lock(number, operation)
         monkeypatch.setattr(fcntl, "flock", lock)
         taken.extend(store.glob(".*"))
@@ -660,29 +660,29 @@ def test_a_file_system_without_locks(store: Path, model: Path, truth: bytes, mon
     assert list(store.iterdir()) == []
 
 
-# --- its size, its place ---
+# --- its size and location ---
 
 
-def test_the_longest_unused_go_first(store: Path, tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_goes_first(store: Path, tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     directories = [tiny_checkpoint("distilbert", TASK, seed=seed) for seed in (1, 2, 3, 4)]
     paths = []
     for directory in directories[:3]:
         answer(directory)
         (path,) = set(entries(store)) - set(paths)
-        os.utime(path, ns=(0, 10**9 * (1 + len(paths))))  # used long ago, one after the other
+        os.utime(path, ns=(0, 10**9 * (1 + len(paths))))  # last used long ago, in this order
         paths.append(path)
-    assert is_read(answer(directories[0])[1])  # and now once more
+    assert is_read(answer(directories[0])[1])  # and now used again
     monkeypatch.setattr(cache, "MOST_BYTES", 3 * paths[0].stat().st_size)
     answer(directories[3])
     (last,) = set(entries(store)) - set(paths)
     assert entries(store) == sorted([paths[0], paths[2], last])
     monkeypatch.setattr(cache, "MOST_BYTES", 1)
     answer(directories[1])
-    assert is_read(answer(directories[1])[1])  # the newest stays, whatever its size
+    assert is_read(answer(directories[1])[1])  # the newest is kept, whatever its size
     only_entry(store)
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_location_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("DISTILFAST_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -714,7 +714,7 @@ def test_a_pickle_is_not_cached(store: Path, model: Path, truth: bytes) -> None:
 
 @pytest.fixture(autouse=True)
 def no_core_files() -> Iterator[None]:
-    """A process that is ended by SIGXFSZ would leave one."""
+    """A process killed by SIGXFSZ would leave one."""
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
     yield

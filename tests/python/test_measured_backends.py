@@ -1,4 +1,4 @@
-"""`auto` by measured rows: the table that they make, what is chosen by it, and what is said. All rows are made up."""
+"""`auto` by measured rows: the table made of them, the choice and its reason. All rows here are invented."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_rows_become_a_table():
     table = table_maker.make(
         [
             *both("1x8", 1.0, 2.0),
-            *both("1x16", 4.0, 2.0),  # the same bucket: 2 and 2
+            *both("1x16", 4.0, 2.0),  # the same bucket: the geometric means are 2 and 2
             *both("32x128", 9.0, 3.0),
             *both("1x16", 1.0, 3.0, precision="fp16"),
             *both("1x16", 1.0, 3.0, architecture="sm_80"),
             latency("cuda", "1x16", 0.5, precision="int8"),  # no other backend has it
-            latency("cuda", "1x64", 1.0),  # was run by one of two
-            *both("clinc150 x32", 1.0, 2.0),  # of no one bucket
+            latency("cuda", "1x64", 1.0),  # run by only one of the two
+            *both("clinc150 x32", 1.0, 2.0),  # not of one bucket
             {**latency("cuda", "1x16", 1.0), "contestant": "torch_compile"},
             {**latency("cuda", "1x16", 1.0), "machine": {"gpu": "A GPU"}},
         ]
@@ -83,7 +83,7 @@ def test_buckets(tokens, bucket):
 
 
 class FakeModule:
-    """A backend's module, as far as choosing goes."""
+    """The part of a backend's module that choosing needs."""
 
     def __init__(self, precisions, reason=None):
         self.PRECISIONS, self.reason = precisions, reason
@@ -94,7 +94,7 @@ class FakeModule:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """``machine(rows, architecture, **reasons)``: a table, a GPU, and why which backend is not available."""
+    """``machine(rows, architecture, **reasons)``: a table, a GPU, and why a backend is unavailable."""
 
     def make(rows, architecture="sm_90", **reasons):
         fakes = {
@@ -184,7 +184,7 @@ def test_each_batch_goes_to_the_winner_of_its_bucket():
     assert payload["buckets"] == {16: "cuda", 64: "cuda", 256: "triton"}
 
 
-def test_info_says_why_it_is_the_cpu(tiny_checkpoint, monkeypatch):
+def test_info_gives_the_reason_for_the_cpu(tiny_checkpoint, monkeypatch):
     monkeypatch.delenv("DISTILFAST_BACKEND", raising=False)
     monkeypatch.setattr(measured, "read", list)
     info = Engine.from_pretrained(tiny_checkpoint("distilbert", "token-classification")).info()

@@ -1,4 +1,4 @@
-"""Memory: whatever the shapes, a service's resident size is that after its first hundred requests."""
+"""Memory: whatever the shapes, a service's resident size stays as after its first hundred requests."""
 
 from __future__ import annotations
 

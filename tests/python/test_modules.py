@@ -1,4 +1,4 @@
-"""The arrows between modules: none upwards, no circle, and no basename for two different jobs."""
+"""Imports between modules: none of a higher layer, no cycle, and no basename with two meanings."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LAYERS = (
     "cli",
 )
 """From the bottom to the top: the modules and packages of distilfast; each imports from lower layers only."""
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms.split()}
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 EXTENSIONS = {"distilfast._cpu": {"arithmetic", "backends"}, "distilfast._cuda": {"backends"}}
 """The compiled modules, below all layers, and who may import them."""
-SAME_NOUN = {"base", "glue", "reference"}
-"""What a package's classes have in common; the data sets of GLUE, and their figures; the model, and its backend."""
+SHARED_BASENAMES = {"base", "glue", "reference"}
+"""Basenames used twice with one meaning: base classes; GLUE; the reference model and its backend."""
 
 
 @cache
@@ -50,7 +50,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The names that a module imports, at its top or inside a function; not those for type checkers alone."""
+    """The names that a module imports, at its top or inside a function, but not those for type checkers only."""
 
     def visit(node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -67,7 +67,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def resolved(name: str, known: dict[str, Path]) -> str | None:
-    """The module that ``name`` is, or is a part of; the root package, which imports on first use, is none."""
+    """The module that ``name`` is or belongs to; None for the root packages, which import on first use."""
     while name and name not in known and name not in EXTENSIONS:
         name = name.rpartition(".")[0]
     return None if name in ("", "distilfast", "benchmarks") else name
@@ -76,29 +76,30 @@ def resolved(name: str, known: dict[str, Path]) -> str | None:
 @cache
 def graph() -> dict[str, set[str]]:
     known = modules()
-    arrows: dict[str, set[str]] = {}
+    edges: dict[str, set[str]] = {}
     for module, path in known.items():
         if module not in ("distilfast", "benchmarks"):
             targets = {resolved(name, known) for name in imports(path)} - {None, module}
-            arrows[module] = {target for target in targets if target is not None}
-    return arrows
+            edges[module] = {target for target in targets if target is not None}
+    return edges
 
 
-def room(module: str) -> str:
+def top_level(module: str) -> str:
     return module.split(".")[1]
 
 
 def test_every_module_has_a_layer() -> None:
-    rooms = {room(module) for module in modules() if module.startswith("distilfast.")}
-    assert rooms == set(LEVEL)
+    parts = {top_level(module) for module in modules() if module.startswith("distilfast.")}
+    assert parts == set(LEVEL)
 
 
 def is_downwards(module: str, target: str) -> bool:
     if target in EXTENSIONS:
-        return room(module) in EXTENSIONS[target]
+        return top_level(module) in EXTENSIONS[target]
     if not target.startswith("distilfast."):
         return False
-    return room(module) == room(target) or LEVEL[room(target)] < LEVEL[room(module)]
+    ours, theirs = top_level(module), top_level(target)
+    return ours == theirs or LEVEL[theirs] < LEVEL[ours]
 
 
 def test_imports_point_downwards() -> None:
@@ -110,16 +111,16 @@ def test_imports_point_downwards() -> None:
         if not is_downwards(module, target)
     ]
     assert not wrong
-    assert not is_downwards("distilfast.quantize", "distilfast.reference")  # the check itself
+    assert not is_downwards("distilfast.quantize", "distilfast.reference")  # the check itself works
 
 
-def test_only_its_backend_and_parity_import_the_reference() -> None:
-    """The product computes nothing with its own oracle."""
+def test_only_backend_and_parity_import_the_reference() -> None:
+    """The product does not compute with the oracle that it is tested against."""
     users = {module for module, targets in graph().items() if "distilfast.reference" in targets}
     assert users == {"distilfast.backends.reference", "distilfast.parity.steps"}
 
 
-def test_there_is_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     """A package's __init__ counts as itself: a module may import a neighbour through it."""
     TopologicalSorter(graph()).prepare()
 
@@ -132,10 +133,10 @@ def test_every_package_is_installed() -> None:
     )
 
 
-def test_a_basename_has_one_job() -> None:
+def test_a_basename_has_one_meaning() -> None:
     places = defaultdict(set)
     for module, path in modules().items():
         if path.name != "__init__.py":
             places[path.stem].add(module)
     twice = {name: sorted(where) for name, where in places.items() if len(where) > 1}
-    assert set(twice) == SAME_NOUN, twice
+    assert set(twice) == SHARED_BASENAMES, twice

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints: transformers misses nothing in them, and their activations are shaped as trained ones."""
+"""Synthetic checkpoints: transformers loads every tensor, and their activations resemble those of trained models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[..., Path]
 
 
 def loaded(directory: Path, task: str) -> Any:
-    """The transformers model, which must have found every tensor it has and used every tensor stored."""
+    """The transformers model; no tensor may be missing from the file, and none unused."""
     transformers = pytest.importorskip("transformers")
     model, info = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
         directory, output_loading_info=True, attn_implementation="eager"
@@ -32,23 +32,23 @@ def loaded(directory: Path, task: str) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 @pytest.mark.parametrize("task", TASKS)
-def test_transformers_misses_nothing(tiny_checkpoint: Make, model_type: str, task: str, tied: bool) -> None:
+def test_transformers_loads_every_tensor(tiny_checkpoint: Make, model_type: str, task: str, tied: bool) -> None:
     model = loaded(tiny_checkpoint(model_type, task, config={"tie_word_embeddings": tied}), task)
     assert type(model).__name__ == model.config.architectures[0]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_types_round_to_nearest_even(tiny_checkpoint: Make, dtype: str) -> None:
+def test_16_bit_types_round_to_nearest_even(tiny_checkpoint: Make, dtype: str) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    wide = load_file(tiny_checkpoint("distilbert", "fill-mask") / "model.safetensors")
-    narrow = load_file(tiny_checkpoint("distilbert", "fill-mask", dtype=dtype) / "model.safetensors")
-    for name, tensor in wide.items():
-        assert torch.equal(tensor.to(getattr(torch, dtype)), narrow[name]), name
+    fp32 = load_file(tiny_checkpoint("distilbert", "fill-mask") / "model.safetensors")
+    half = load_file(tiny_checkpoint("distilbert", "fill-mask", dtype=dtype) / "model.safetensors")
+    for name, tensor in fp32.items():
+        assert torch.equal(tensor.to(getattr(torch, dtype)), half[name]), name
 
 
-def test_shards_and_whole_are_the_same_model(tiny_checkpoint: Make) -> None:
+def test_shards_and_one_file_are_the_same_model(tiny_checkpoint: Make) -> None:
     torch = pytest.importorskip("torch")
     whole = loaded(tiny_checkpoint("bert", "fill-mask"), "fill-mask").state_dict()
     parts = loaded(tiny_checkpoint("bert", "fill-mask", shards=4), "fill-mask").state_dict()
@@ -56,7 +56,7 @@ def test_shards_and_whole_are_the_same_model(tiny_checkpoint: Make) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_the_seed_decides(tmp_path: Path, tiny_checkpoint: Make) -> None:
+def test_the_seed_determines_the_bytes(tmp_path: Path, tiny_checkpoint: Make) -> None:
     files = [tiny_checkpoint("distilbert", "fill-mask", seed=seed, shards=1) / "model.safetensors" for seed in (5, 6)]
     config = json.loads((files[0].parent / "config.json").read_text())
     again = write_checkpoint(tmp_path, task="fill-mask", config=config, seed=5) / "model.safetensors"
@@ -76,7 +76,7 @@ def activations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarra
     return {"hidden": torch.stack(out.hidden_states).numpy(), "attention": torch.stack(out.attentions).numpy()}
 
 
-def test_outlier_channels_run_through_every_layer(activations: dict[str, np.ndarray]) -> None:
+def test_outlier_channels_are_the_same_in_every_layer(activations: dict[str, np.ndarray]) -> None:
     for hidden in activations["hidden"]:
         largest = np.argsort(np.abs(hidden).mean(axis=(0, 1)))[-2:]
         assert sorted(largest) == [308, 381]
@@ -86,7 +86,7 @@ def test_outlier_channels_run_through_every_layer(activations: dict[str, np.ndar
         assert 8 < kurtosis.mean() < 90
 
 
-def test_attention_chooses_and_answers_differ(activations: dict[str, np.ndarray]) -> None:
+def test_attention_is_not_uniform_and_answers_differ(activations: dict[str, np.ndarray]) -> None:
     probabilities = activations["attention"].astype(np.float64)
     entropy = -(probabilities * np.log(probabilities + 1e-30)).sum(axis=-1).mean(axis=(1, 2, 3))
     assert (entropy < 0.8 * np.log(24)).all()  # log 24 is the entropy of uniform attention
@@ -134,7 +134,7 @@ def test_a_given_vocabulary_is_copied(data_directory: Path, tmp_path: Path) -> N
         ({"vocabulary": Path("absent")}, InputError, "absent holds no tokenizer files"),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         write_checkpoint(tmp_path / "new", **({"task": "fill-mask"} | arguments))
     assert not (tmp_path / "new" / "model.safetensors").exists()

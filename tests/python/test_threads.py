@@ -1,4 +1,4 @@
-"""How many threads there are to be used."""
+"""How many cores are available, and the time slices of the workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_affinity_mask_is_counted():
 
 @pytest.fixture
 def control_group() -> Iterator[Callable[[int], Path]]:
-    """``control_group(quota)`` gives a group of processes that have ``quota`` µs of the cores in each 100 ms."""
+    """``control_group(quota)``: cgroup.procs of a group whose processes get ``quota`` µs of CPU time in each 100 ms."""
     root = Path("/sys/fs/cgroup")
     first = (root / "cpu" / "cpu.cfs_quota_us").exists()  # version 1 of the control groups
     group = root / ("cpu" if first else "") / f"distilfast-test-{os.getpid()}"
@@ -61,8 +61,8 @@ def test_a_real_quota_is_counted(control_group: Callable[[int], Path], quota: in
     assert counted == min(most, len(os.sched_getaffinity(0)))
 
 
-# Whether some worker has a short slice, and the caller's own: by sched_getattr(2), 48 bytes, the slice in ns at 24. A
-# worker reads it when it begins, which can be some forwards after the first.
+# Prints whether some worker has a short slice, and the caller's slice, by sched_getattr(2): 48 bytes, the slice in ns
+# at 24. A worker sets it when it starts, which can be some forwards after the first.
 SLICES = """
 import ctypes, os, struct, sys
 from distilfast import Engine
@@ -98,7 +98,7 @@ def _kernel() -> tuple[int, ...]:
 
 @pytest.mark.skipif(_kernel() < (6, 12), reason="slices are granted by Linux from 6.12 on")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call is that of x86-64")
-def test_workers_have_short_slices_and_the_caller_its_own(tiny_checkpoint: Callable[..., Path]):
+def test_workers_have_short_slices_and_the_caller_keeps_its_own(tiny_checkpoint: Callable[..., Path]):
     command = [sys.executable, "-c", SLICES, str(tiny_checkpoint("distilbert", "feature-extraction"))]
     found, own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     if found == "forbidden":

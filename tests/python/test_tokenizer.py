@@ -1,4 +1,4 @@
-"""Ids, offsets and decoded text against transformers' AutoTokenizer, on every text at hand."""
+"""Ids, offsets and decoded text against transformers' AutoTokenizer, on every text of the data sets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(directory: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def directories(data_directory: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every way the real vocabularies come: whole, and without tokenizer.json."""
+    """The real vocabularies, with all their files and without tokenizer.json."""
     root = tmp_path_factory.mktemp("tokenizers")
     made = {"cased": data_directory / "vocab-cased", "uncased": minilm}
     for name in ("cased", "uncased"):
@@ -114,7 +114,7 @@ def test_longest_first_at_small_lengths(directories: dict[str, Path], length: in
     )
 
 
-def test_truncation_of_one_call_is_not_that_of_the_next(directories: dict[str, Path]) -> None:
+def test_truncation_does_not_persist_between_calls(directories: dict[str, Path]) -> None:
     tokenizer = Tokenizer.from_directory(directories["uncased"])  # its tokenizer.json truncates and pads to 128
     text = "word " * 600
     assert len(tokenizer.encode(text).ids) == 602
@@ -160,7 +160,7 @@ def added(content: str, special: bool, **flags: bool) -> dict[str, Any]:
     return plain | flags | {"content": content, "special": special}
 
 
-# Settings that change ids, over the cased vocabulary: (tokenizer_config.json, special_tokens_map.json)
+# Settings that change ids, with the cased vocabulary: (tokenizer_config.json, special_tokens_map.json)
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no settings at all": ({}, {}),
     "lower case": ({"do_lower_case": True}, {}),
@@ -246,7 +246,7 @@ def test_a_synthetic_vocabulary_works(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [5, None, b"bytes", ("a",), ("a", "b", "c"), ("a", 5), ["a", None]])
-def test_what_is_not_text(tiny: Path, bad: Any) -> None:
+def test_inputs_that_are_not_text(tiny: Path, bad: Any) -> None:
     with pytest.raises(InputError, match=r"^Input 1 is neither a string nor a pair of strings\.$"):
         Tokenizer.from_directory(tiny).encode_batch(["fine", bad])
 
@@ -263,7 +263,7 @@ def test_a_length_too_short_for_the_special_tokens(tiny: Path, length: int) -> N
 
 
 @pytest.mark.parametrize("strategy", ["only_second", "bogus"])
-def test_truncation_that_cannot_be_done(tiny: Path, strategy: str) -> None:
+def test_impossible_truncation_is_an_error(tiny: Path, strategy: str) -> None:
     with pytest.raises(InputError, match="cannot be encoded"):
         Tokenizer.from_directory(tiny).encode("abcdef", truncation=strategy, max_length=4)
 

@@ -1,4 +1,4 @@
-"""Names and shapes against transformers' modules, every file form, and every way a checkpoint can be wrong."""
+"""Names and shapes against transformers' modules, every file format, and every way a checkpoint can be wrong."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rewritten(tiny_checkpoint: Make, tmp_path: Path) -> Callable[..., Path]:
     return rewrite
 
 
-# --- names: what transformers calls each tensor, written out once more and by hand ---
+# --- names: what transformers calls each tensor, written out independently ---
 
 
 def linear(name: str, module: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def head_truth(model: Any, task: str, bert: bool) -> dict[str, Any]:
 
 
 def truth(model: Any, task: str) -> Tensors:
-    """Canonical name -> the parameter of the transformers model that has this part."""
+    """Canonical name -> the corresponding parameter of the transformers model."""
     bert = model.config.model_type == "bert"
     base = model.base_model
     tensors = {
@@ -182,7 +182,7 @@ def test_minilm_has_no_prefix_a_pooler_and_a_buffer(minilm: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 def test_prefix_and_old_layer_norm_names_do_not_matter(rewritten: Any, tiny_checkpoint: Make, model_type: str) -> None:
-    def modernise_backwards(tensors: Tensors) -> None:
+    def to_old_names(tensors: Tensors) -> None:
         for name in list(tensors):
             old = name.removeprefix(f"{model_type}.")
             if "LayerNorm" in old or "layer_norm" in old:
@@ -190,21 +190,21 @@ def test_prefix_and_old_layer_norm_names_do_not_matter(rewritten: Any, tiny_chec
             tensors[old] = tensors.pop(name)
 
     expected = load(tiny_checkpoint(model_type, "fill-mask")).tensors
-    assert_same(load(rewritten(model_type, "fill-mask", modernise_backwards)).tensors, expected)
+    assert_same(load(rewritten(model_type, "fill-mask", to_old_names)).tensors, expected)
 
 
 def test_the_bare_encoder_of_a_checkpoint_with_a_head(tiny_checkpoint: Make) -> None:
     tensors = load(tiny_checkpoint("distilbert", "fill-mask"), "feature-extraction").tensors
     assert not any(name.startswith("head.") for name in tensors)
     tensors = load(tiny_checkpoint("bert", "fill-mask"), "feature-extraction").tensors
-    assert not any(name.startswith("head.") for name in tensors)  # no pooler stored, none invented
+    assert not any(name.startswith("head.") for name in tensors)  # no pooler is stored, so there is none
 
 
 # --- the masked-LM projection ---
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
-def test_a_tied_projection_is_the_word_table_itself(tiny_checkpoint: Make, model_type: str) -> None:
+def test_a_tied_projection_is_the_word_table(tiny_checkpoint: Make, model_type: str) -> None:
     tensors = load(tiny_checkpoint(model_type, "fill-mask")).tensors
     assert tensors["head.1.weight"] is tensors["embed.word"]
 
@@ -214,7 +214,7 @@ PROJECTION = {"distilbert": "vocab_projector.weight", "bert": "cls.predictions.d
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
-def test_a_stored_projection_wins_as_in_transformers(rewritten: Any, model_type: str, tied: bool) -> None:
+def test_a_stored_projection_takes_precedence_as_in_transformers(rewritten: Any, model_type: str, tied: bool) -> None:
     def change(tensors: Tensors) -> None:
         tensors[PROJECTION[model_type]] = np.full((256, 32), 0.25, np.float32)
 
@@ -249,10 +249,10 @@ def test_both_spellings_of_the_bert_projection_bias(rewritten: Any) -> None:
     assert (load(rewritten("bert", "fill-mask", change)).tensors["head.1.bias"] == 2.0).all()
 
 
-# --- one error names everything that does not fit ---
+# --- one error names all mismatches ---
 
 
-def test_one_error_names_everything(rewritten: Any) -> None:
+def test_one_error_names_all_mismatches(rewritten: Any) -> None:
     def change(tensors: Tensors) -> None:
         del tensors["distilbert.transformer.layer.1.ffn.lin1.bias"]
         tensors["distilbert.transformer.layer.2.ffn.lin1.bias"] = np.zeros(48, np.float32)
@@ -287,7 +287,7 @@ def test_a_classifier_without_its_pooler(rewritten: Any) -> None:
     assert "no complete text-classification head; missing: pooler.dense.weight." in message
 
 
-def test_heads_of_other_tasks_and_buffers_are_no_surprise(rewritten: Any) -> None:
+def test_heads_of_other_tasks_and_buffers_are_ignored(rewritten: Any) -> None:
     def change(tensors: Tensors) -> None:
         tensors["cls.seq_relationship.weight"] = np.zeros((2, 32), np.float32)
         tensors["bert.embeddings.position_ids"] = np.arange(64)[None]
@@ -315,7 +315,7 @@ def test_huge_finite_numbers_are_not_inf(rewritten: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_shards_are_the_whole(tiny_checkpoint: Make, dtype: str) -> None:
+def test_shards_hold_the_same_tensors_as_one_file(tiny_checkpoint: Make, dtype: str) -> None:
     whole = load(tiny_checkpoint("bert", "fill-mask", dtype=dtype)).tensors
     assert_same(load(tiny_checkpoint("bert", "fill-mask", dtype=dtype, shards=3)).tensors, whole)
 
@@ -337,18 +337,18 @@ def test_a_truncated_shard_is_named(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": ["b"]}}'])
-def test_an_index_that_is_none(sharded: Path, text: str) -> None:
+def test_a_malformed_index(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json is not a JSON object with a weight_map" in refused(sharded)
 
 
-def test_an_index_cannot_lead_out_of_its_directory(sharded: Path) -> None:
+def test_an_index_cannot_name_files_outside_its_directory(sharded: Path) -> None:
     index = json.dumps({"weight_map": {"a": "../outside.safetensors"}})
     (sharded / "model.safetensors.index.json").write_text(index)
     assert "not a plain file name" in refused(sharded)
 
 
-def lying(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+def with_header(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     change(header)
@@ -371,8 +371,8 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
     "header beyond the file": lambda data: (1 << 40).to_bytes(8, "little") + data[8:],
     "header not JSON": lambda data: data[:8] + b"x" * (len(data) - 8),
     "a Git LFS pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "shape too large": lambda data: lying(data, grow_shape),
-    "offsets too large": lambda data: lying(data, grow_offsets),
+    "shape too large": lambda data: with_header(data, grow_shape),
+    "offsets too large": lambda data: with_header(data, grow_offsets),
 }
 
 
@@ -388,13 +388,13 @@ def test_a_broken_file_is_named(copied: Path, kind: str) -> None:
     assert f"{path} is not a complete safetensors file" in refused(copied)
 
 
-def test_a_type_that_is_not_read(copied: Path) -> None:
+def test_an_unsupported_dtype_is_an_error(copied: Path) -> None:
     path = copied / "model.safetensors"
 
     def change(header: dict[str, Any]) -> None:
         header["vocab_projector.bias"] |= {"dtype": "F8_E4M3", "shape": [1024]}
 
-    path.write_bytes(lying(path.read_bytes(), change))
+    path.write_bytes(with_header(path.read_bytes(), change))
     assert "stores vocab_projector.bias as F8_E4M3" in refused(copied)
 
 
@@ -418,7 +418,7 @@ def test_no_weights_at_all(copied: Path) -> None:
 
 @pytest.fixture
 def pickled(tiny_checkpoint: Make, tmp_path: Path) -> Path:
-    """The same tensors in pytorch_model.bin, as older checkpoints have them: tied tensors stored twice."""
+    """The same tensors in pytorch_model.bin, as in older checkpoints, where tied tensors are stored twice."""
     torch = pytest.importorskip("torch")
     source = tiny_checkpoint("distilbert", "fill-mask", dtype="bfloat16")
     model = transformers_model(source, "fill-mask").to(torch.bfloat16)
@@ -429,11 +429,11 @@ def pickled(tiny_checkpoint: Make, tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_pickle_holds_the_same(pickled: Path, tiny_checkpoint: Make) -> None:
+def test_a_pickle_holds_the_same_tensors(pickled: Path, tiny_checkpoint: Make) -> None:
     assert_same(load(pickled).tensors, load(tiny_checkpoint("distilbert", "fill-mask", dtype="bfloat16")).tensors)
 
 
-def test_safetensors_wins_over_a_pickle(pickled: Path, tiny_checkpoint: Make) -> None:
+def test_safetensors_take_precedence_over_a_pickle(pickled: Path, tiny_checkpoint: Make) -> None:
     shutil.copy(tiny_checkpoint("distilbert", "fill-mask") / "model.safetensors", pickled)
     (pickled / "pytorch_model.bin").write_bytes(b"never read")
     assert load(pickled)
@@ -469,13 +469,13 @@ def test_a_pickle_that_is_refused(pickled: Path, tmp_path: Path, kind: str) -> N
 # --- where a checkpoint comes from: a directory, the hub's cache, the hub ---
 
 
-def test_a_local_directory_is_taken_as_it_is(copied: Path) -> None:
+def test_a_local_directory_is_used_as_it_is(copied: Path) -> None:
     assert resolve(copied) == copied
     assert resolve(str(copied)) == copied
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "bad name", "x..y"])
-def test_what_can_only_be_a_path_must_exist(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_that_can_only_be_a_path_must_exist(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=r" does not exist\.$"):
         resolve(name)
@@ -515,7 +515,7 @@ except Exception as error:
 
 @pytest.fixture
 def hub_home(tiny_checkpoint: Make, tmp_path: Path) -> Path:
-    """A hub cache that holds team/model at the branch main and the tag v1, as the client itself would lay it out."""
+    """A hub cache that holds team/model at the branch main and the tag v1, laid out as by the client itself."""
     pytest.importorskip("huggingface_hub")
     repository = tmp_path / "home" / "hub" / "models--team--model"
     (repository / "refs").mkdir(parents=True)
@@ -535,20 +535,20 @@ def test_a_cached_revision_is_found_offline(hub_home: Path) -> None:
     assert resolved(hub_home, "team/model", COMMIT[::-1], HF_HUB_OFFLINE="1").endswith(COMMIT[::-1])
 
 
-def test_what_is_not_cached_is_an_error_offline(hub_home: Path) -> None:
+def test_an_uncached_revision_is_an_error_offline(hub_home: Path) -> None:
     message = resolved(hub_home, "team/model", "v2", HF_HUB_OFFLINE="1")
     assert message.startswith("WeightsError 'team/model' at revision 'v2' is neither")
     assert "fetching is switched off" in message and "\n" not in message
 
 
-def test_no_hub_at_the_other_end(tmp_path: Path) -> None:
-    message = resolved(tmp_path, "team/model", HF_ENDPOINT="http://127.0.0.1:9")  # the discard port: refused at once
+def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    message = resolved(tmp_path, "team/model", HF_ENDPOINT="http://127.0.0.1:9")  # a closed port
     assert message.startswith("WeightsError 'team/model' is neither")
     assert "http://127.0.0.1:9 did not answer" in message and "\n" not in message
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as the client asks for: the commit of a revision, its files, their content."""
+    """The part of the hub that the client uses: the commit of a revision, its files, their contents."""
 
     files: ClassVar[dict[str, bytes]]
     sent: ClassVar[list[str]]
@@ -581,7 +581,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *arguments: Any) -> None:
-        """Quiet."""
+        """Nothing is logged."""
 
 
 @pytest.fixture
@@ -600,23 +600,23 @@ def hub(tiny_checkpoint: Make) -> Iterator[str]:
         thread.join()
 
 
-def test_the_hub_sends_what_is_needed_and_no_pickle(hub: str, tmp_path: Path) -> None:
+def test_only_the_needed_files_are_fetched_and_no_pickle(hub: str, tmp_path: Path) -> None:
     found = Path(resolved(tmp_path, "team/model", HF_ENDPOINT=hub))
     assert found.name == COMMIT and load(found)
     assert set(Hub.sent) == {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
 
 
-def test_the_hub_sends_the_pickle_where_there_is_nothing_else(hub: str, tmp_path: Path) -> None:
+def test_the_pickle_is_fetched_if_there_is_nothing_else(hub: str, tmp_path: Path) -> None:
     del Hub.files["model.safetensors"]
     assert (Path(resolved(tmp_path, "team/model", HF_ENDPOINT=hub)) / "pytorch_model.bin").exists()
 
 
-def test_the_hub_knows_no_such_revision_or_model(hub: str, tmp_path: Path) -> None:
+def test_an_unknown_revision_or_model_is_an_error(hub: str, tmp_path: Path) -> None:
     assert "there is no such revision." in resolved(tmp_path, "team/model", "v9", HF_ENDPOINT=hub)
     assert "there is no such repository, or it is private." in resolved(tmp_path, "team/other", HF_ENDPOINT=hub)
 
 
-def test_importing_loads_none_of_the_heavy_libraries() -> None:
+def test_imports_load_none_of_the_heavy_libraries() -> None:
     heavy = ("torch", "transformers", "huggingface_hub", "safetensors", "tokenizers")
     script = (
         "import sys, distilfast.weights, distilfast.tokenizer, distilfast.synthetic\n"

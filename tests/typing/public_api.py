@@ -1,4 +1,4 @@
-"""Types that users rely on, checked by mypy in ``make lint``: nothing here is run.
+"""Types of the public API, checked by mypy in ``make lint``; nothing here is run.
 
 Each ``type: ignore`` is a call that mypy must reject; an unused one is an error.
 """
