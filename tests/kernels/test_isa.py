@@ -124,7 +124,7 @@ def test_an_isa_that_this_machine_lacks_is_an_error(monkeypatch):
 
 
 def test_only_isa_units_use_vector_registers():
-    """Every function that touches zmm, ymm or tile registers belongs to an ISA unit.
+    """Every function that uses zmm, ymm or tile registers belongs to an ISA unit.
 
     The linker would merge an inline function that two units compile with different flags, and a processor without
     the ISA would meet an illegal instruction. So everything in those units is in an anonymous namespace.

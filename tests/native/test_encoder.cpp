@@ -232,7 +232,7 @@ TEST(every_task_runs_once) {
 
 namespace {
 
-// Which tasks of a job ran how often, and whether a worker ever had two of them at once.
+// How often each task of a job ran, and whether a worker ever ran two of them at once.
 struct Tally {
   Tally(Index tasks, int threads) : runs(static_cast<std::size_t>(tasks)), busy(static_cast<std::size_t>(threads)) {}
 

@@ -519,7 +519,7 @@ def test_processes_that_start_together_share_one_file(store: Path, model: Path, 
 
 
 def test_a_stopped_writer_does_not_block_the_others(store: Path, model: Path, truth: bytes) -> None:
-    """Each stops in its write until all are there: the others wait in vain, and then write for themselves."""
+    """Each stops in its write until all have reached it: the others time out waiting, and write for themselves."""
     before = "cache.MOST_WAIT_S = 0.01\n" + HELD.format(function="cache._write")
     processes = [start(model, before) for _ in range(3)]
     for process in processes:

@@ -130,7 +130,7 @@ def test_one_text_is_a_batch_of_one(directories: dict[str, Path]) -> None:
     assert tokenizer.encode_batch([]) == []
 
 
-@pytest.mark.parametrize("kind", ["cased", "uncased"])  # the first asks for clean_up_tokenization_spaces
+@pytest.mark.parametrize("kind", ["cased", "uncased"])  # the first has clean_up_tokenization_spaces set
 @pytest.mark.parametrize("skip", [False, True])
 def test_decoding(directories: dict[str, Path], texts: list[str], kind: str, skip: bool) -> None:
     tokenizer, other = Tokenizer.from_directory(directories[kind]), reference(directories[kind])
