@@ -16,7 +16,7 @@
 // 1 x 4 tiles stay in the unit along all of K, so W streams from memory once, and the later passes find the panel in
 // L2. A value of W takes 6 bytes in fp32, 4 in bf16x3 and 2 in bf16.
 //
-// Not measured: see tests/amx/README.md. Values from 3.39e38 on, which bf16 cannot represent, become infinite or NaN.
+// Values from 3.39e38 on, which bf16 cannot represent, become infinite or NaN.
 // Included after a Vec of 16 floats and a TileUnit. Reference: linear/ref.h.
 #pragma once
 

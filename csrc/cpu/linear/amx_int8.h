@@ -8,7 +8,7 @@
 // is loaded and stored once for both; and the int32 sums are double-buffered: while the tile unit fills one buffer, the
 // vector units dequantise the other, in program order one half of it after each group's tiles. By this count the tile
 // unit is busy two thirds of the time, less the outlier product: K / 96 values in fp32, a fifth more vector work.
-// Estimated, not measured: see tests/amx/README.md.
+// Measured so far: whole models, `amx` in benchmarks/results/; not the kernel alone.
 //
 // Packed W: the header; [panel][outlier channel][column] in fp32; [panel][group][column] scales; tiles.
 // Packed A: [row][outlier channel] in fp32; [row][group] scales; tiles.
