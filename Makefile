@@ -9,6 +9,7 @@ ARGS ?=
 QUICK ?=
 COMMIT ?=
 WORKERS ?= 2
+SECONDS ?= 600
 
 BIN := .venv/bin
 DEMO := .venv-demo/bin
@@ -27,7 +28,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check lint native sanitize bench gpu-check wheel format clean distclean
+.PHONY: help demo test check lint native sanitize fuzz bench gpu-check wheel format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -65,12 +66,34 @@ native: .venv/.tools ## only the native tests of `make test`
 	@$(BUILD) native_tests
 	@$(MODULES)/native_tests
 
-sanitize: .venv/.tools ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@echo "· native tests with ASan and UBSan"
-	@$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-		-DNATIVE_TESTS=ON -DAMX_SIMULATED=ON -DSANITIZE=ON >/dev/null
-	@$(BIN)/cmake --build build/sanitize -- --quiet
-	@UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/native_tests
+# The third part is the bindings in a copy of the package, under the tests that hand them arrays of every kind.
+SANITIZED := build/sanitize-address/python
+SANITIZED_TESTS := $(wildcard tests/python/test_b*.py tests/python/test_*safety.py) tests/python/test_engine.py \
+	tests/kernels/test_embed.py tests/kernels/test_linear.py tests/kernels/test_attention.py
+
+sanitize: .venv/.installed ## native tests under ASan, UBSan and TSan; bindings under ASan and UBSan
+	@for kind in address thread; do \
+		echo "· native tests, SANITIZE=$$kind"; \
+		$(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+			-DNATIVE_TESTS=ON -DAMX_SIMULATED=ON -DSANITIZE=$$kind -DPYTHON_MODULE=ON \
+			-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+			-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null && \
+		$(BIN)/cmake --build build/sanitize-$$kind --target native_tests -- --quiet && \
+		UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=die_after_fork=0 \
+			setarch -R build/sanitize-$$kind/native_tests || exit 1; \
+	done
+	@echo "· bindings, SANITIZE=address"
+	@$(BIN)/cmake --build build/sanitize-address --target _cpu -- --quiet
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r distilfast $(SANITIZED) && rm -f $(SANITIZED)/distilfast/_c*.so
+	@cp build/sanitize-address/_cpu*.so $(SANITIZED)/distilfast
+	@OMP_NUM_THREADS=1 LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=$(CURDIR)/$(SANITIZED):$(CURDIR) $(BIN)/pytest -q $(SANITIZED_TESTS)
+
+fuzz: .venv/.installed ## every fuzz target for SECONDS= each (600), with a corpus that is kept in build/fuzz
+	@for target in $$($(BIN)/python -c "from tests.fuzz.targets import TARGETS; print(*TARGETS)"); do \
+		echo "· $$target"; \
+		$(BIN)/python -m tests.fuzz.run $$target --seconds $(SECONDS) --corpus build/fuzz/$$target || exit 1; \
+	done
 
 bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for a few minutes, ARGS= for benchmarks/run.py
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)

@@ -202,6 +202,20 @@ TEST(several_callers_at_once_get_their_own_answers) {
   }
 }
 
+TEST(sixteen_callers_of_several_encoders_share_the_pool) {
+  const Fixture fixtures[] = {{kernels_for(""), 2}, {kernels_for(""), 5}, {kernels_for(""), 16}};
+  const Batch batch({5, 30});
+  const auto wanted = head_of(*fixtures[0].encoder, batch);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 16; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < 5; ++i) wrong += head_of(*fixtures[(caller + i) % 3].encoder, batch) != wanted;
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(wrong == 0);
+}
+
 TEST(a_child_answers_after_a_fork) {
   const Fixture fixture(kernels_for(""), 3);
   const Batch batch({5, 30});
@@ -265,11 +279,10 @@ TEST(interrupted_jobs_run_every_task_once) {
     callers.emplace_back([&] {
       Team team(threads);
       Tally tally(tasks, threads);
-      volatile int sink = 0;
       team.run(tasks, [&](Index i, int worker) {
         // Long enough for the waiting callers to interrupt a job many times.
-        tally.count(i, worker, [&] {
-          for (int k = 0; k < 20000; ++k) sink = k;
+        tally.count(i, worker, [] {
+          for (volatile int k = 0; k < 20000;) k = k + 1;
         });
       });
       right += tally.right();
