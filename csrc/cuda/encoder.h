@@ -1,9 +1,8 @@
 // The whole forward: embeddings, the layers, the head; one graph, one synchronisation.
 //
-// A batch is run in chunks of whole sequences, see common/chunks.h. A chunk runs in the bucket that its
-// tokens fit, and the rows that the head reads in a bucket of theirs: sizes are read on the device, so one graph for
-// each pair of buckets serves every batch that fits. The arithmetic of an answer is fixed by its own sequence and the
-// buckets.
+// A batch is run in chunks of whole sequences, see common/chunks.h. A chunk has a bucket for its tokens and one for the
+// rows that the head reads. Sizes are read on the device, so one graph for each pair of buckets serves every chunk that
+// fits. The arithmetic of an answer is fixed by its own sequence and the buckets.
 #pragma once
 
 #include <memory>
@@ -15,8 +14,8 @@
 
 namespace distilfast::cuda {
 
-// A batch in device memory, of which the host knows only the sizes. It must not change before the work that the
-// caller's stream has at the call is done.
+// A batch in device memory, of which the host knows only the sizes. It must not change before the work enqueued on the
+// caller's stream at the time of the call has finished.
 struct DeviceInput {
   Integers ids;                           // [T]
   Integers cu_seqlens;                    // [B + 1]
@@ -44,12 +43,13 @@ class DeviceOutput {
                const float* hidden, const float* head, StreamHandle caller);
   ~DeviceOutput();
 
-  // What is enqueued on `stream` from now on begins when the numbers are there; what it has when this is gone has read
-  // them. The caller's stream of `forward_on_device` is one from the start.
+  // Work enqueued on `stream` from now on waits for the results, and the workspace is not used again before the work
+  // that `stream` holds when this object is destroyed. The caller's stream of `forward_on_device` is shared with from
+  // the start.
   void share_with(StreamHandle stream);
   int device() const;
-  // Waits for the numbers. Throws std::invalid_argument where the device found a DeviceInput to be wrong, in which case
-  // they are NaN.
+  // Waits for the results. Throws std::invalid_argument where the device found a DeviceInput to be wrong; the results
+  // of the sequences concerned are NaN.
   void wait() const;
 
   const float* const hidden;  // [T, D], or null

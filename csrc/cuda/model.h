@@ -10,8 +10,7 @@
 namespace distilfast::cuda {
 
 // With int8, FindTensor is asked for what distilfast/backends/cuda.py adds to each linear of the encoder:
-// `.channel_shift`,
-// `.outlier_channels` (as floats) and `.shifted_bias`.
+// `.channel_shift`, `.outlier_channels` (as floats) and `.shifted_bias`.
 
 // A linear; int8 has W packed twice, for W8A16 and for W8A8.
 struct Dense {
