@@ -31,8 +31,10 @@ _FILES = [
     "added_tokens.json",
     "vocab.txt",
     "modules.json",  # sentence-transformers: how token rows become one embedding
-    "1_Pooling/config.json",
+    "[0-9]*_*/config.json",  # 1_Pooling, 2_Dense, 2_Normalize, …
+    "[0-9]*_Dense/model.safetensors",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     _SAFETENSORS,
     _INDEX,
     "model-*-of-*.safetensors",
@@ -90,8 +92,12 @@ def resolve(model: str | Path, *, revision: str | None = None, local_files_only:
     if isinstance(model, Path) or name.startswith((".", "/", "~")) or not _is_hub_id(name):
         raise WeightsError(f"{model} does not exist.")
     directory = _fetch(name, revision, local_files_only, _FILES)
-    if not any(directory.glob("*.safetensors")):  # never fetch a pickle beside safetensors
-        directory = _fetch(name, revision, local_files_only, [*_FILES, _PICKLE])
+    # Never fetch a pickle beside safetensors.
+    folders = [directory, *directory.glob("[0-9]*_Dense")]
+    pickles = [folder / _PICKLE for folder in folders if not any(folder.glob("*.safetensors"))]
+    if pickles:
+        patterns = [str(pickle.relative_to(directory).as_posix()) for pickle in pickles]
+        directory = _fetch(name, revision, local_files_only, [*_FILES, *patterns])
     return directory
 
 

@@ -172,12 +172,12 @@ def environment(name: str) -> str | None:
 
 
 def cache_directory() -> Path | None:
-    """Where packed weights are kept: ``DISTILFAST_CACHE``, None where it is "off"; else the user's cache.
+    """Where packed weights are kept: ``DISTILFAST_CACHE``, None where it is "off" in any case; else the user's cache.
 
     Raises OSError where the user has no home directory.
     """
     chosen = environment("CACHE")
-    if chosen == "off":
+    if chosen is not None and chosen.lower() == "off":
         return None
     directory = Path(chosen or os.path.join(_user_cache(), "distilfast"))
     try:

@@ -7,6 +7,7 @@ normalised comes from tokenizer_config.json, where ``do_lower_case`` is true unl
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distilfast.arguments import flag, integer
 from distilfast.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class Tokenizer:
         text: str,
         pair: str | None = None,
         *,
-        truncation: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> Encoding:
@@ -105,22 +107,22 @@ class Tokenizer:
         self,
         texts: Sequence[Text],
         *,
-        truncation: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
         """Encode texts and pairs, nothing padded.
 
-        ``truncation``: False, or "longest_first" (also True), "only_first" or "only_second"; to ``max_length`` tokens,
-        else to the tokenizer's own limit if it has one. Raises InputError for what is not text, and for a
-        ``max_length`` that cannot be kept.
+        ``truncation``: False (also "do_not_truncate"), or "longest_first" (also True), "only_first" or "only_second";
+        to ``max_length`` tokens, else to the tokenizer's own limit if it has one. None cuts where ``max_length`` is
+        given. Raises InputError for what is not text, and for a ``max_length`` that cannot be kept or cuts nothing.
         """
-        inputs = [_checked(i, text) for i, text in enumerate(texts)]
-        limit = self._limit(inputs, max_length, add_special_tokens) if truncation else None
-        strategy = truncation if isinstance(truncation, str) else "longest_first"
+        inputs = [checked_text(i, text) for i, text in enumerate(texts)]
+        strategy = truncation_strategy(truncation, max_length)
+        limit = self._limit(inputs, max_length, add_special_tokens) if strategy else None
         with self._lock:
             try:
-                self._truncate(limit, strategy)
+                self._truncate(limit, strategy or "longest_first")
                 encodings = self._backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
             except Exception as error:  # the library raises plain Exception for what truncation cannot do
                 raise InputError(f"The texts cannot be encoded: {str(error).rstrip('.')}.") from None
@@ -129,7 +131,7 @@ class Tokenizer:
         ]
 
     def _limit(self, inputs: list[Text], max_length: int | None, add_special_tokens: bool) -> int | None:
-        limit = self.max_length if max_length is None else max_length
+        limit = self.max_length if max_length is None else integer("max_length", max_length)
         if limit is None:
             return None
         added = max((self.num_special_tokens(pair=isinstance(text, tuple)) for text in inputs), default=0)
@@ -142,6 +144,16 @@ class Tokenizer:
             self._backend.no_truncation()
         else:
             self._backend.enable_truncation(limit, strategy=strategy)
+
+    def lowercased(self) -> Tokenizer:
+        """Another tokenizer, which makes the letters of a text small before it does what this one does."""
+        from tokenizers.normalizers import Lowercase
+        from tokenizers.normalizers import Sequence as Normalizers
+
+        backend = copy.deepcopy(self._backend)
+        kept = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = Normalizers([Lowercase(), *kept])
+        return Tokenizer(backend, self._config)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of ``ids``, spaces before punctuation closed up where the config asks for it."""
@@ -204,7 +216,21 @@ class Tokenizer:
         return self.token_to_id(_content(self._config.get(role) or _SPECIAL[role]))
 
 
-def _checked(i: int, text: Any) -> Text:
+def truncation_strategy(truncation: bool | str | None, max_length: int | None) -> str | None:
+    """How texts are cut, None for not at all; see ``Tokenizer.encode_batch``. Raises InputError."""
+    if truncation is None:
+        return None if max_length is None else "longest_first"
+    if isinstance(truncation, str) and truncation != "do_not_truncate":
+        return truncation
+    if not isinstance(truncation, str) and flag("truncation", truncation):
+        return "longest_first"
+    if max_length is not None:
+        raise InputError(f"max_length is {max_length}, and truncation={truncation!r} cuts nothing.")
+    return None
+
+
+def checked_text(i: int, text: Any) -> Text:
+    """``text`` if it is a string or a pair of strings; raises InputError, which calls it input ``i``."""
     parts = (text,) if isinstance(text, str) else text
     is_pair = isinstance(text, (tuple, list)) and len(text) == 2
     if not (isinstance(text, str) or is_pair) or not all(isinstance(part, str) for part in parts):

@@ -178,9 +178,9 @@ def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
         pipe = distilfast.pipeline("feature-extraction", model)
         pipe.embed(SENTENCES)  # warm
     start = time.perf_counter()
-    page = pipe.embed(SENTENCES)
+    page = pipe.embed(SENTENCES, normalize=True)
     milliseconds = 1e3 * (time.perf_counter() - start)
-    scores = pipe.embed(list(QUERIES)) @ page.T
+    scores = pipe.embed(list(QUERIES), normalize=True) @ page.T
     answers = []
     for (query, expected), row in zip(QUERIES.items(), scores, strict=True):
         ranked = [int(i) for i in np.argsort(-row)[:best]]

@@ -77,8 +77,8 @@ def text_classification(text: str, result: Any) -> Table:
 
 
 def embedding(text: str, vector: Sequence[float]) -> Table:
-    """The first components of a text's mean-pooled, normalised vector."""
-    table = _table(text, "width", "mean-pooled, normalised to length 1")
+    """The first components of a text's vector."""
+    table = _table(text, "width", "vector, as the checkpoint pools it")
     shown = ", ".join(f"{x:+.4f}" for x in vector[:5])
     table.add_row(str(len(vector)), shown + (", …" if len(vector) > 5 else ""))
     return table

@@ -1,7 +1,7 @@
 """Intents by the nearest neighbour: how much of an encoder's quality a precision keeps.
 
 Each request of the test set takes the intent of the training request whose vector is nearest by cosine (k = 1), or of
-the intent whose mean vector is nearest. Vectors are mean pooled and normalised, as sentence-transformers makes them
+the intent whose mean vector is nearest. Vectors are normalised, and otherwise as sentence-transformers makes them
 (Reimers and Gurevych, arXiv 1908.10084). Data: Casanueva et al., BANKING77, arXiv 2003.04807; Larson et al., CLINC150,
 arXiv 1909.02027.
 """
@@ -71,7 +71,7 @@ def _embed(engine: Engine, texts: Sequence[str], progress: Progress) -> np.ndarr
     pipe = FeatureExtractionPipeline(engine)
     vectors = []
     for begin in range(0, len(texts), GROUP):
-        vectors.append(pipe.embed(texts[begin : begin + GROUP]))
+        vectors.append(pipe.embed(texts[begin : begin + GROUP], normalize=True))
         progress(min(begin + GROUP, len(texts)), len(texts))
     return np.concatenate(vectors)
 

@@ -84,7 +84,8 @@ def pipeline(
     """A callable for ``task`` ("fill-mask", "text-classification" or "feature-extraction").
 
     ``model`` is a local directory, a hub id, or an ``Engine`` that is loaded already. ``defaults`` are keyword
-    arguments of every call (``top_k=3``). Raises the errors of ``Engine.from_pretrained``.
+    arguments of every call (``top_k=3``); see the task's class for them. Raises the errors of
+    ``Engine.from_pretrained``, and InputError for a task or a default that is not known.
     """
     name = _ALIASES.get(task, task)
     chosen = PIPELINES.get(name)

@@ -1,64 +1,240 @@
-"""What the pipelines share: texts to packed batches, a few dozen at a time."""
+"""What the pipelines share: checked options, and a stream of inputs answered in order, some thousand tokens a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 
+from distilfast.arguments import count, flag, one_of
 from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.tokenizer import Encoding, Text
+from distilfast.tokenizer import Encoding, Text, Tokenizer, checked_text, truncation_strategy
 from distilfast.types import Task
 
-GROUP = 64
-"""Texts in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
+READ_AHEAD = 64
+"""Inputs that are read and encoded together, and run together if they are short enough."""
+
+TOKENS = 4096
+"""Tokens in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
+
+Answer = Callable[[Sequence[Encoding], PackedBatch], Iterable[Any]]
+"""From a group of encoded texts, and the same as a batch, to one answer for each, in order."""
+
+TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "padding", "truncation")
+
+# Arguments of the reference that have another name here, or none.
+_ELSEWHERE = {
+    "device": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
+    "device_map": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
+    "dtype": "precision says how the model computes",
+    "torch_dtype": "precision says how the model computes",
+    "num_workers": "threads says how many cores are used",
+    "return_all_scores": "top_k=None gives all scores",
+    "tokenizer": "the checkpoint's own tokenizer is used",
+    "framework": "no framework runs the model",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call whose options are checked: how texts become tokens, and tokens answers.
+
+    ``encode`` has arguments of ``Tokenizer.encode_batch``; ``prompt`` is put before every text.
+    """
+
+    answer: Answer
+    encode: dict[str, Any]
+    tokenizer: Tokenizer
+    prompt: str = ""
+    batch_size: int = READ_AHEAD
+    return_errors: bool = False
 
 
 class Pipeline:
-    """Texts in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``."""
+    """Texts in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``.
+
+    One input gives its answer and a list a list of answers. A generator, or any other iterator, gives an iterator:
+    inputs are read as its answers are taken, at most ``batch_size`` ahead. However many and long the inputs are, what
+    is computed at a time is bounded: ``batch_size`` texts (64) and some 4,000 tokens.
+
+    Options of every call, and of ``pipeline`` as defaults of all calls:
+
+    * ``batch_size``: the most texts that are read and computed together; answers do not depend on it.
+    * ``errors``: "raise" stops at the first input that cannot be answered; "return" gives its InputError in the place
+      of its answer. Either names the input by its index.
+
+    An option that is not known, or whose value could have no effect, raises InputError, from ``pipeline`` too.
+    """
 
     task: ClassVar[Task]
-    _answer: Callable[..., Any]  # (inputs, **options of this task)
+    _how_to_cut: ClassVar[str] = "truncation=True"
+    _plan: Callable[..., tuple[dict[str, Any], Answer]]
+    """From the task's options, keywords only, to those of its tokeniser and to its answers; raises InputError."""
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """``defaults``: keyword arguments of every call, unless the call gives its own."""
         self.engine = engine
         self.tokenizer = engine.tokenizer
         self._defaults = defaults or {}
+        keywords = [
+            each.name for each in signature(self._plan).parameters.values() if each.kind == Parameter.KEYWORD_ONLY
+        ]
+        self._known = (*keywords, "batch_size", "errors")
+        self._checked_plan(**self._defaults)
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """One text or a list of them; see the class for ``options``."""
-        return self._answer(inputs, **(self._defaults | options))
+        """One input, a list or an iterator of them; see the class for ``options``."""
+        plan = self._checked_plan(**(self._defaults | options))
+        if isinstance(inputs, Iterator):
+            return self._answers(inputs, plan)
+        if self._is_one(inputs):
+            return next(self._answers([inputs], plan))
+        return list(self._answers(self._listed(inputs), plan))
 
-    def _encode(self, texts: Sequence[Text], truncation: bool, max_length: int | None = None) -> list[Encoding]:
-        """Encode texts; raises InputError for an empty one, and for one too long for the model."""
-        if not texts:
-            raise InputError("The list of texts is empty; at least one text is needed.")
-        for i, text in enumerate(texts):
-            parts = text if isinstance(text, tuple) else (text,)
-            if all(isinstance(part, str) for part in parts) and not any(part.strip() for part in parts):
-                raise InputError(f"Text {i} is empty.")
-        positions = self.engine.config.max_positions
-        if truncation:
-            max_length = min(max_length or self.tokenizer.max_length or positions, positions)
-        encodings = self.tokenizer.encode_batch(texts, truncation=truncation, max_length=max_length)
-        for i, encoding in enumerate(encodings):
-            if len(encoding.ids) > positions:
-                raise InputError(
-                    f"Text {i} has {len(encoding.ids)} tokens and the model {positions} positions; "
-                    "pass truncation=True to cut it."
-                )
-        return encodings
+    def _checked_plan(self, batch_size: Any = None, errors: Any = "raise", **options: Any) -> Plan:
+        for name in options:
+            if name not in self._known:
+                instead = _ELSEWHERE.get(name, f"there are {', '.join(self._known)}")
+                raise InputError(f"{name} is not an option of {self.task}; {instead}.")
+        encode, answer = self._plan(**options)
+        return Plan(
+            answer,
+            encode,
+            self.tokenizer,
+            batch_size=READ_AHEAD if batch_size is None else count("batch_size", batch_size),
+            return_errors=one_of("errors", errors, ("raise", "return")) == "return",
+        )
 
-    def _batches(self, encodings: Sequence[Encoding]) -> Iterator[tuple[Sequence[Encoding], PackedBatch]]:
-        """Groups of encodings with their packed batch, in order."""
+    def _is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, str)
+
+    def _listed(self, inputs: Any) -> Iterable[Any]:
+        """Several inputs; raises InputError for what is neither one nor several."""
+        if isinstance(inputs, (dict, bytes)) or not isinstance(inputs, Iterable):
+            raise InputError(f"The input is of type {type(inputs).__name__}; a text or a list of texts is needed.")
+        return inputs
+
+    def _text(self, i: int, item: Any) -> Text:
+        """Input ``i`` as what is encoded; raises InputError."""
+        if not isinstance(item, str):
+            raise InputError(f"Input {i} is of type {type(item).__name__}; a string is needed.")
+        return item
+
+    def _check_encoding(self, i: int, encoding: Encoding) -> None:
+        """Raises InputError for what cannot be answered."""
+        tokens, positions = len(encoding.ids), self.engine.config.max_positions
+        if not tokens:
+            raise InputError(f"Text {i} has no token.")
+        if tokens > positions:
+            raise InputError(
+                f"Text {i} has {tokens} tokens and the model {positions} positions; pass {self._how_to_cut} to cut it."
+            )
+
+    def _cost(self, encoding: Encoding) -> int:
+        """What a text takes of the memory of a forward, in tokens."""
+        return len(encoding.ids)
+
+    def _answers(self, inputs: Iterable[Any], plan: Plan) -> Iterator[Any]:
+        """An answer, or where the plan returns errors an InputError, for each input in order."""
+        rest, first = iter(inputs), 0
+        while items := list(islice(rest, plan.batch_size)):
+            encoded = self._encoded(first, items, plan)
+            answers = self._computed([each for each in encoded if isinstance(each, Encoding)], plan)
+            for each in encoded:
+                if isinstance(each, Encoding):
+                    yield next(answers)
+                elif plan.return_errors:
+                    yield each
+                else:
+                    raise each
+            first += len(items)
+
+    def _computed(self, encodings: list[Encoding], plan: Plan) -> Iterator[Any]:
         types = self.engine.config.token_types > 0
-        for begin in range(0, len(encodings), GROUP):
-            group = encodings[begin : begin + GROUP]
-            yield group, PackedBatch.from_encodings(group, token_types=types)
+        for group in _groups(encodings, self._cost):
+            yield from plan.answer(group, PackedBatch.from_encodings(group, token_types=types))
+
+    def _encoded(self, first: int, items: list[Any], plan: Plan) -> list[Encoding | InputError]:
+        """Items ``first``, ``first + 1``, … encoded; those that cannot be answered as their errors."""
+        found: list[Any] = [_or_error(self._checked_item, first + k, item, plan) for k, item in enumerate(items)]
+        good = [k for k, text in enumerate(found) if not isinstance(text, InputError)]
+        try:
+            encodings: list[Any] = plan.tokenizer.encode_batch([found[k] for k in good], **plan.encode)
+        except InputError:  # one of them spoils the batch
+            encodings = [_or_error(_encoded_alone, first + k, found[k], plan) for k in good]
+        for k, encoding in zip(good, encodings, strict=True):
+            found[k] = _or_error(self._checked_encoding, first + k, encoding)
+        return found
+
+    def _checked_item(self, i: int, item: Any, plan: Plan) -> Text:
+        text = checked_text(i, self._text(i, item))
+        return plan.prompt + text if plan.prompt and isinstance(text, str) else text
+
+    def _checked_encoding(self, i: int, encoding: Encoding | InputError) -> Encoding:
+        if isinstance(encoding, InputError):
+            raise encoding
+        self._check_encoding(i, encoding)
+        return encoding
+
+    def _encoding_options(
+        self,
+        *,
+        truncation: Any = None,
+        max_length: Any = None,
+        add_special_tokens: Any = True,
+        padding: Any = False,
+        own_limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Arguments of ``encode_batch`` that keep texts within the model's positions wherever they are cut.
+
+        ``own_limit`` is that of texts cut without a ``max_length``, by default the tokeniser's. Padding adds nothing to
+        an answer, and none is done; ``max_length`` beside ``padding="max_length"`` is that of the padding too.
+        """
+        self._check_padding(padding)
+        options: dict[str, Any] = {"add_special_tokens": flag("add_special_tokens", add_special_tokens)}
+        if max_length is not None:
+            max_length = count("max_length", max_length)
+            if padding == "max_length" and truncation in (None, False, "do_not_truncate"):
+                max_length = None
+            elif padding is not False and truncation is None:  # as the reference: here it does not cut by itself
+                raise InputError(
+                    f"max_length is {max_length}, which cuts nothing beside padding={padding!r}; add truncation."
+                )
+        if isinstance(truncation, str):
+            one_of("truncation", truncation, TRUNCATIONS)
+        strategy = truncation_strategy(truncation, max_length)
+        if strategy is None:
+            return options
+        positions = self.engine.config.max_positions
+        limit = min(max_length or own_limit or self.tokenizer.max_length or positions, positions)
+        added = self.tokenizer.num_special_tokens() if add_special_tokens else 0
+        if limit < added:
+            raise InputError(f"max_length is {limit}; the special tokens alone need {added}.")
+        return options | {"truncation": strategy, "max_length": limit}
+
+    def _check_padding(self, padding: Any) -> None:
+        if not isinstance(padding, str):
+            flag("padding", padding)
+        else:
+            one_of("padding", padding, ("longest", "max_length", "do_not_pad"))
+
+    def _nested_options(self, name: str, options: Any) -> dict[str, Any]:
+        """Options of the tokeniser that the task takes as a dict called ``name``; raises InputError."""
+        if options is None:
+            return {}
+        if not isinstance(options, dict):
+            raise InputError(f"{name} is of type {type(options).__name__}; a dict is needed.")
+        for key in options:
+            if key not in TOKENIZER_OPTIONS:
+                raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(TOKENIZER_OPTIONS)}.")
+        return options
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -67,17 +243,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def listed(inputs: Any) -> list[Any]:
-    """One text or several, as a list; raises InputError for what is neither."""
-    if isinstance(inputs, str):
-        return [inputs]
-    if isinstance(inputs, (dict, bytes)) or not isinstance(inputs, Iterable):
-        raise InputError(f"The input is of type {type(inputs).__name__}; a text or a list of texts is needed.")
-    return list(inputs)
+def _groups(encodings: Iterable[Encoding], cost: Callable[[Encoding], int]) -> Iterator[list[Encoding]]:
+    """Encodings one after the other, as many as cost ``TOKENS`` together, at least one."""
+    group: list[Encoding] = []
+    total = 0
+    for encoding in encodings:
+        more = cost(encoding)
+        if group and total + more > TOKENS:
+            yield group
+            group, total = [], 0
+        group.append(encoding)
+        total += more
+    if group:
+        yield group
 
 
-def check_top_k(top_k: Any) -> int:
-    """``top_k`` if it is a positive integer; raises InputError."""
-    if not isinstance(top_k, int) or top_k < 1:
-        raise InputError(f"top_k is {top_k!r}; a positive integer is needed.")
-    return top_k
+def _encoded_alone(i: int, text: Text, plan: Plan) -> Encoding:
+    try:
+        return plan.tokenizer.encode_batch([text], **plan.encode)[0]
+    except InputError as error:
+        raise InputError(f"Text {i} cannot be encoded: {str(error).partition(': ')[2] or error}") from None
+
+
+def _or_error(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``call`` returns, or the InputError that it raises."""
+    try:
+        return call(*arguments)
+    except InputError as error:
+        return error

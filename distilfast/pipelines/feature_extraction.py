@@ -2,72 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
+from distilfast.arguments import count, flag, one_of
+from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, listed
+from distilfast.pipelines.base import READ_AHEAD, Answer, Pipeline, Plan
+from distilfast.pipelines.sentence_modules import POOLINGS, SentenceModules, normalized, read_modules, text_settings
+from distilfast.tokenizer import Encoding, Tokenizer
 from distilfast.types import Task
-
-_POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "cls": lambda rows: rows[0],
-    "mean": lambda rows: rows.mean(axis=0),
-    "max": lambda rows: rows.max(axis=0),
-}
 
 
 class FeatureExtractionPipeline(Pipeline):
-    """``pipe(texts, truncation=False, tokenize_kwargs=None, return_tensors=False)``.
+    """``pipe(texts, truncation=None, tokenize_kwargs=None, return_tensors=False, batch_size=64, errors="raise")``.
 
     A text gives its last hidden state [1, L, D] as nested lists, a list of texts a list of these;
-    ``return_tensors`` gives numpy arrays instead.
+    ``return_tensors`` gives numpy arrays instead. ``embed`` gives one vector for each text.
+
+    ``tokenize_kwargs`` takes ``truncation``, ``max_length`` and ``add_special_tokens``, as text-classification does.
+    See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
     task: ClassVar[Task] = "feature-extraction"
 
-    def _answer(
+    def _plan(
         self,
-        inputs: str | Sequence[str],
-        truncation: bool | None = None,
+        *,
+        truncation: bool | str | None = None,
         tokenize_kwargs: dict[str, Any] | None = None,
         return_tensors: bool = False,
-    ) -> Any:
-        options = tokenize_kwargs or {}
-        if truncation is not None and "truncation" in options:
+    ) -> tuple[dict[str, Any], Answer]:
+        nested = self._nested_options("tokenize_kwargs", tokenize_kwargs)
+        if truncation is not None and "truncation" in nested:
             raise InputError("truncation is given twice, by itself and in tokenize_kwargs.")
-        cut = options.get("truncation", False) if truncation is None else truncation
-        texts = listed(inputs)
-        states = [rows[None] for rows in self._hidden_states(texts, cut, options.get("max_length"))]
-        answers = states if return_tensors else [state.tolist() for state in states]
-        return answers[0] if isinstance(inputs, str) else answers
+        as_arrays = return_tensors is not None and flag("return_tensors", return_tensors)
 
+        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+            states = (rows[None] for rows in self._rows(batch))
+            return states if as_arrays else (state.tolist() for state in states)
+
+        return self._encoding_options(**({"truncation": truncation} | nested)), answer
+
+    def _check_padding(self, padding: Any) -> None:
+        super()._check_padding(padding)
+        if padding == "max_length":
+            raise InputError('padding="max_length" would give rows of padding, and feature-extraction has none.')
+
+    @overload
+    def embed(
+        self,
+        texts: Iterator[str],
+        pooling: str | Sequence[str] | None = ...,
+        normalize: bool | None = ...,
+        truncation: bool | str = ...,
+        max_length: int | None = ...,
+        batch_size: int | None = ...,
+    ) -> Iterator[np.ndarray]: ...
+
+    @overload
     def embed(
         self,
         texts: str | Sequence[str],
-        pooling: str = "mean",
-        normalize: bool = True,
-        truncation: bool = True,
+        pooling: str | Sequence[str] | None = ...,
+        normalize: bool | None = ...,
+        truncation: bool | str = ...,
+        max_length: int | None = ...,
+        batch_size: int | None = ...,
+    ) -> np.ndarray: ...
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Iterator[str],
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        truncation: bool | str = True,
         max_length: int | None = None,
-    ) -> np.ndarray:
-        """One vector for each text, float32 [B, D]; longer texts are cut unless ``truncation`` is false.
+        batch_size: int | None = None,
+    ) -> np.ndarray | Iterator[np.ndarray]:
+        """One vector for each text, float32 [B, D] (float64 on the reference backend); [] gives [0, D].
 
-        ``pooling``: the "cls" token's row, or the "mean" or "max" over all tokens of the text; ``normalize`` divides
-        by the Euclidean length. Mean and normalised is what most sentence-transformers were trained for.
+        By default the vectors are those of sentence-transformers: ``pooling=None`` runs what the checkpoint's
+        modules.json lists, Pooling, Dense and Normalize, and without that file the mean, normalised. One of "cls",
+        "mean", "max", "mean_sqrt_len_tokens", "weightedmean" and "lasttoken", or several to concatenate, pools the
+        token rows so and runs nothing else of modules.json. ``normalize`` divides the result by its Euclidean length,
+        or with False leaves out a division at the end; None is the checkpoint's own, and True with a ``pooling``.
+
+        Texts are cut to ``max_length`` tokens, by default to ``max_seq_length`` of sentence_bert_config.json or else to
+        the tokeniser's own limit, and at most to the model's positions, unless ``truncation`` is false; its
+        ``do_lower_case``, and a default prompt of config_sentence_transformers.json, hold too.
+
+        An iterator of texts gives an iterator of vectors [D]; at most ``batch_size`` texts (64) are read ahead. There
+        is no ``errors`` here, since an array has no place for one. Raises InputError, and ConfigError for a checkpoint
+        whose modules are not run.
         """
-        if pooling not in _POOLINGS:
-            raise InputError(f"pooling {pooling!r} is not known; there are {', '.join(_POOLINGS)}.")
-        pool = _POOLINGS[pooling]
-        vectors = np.stack([pool(rows) for rows in self._hidden_states(listed(texts), truncation, max_length)])
-        if normalize:
-            # The floor is that of torch.nn.functional.normalize.
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+        modules = self._modules_for(pooling, normalize)
+        options = self._encoding_options(truncation=truncation, max_length=max_length, own_limit=modules.max_length)
+        plan = Plan(
+            self._pooling(modules, options),
+            options,
+            self._tokenizer_for(modules),
+            modules.prompt,
+            READ_AHEAD if batch_size is None else count("batch_size", batch_size),
+        )
+        if isinstance(texts, Iterator):
+            return self._answers(texts, plan)
+        several: Iterable[Any] = [texts] if isinstance(texts, str) else self._listed(texts)
+        vectors = list(self._answers(several, plan))
+        return np.stack(vectors) if vectors else np.empty((0, modules.width), np.float32)
 
-    def _hidden_states(self, texts: Sequence[str], truncation: bool, max_length: int | None) -> list[np.ndarray]:
+    def _modules_for(self, pooling: Any, normalize: Any) -> SentenceModules:
+        """The checkpoint's modules, or those that the call asks for."""
+        modules = self._modules if pooling is None else self._chosen_modules(pooling)
+        if normalize is None:
+            return modules
+        kept = modules.steps[:-1] if modules.steps and modules.steps[-1] is normalized else modules.steps
+        return replace(modules, steps=(*kept, normalized) if flag("normalize", normalize) else kept)
+
+    @cached_property
+    def _modules(self) -> SentenceModules:
+        width, directory = self.engine.config.hidden_size, self.engine.directory
+        return SentenceModules(width) if directory is None else read_modules(directory, width)
+
+    def _chosen_modules(self, pooling: str | Sequence[str]) -> SentenceModules:
+        chosen = tuple(
+            one_of("pooling", name, POOLINGS) for name in ([pooling] if isinstance(pooling, str) else pooling)
+        )
+        if not chosen:
+            raise InputError(f"pooling names none; there are {', '.join(POOLINGS)}.")
+        settings = () if self.engine.directory is None else text_settings(self.engine.directory)
+        return SentenceModules(self.engine.config.hidden_size * len(chosen), chosen, (normalized,), *settings)
+
+    def _tokenizer_for(self, modules: SentenceModules) -> Tokenizer:
+        return self._lowercased if modules.lowercase else self.tokenizer
+
+    @cached_property
+    def _lowercased(self) -> Tokenizer:
+        return self.tokenizer.lowercased()
+
+    def _pooling(self, modules: SentenceModules, options: dict[str, Any]) -> Answer:
+        skip = 0
+        if modules.prompt and not modules.pool_prompt:  # all of its tokens but the last [SEP]
+            skip = len(self._tokenizer_for(modules).encode(modules.prompt, **options).ids) - 1
+
+        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[np.ndarray]:
+            vectors = modules.pooled(self._rows(batch), skip)
+            for step in modules.steps:
+                vectors = step(vectors)
+            return iter(vectors)
+
+        return answer
+
+    def _rows(self, batch: PackedBatch) -> list[np.ndarray]:
         """[L, D] of each text."""
-        states: list[np.ndarray] = []
-        for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            states += np.split(self.engine.encode(batch), batch.cu_seqlens[1:-1])
-        return states
+        return np.split(self.engine.encode(batch), batch.cu_seqlens[1:-1])

@@ -3,66 +3,79 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from distilfast.arguments import count
+from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
+from distilfast.pipelines.base import Answer, Pipeline, softmax
 from distilfast.tokenizer import Encoding
 from distilfast.types import Task
 
+_TOKENS_PER_MASK = 8
+"""What a mask takes of a group: the logits of 512 masks, 60 MB with 30,000 words, are in memory at a time."""
+
+_ROWS = 32
+"""Masks whose float64 scores are in memory at a time."""
+
 
 class FillMaskPipeline(Pipeline):
-    """``pipe(texts, top_k=5, targets=None, tokenizer_kwargs=None)``.
+    """``pipe(texts, top_k=5, targets=None, tokenizer_kwargs=None, batch_size=64, errors="raise")``.
 
     For a text with one mask a list of ``{"score", "token", "token_str", "sequence"}``, best first; with several masks
     a list of such lists, one for each, and the ``sequence`` keeps the special tokens. A list of texts gives a list of
     these, but a list of one text gives its answer alone, as the reference does. ``targets`` limits the answers to
-    these words; scores remain those among the whole vocabulary. ``tokenizer_kwargs`` takes ``truncation`` and
-    ``max_length``. The vocabulary is scored at the masks only.
+    these words; scores remain those among the whole vocabulary. The vocabulary is scored at the masks only.
+
+    ``tokenizer_kwargs`` takes ``truncation``, ``max_length``, ``add_special_tokens`` and ``padding``, as
+    text-classification does. See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
     task: ClassVar[Task] = "fill-mask"
+    _how_to_cut = 'tokenizer_kwargs={"truncation": True}'
 
-    def _answer(
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """As the reference does: a list of one text is answered like the text."""
+        answers = super().__call__(inputs, **options)
+        return answers[0] if isinstance(inputs, list) and len(inputs) == 1 else answers
+
+    def _plan(
         self,
-        inputs: str | Sequence[str],
+        *,
         top_k: int | None = None,
         targets: str | Sequence[str] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
-    ) -> list[Any]:
-        top_k = 5 if top_k is None else check_top_k(top_k)
-        texts = listed(inputs)
+    ) -> tuple[dict[str, Any], Answer]:
+        if self.tokenizer.mask_id is None:
+            raise InputError("The tokeniser has no mask token, which fill-mask needs.")
+        most = 5 if top_k is None else count("top_k", top_k, least=0)
         choices = None if targets is None else self._target_ids([targets] if isinstance(targets, str) else targets)
-        options = tokenizer_kwargs or {}
-        encodings = self._encode(texts, options.get("truncation", False), options.get("max_length"))
-        self._check_masks(encodings)
-        answers = [
-            answer for group, batch in self._batches(encodings) for answer in self._fill(group, batch, top_k, choices)
-        ]
-        return answers[0] if len(texts) == 1 else answers
 
-    def _check_masks(self, encodings: Sequence[Encoding]) -> None:
-        for i, encoding in enumerate(encodings):
-            if self.tokenizer.mask_id not in encoding.ids:
-                raise InputError(f"Text {i} has no {self.tokenizer.id_to_token(self.tokenizer.mask_id or 0)} to fill.")
+        def answer(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+            rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
+            ranking = _rankings(self.engine.logits(batch, rows=rows), most, choices)
+            return (self._words(encoding.ids, ranking) for encoding in group)
 
-    def _fill(self, group: Sequence[Encoding], batch: Any, top_k: int, choices: np.ndarray | None) -> list[Any]:
-        rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
-        scores = softmax(self.engine.logits(batch, rows=rows))
-        sequence_of = np.searchsorted(batch.cu_seqlens, rows, side="right") - 1
-        return [self._words(group[b].ids, scores[sequence_of == b], top_k, choices) for b in range(len(group))]
+        return self._encoding_options(**self._nested_options("tokenizer_kwargs", tokenizer_kwargs)), answer
 
-    def _words(self, ids: list[int], scores: np.ndarray, top_k: int, choices: np.ndarray | None) -> list[Any]:
-        """The answers for one text; ``scores`` [masks, vocabulary]."""
+    def _check_encoding(self, i: int, encoding: Encoding) -> None:
+        super()._check_encoding(i, encoding)
+        if self.tokenizer.mask_id not in encoding.ids:
+            raise InputError(f"Text {i} has no {self.tokenizer.id_to_token(self.tokenizer.mask_id or 0)} to fill.")
+
+    def _cost(self, encoding: Encoding) -> int:
+        return max(len(encoding.ids), _TOKENS_PER_MASK * encoding.ids.count(self.tokenizer.mask_id or 0))
+
+    def _words(self, ids: list[int], rankings: Iterator[list[tuple[int, float]]]) -> list[Any]:
+        """The answer for one text, from the next of ``rankings``, one for each of its masks."""
         masks = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
-        candidates = np.arange(scores.shape[1]) if choices is None else choices
-        answers = []
-        for place, row in zip(masks, scores, strict=True):
-            best = candidates[np.argsort(-row[candidates], kind="stable")[:top_k]]
-            answers.append([self._word(ids, place, int(token), float(row[token]), len(masks) == 1) for token in best])
+        answers = [
+            [self._word(ids, place, token, score, len(masks) == 1) for token, score in next(rankings)]
+            for place in masks
+        ]
         return answers[0] if len(answers) == 1 else answers
 
     def _word(self, ids: list[int], place: int, token: int, score: float, only_mask: bool) -> dict[str, Any]:
@@ -83,14 +96,34 @@ class FillMaskPipeline(Pipeline):
             if token is None:
                 pieces = self.tokenizer.encode(target, add_special_tokens=False).ids
                 if not pieces:
-                    warnings.warn(f"The target {target!r} holds no token and is ignored.", stacklevel=4)
+                    warnings.warn(f"The target {target!r} holds no token and is ignored.", stacklevel=6)
                     continue
                 token = pieces[0]
                 stands_for = self.tokenizer.id_to_token(token)
                 warnings.warn(
-                    f"The target {target!r} is not in the vocabulary; {stands_for!r} is scored instead.", stacklevel=4
+                    f"The target {target!r} is not in the vocabulary; {stands_for!r} is scored instead.", stacklevel=6
                 )
             found.append(token)
         if not found:
             raise InputError("targets holds no word of the vocabulary.")
         return np.unique(found)
+
+
+def _rankings(logits: np.ndarray, most: int, choices: np.ndarray | None) -> Iterator[list[tuple[int, float]]]:
+    """For each row of ``logits`` [masks, vocabulary] the ids and scores of the best ``most`` words, or ``choices``."""
+    for begin in range(0, len(logits), _ROWS):
+        for row in softmax(logits[begin : begin + _ROWS]):
+            scores = row if choices is None else row[choices]
+            best = _best(scores, most)
+            ids = best if choices is None else choices[best]
+            yield [(int(token), float(row[token])) for token in ids]
+
+
+def _best(scores: np.ndarray, most: int) -> np.ndarray:
+    """The places of the ``most`` largest, the largest first; of equal ones the first."""
+    if most == 0:
+        return np.empty(0, np.int64)
+    places = np.arange(len(scores))
+    if most < len(scores):
+        places = np.flatnonzero(scores >= np.partition(scores, -most)[-most])
+    return places[np.argsort(-scores[places], kind="stable")[:most]]

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from distilfast.arguments import count, one_of
+from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, check_top_k, listed, softmax
-from distilfast.tokenizer import Text
+from distilfast.pipelines.base import Answer, Pipeline, softmax
+from distilfast.tokenizer import Encoding, Text
 from distilfast.types import Task
 
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x) in float64, of exponentials that do not overflow."""
+    x = logits.astype(np.float64)
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1.0) / (1.0 + small)
+
+
 _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sigmoid": lambda logits: 1.0 / (1.0 + np.exp(-logits.astype(np.float64))),
+    "sigmoid": sigmoid,
     "softmax": softmax,
     "none": lambda logits: logits,
 }
+_PAIR = '{"text": …, "text_pair": …}'
 
 
 class TextClassificationPipeline(Pipeline):
-    """``pipe(texts, top_k=…, function_to_apply=None, truncation=False, max_length=None)``.
+    """``pipe(inputs, top_k=…, function_to_apply=None, truncation=None, max_length=None, errors="raise")``.
 
-    A text is a string or ``{"text": …, "text_pair": …}``. Without ``top_k`` each text gives its best
+    An input is a string or ``{"text": …, "text_pair": …}``. Without ``top_k`` each input gives its best
     ``{"label", "score"}`` (one string alone gives a list of one); with a number that many, best first; with None all.
     ``function_to_apply``: "sigmoid", "softmax" or "none"; None takes what the config's ``problem_type`` and number of
     labels imply: nothing for a regression, sigmoid for several labels at once or for a single one, else softmax.
+
+    ``truncation``: True or "longest_first", "only_first", "only_second"; texts are cut to ``max_length`` tokens, at
+    most to the positions that the model has. ``max_length`` alone cuts too. ``add_special_tokens=False`` leaves out
+    [CLS] and [SEP]; ``padding`` changes no answer. See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
     task: ClassVar[Task] = "text-classification"
@@ -33,29 +48,47 @@ class TextClassificationPipeline(Pipeline):
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """As the reference does: one string gives a list, unless the call itself says ``top_k``."""
         answer = super().__call__(inputs, **options)
-        return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
+        alone = isinstance(inputs, str) and "top_k" not in options and not isinstance(answer, InputError)
+        return [answer] if alone else answer
 
-    def _answer(
+    def _plan(
         self,
-        inputs: Any,
-        top_k: int | str | None = "",  # "" means "not given"; None means all labels, as in the reference
+        *,
+        top_k: Any = "",  # "" means "not given"; None means all labels, as in the reference
         function_to_apply: str | None = None,
-        truncation: bool = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
-    ) -> Any:
-        if top_k is not None and top_k != "":
-            top_k = check_top_k(top_k)
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+    ) -> tuple[dict[str, Any], Answer]:
+        best_only = isinstance(top_k, str) and not top_k
+        most = None if best_only or top_k is None else count("top_k", top_k, least=0)
         function = _FUNCTIONS[self._function(function_to_apply)]
-        one = isinstance(inputs, (str, dict))
-        texts = [_text(i, text) for i, text in enumerate([inputs] if one else listed(inputs))]
-        answers: list[Any] = []
-        for _, batch in self._batches(self._encode(texts, truncation, max_length)):
-            answers += [self._labels(scores) for scores in function(self.engine.logits(batch))]
-        if top_k == "":
-            answers = [labels[0] for labels in answers]
-        elif top_k is not None:
-            answers = [labels[: int(top_k)] for labels in answers]
-        return answers[0] if one else answers
+
+        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+            for scores in function(self.engine.logits(batch)):
+                labels = self._labels(scores)
+                yield labels[0] if best_only else labels[:most]
+
+        encode = self._encoding_options(
+            truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens, padding=padding
+        )
+        return encode, answer
+
+    def _is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, (str, dict))
+
+    def _listed(self, inputs: Any) -> Iterable[Any]:
+        if isinstance(inputs, tuple):  # two texts or a pair?
+            raise InputError(f"The input is a tuple; pass texts as a list, and a pair of texts as {_PAIR}.")
+        return super()._listed(inputs)
+
+    def _text(self, i: int, item: Any) -> Text:
+        if isinstance(item, str):
+            return item
+        if isinstance(item, dict) and isinstance(item.get("text"), str) and set(item) <= {"text", "text_pair"}:
+            return item["text"] if item.get("text_pair") is None else (item["text"], item["text_pair"])
+        raise InputError(f"Input {i} is neither a string nor {_PAIR}.")
 
     def _labels(self, scores: np.ndarray) -> list[dict[str, Any]]:
         """All labels, best first."""
@@ -63,21 +96,11 @@ class TextClassificationPipeline(Pipeline):
         order = np.argsort(-scores, kind="stable")
         return [{"label": names[int(i)], "score": float(scores[i])} for i in order]
 
-    def _function(self, name: str | None) -> str:
+    def _function(self, name: Any) -> str:
         config = self.engine.config
         if name is not None:
-            if name.lower() not in _FUNCTIONS:
-                raise InputError(f"function_to_apply {name!r} is not known; there are {', '.join(_FUNCTIONS)}.")
-            return name.lower()
+            return one_of("function_to_apply", name.lower() if isinstance(name, str) else name, _FUNCTIONS)
         if config.problem_type == "regression":
             return "none"
         several_at_once = config.problem_type == "multi_label_classification"
         return "sigmoid" if several_at_once or config.num_labels == 1 else "softmax"
-
-
-def _text(i: int, text: Any) -> Text:
-    if isinstance(text, str):
-        return text
-    if isinstance(text, dict) and isinstance(text.get("text"), str) and set(text) <= {"text", "text_pair"}:
-        return text["text"] if text.get("text_pair") is None else (text["text"], text["text_pair"])
-    raise InputError(f'Input {i} is neither a string nor {{"text": …, "text_pair": …}}.')

@@ -694,8 +694,9 @@ def test_the_location_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert info()["cache"] == "/var/cache/distilfast"
     monkeypatch.setenv("DISTILFAST_CACHE", "~/here")
     assert config.cache_directory() == Path("/home/someone/here")
-    monkeypatch.setenv("DISTILFAST_CACHE", "off")
-    assert config.cache_directory() is None and info()["cache"] == "off"
+    for off in ("off", "OFF", "Off"):
+        monkeypatch.setenv("DISTILFAST_CACHE", off)
+        assert config.cache_directory() is None and info()["cache"] == "off"
     monkeypatch.setenv("DISTILFAST_CACHE", "~nobody-of-this-name/here")
     with pytest.raises(OSError, match="there is no home directory"):
         config.cache_directory()

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     "types errors",
-    "config",
+    "config arguments",
     "arithmetic batch heads outputs base_models",
     "checkpoint tokenizer operations",
     "weights reference quantize cache",
