@@ -94,7 +94,12 @@ CALLS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         {"max_length": 5, "padding": True},
         "max_length is 5, which cuts nothing beside padding=True",
     ),
-    "a strategy that is not known": ("text-classification", GOOD, {"truncation": "bogus"}, "truncation 'bogus' is not known"),
+    "a strategy that is not known": (
+        "text-classification",
+        GOOD,
+        {"truncation": "bogus"},
+        "truncation 'bogus' is not known",
+    ),
     "a number as strategy": ("text-classification", GOOD, {"truncation": 5}, "truncation is 5; True or False"),
     "the second text of one": (
         "text-classification",
