@@ -46,7 +46,7 @@ def assert_same(got: Any, want: Any, left_out: float | None = None) -> None:
         assert list(got) == list(want)
         assert abs(got["score"] - want["score"]) <= TOLERANCE
         assert {**got, "score": 0} == {**want, "score": 0}
-    elif isinstance(want, list) and isinstance(want[0], dict):
+    elif isinstance(want, list) and want and isinstance(want[0], dict):
         assert_same_ranking(got, want, left_out)
     elif isinstance(want, list):
         assert len(got) == len(want)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipeline_pairs import TOLERANCE, Both, both
+from pipeline_pairs import TOLERANCE, Both, assert_same, both
 
 import distilfast
+from distilfast.pipelines.text_classification import sigmoid
 
 Make = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def fill_mask(tiny_checkpoint: Make) -> Both:
     return both("fill-mask", tiny_checkpoint("distilbert", "fill-mask", config=LONG))
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 9}, {"top_k": None}])
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 9}, {"top_k": None}, {"top_k": 0}, {"batch_size": 1}])
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -61,8 +62,21 @@ def test_fill_mask_targets(fill_mask: Both, text: str, targets: Any, outside: in
         assert len([each for each in seen if "The target" in str(each.message)]) == outside
 
 
-def test_fill_mask_truncation(fill_mask: Both) -> None:
-    fill_mask.check("a [MASK] in a long text", tokenizer_kwargs={"truncation": True, "max_length": 9})
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"truncation": True, "max_length": 9},
+        {"max_length": 9},
+        {"max_length": 9, "truncation": True, "padding": "max_length"},
+        {"max_length": 30, "padding": "max_length"},
+        {"padding": True},
+        {"add_special_tokens": False},
+        {"truncation": "only_first", "max_length": 9, "add_special_tokens": False},
+        {"truncation": "do_not_truncate"},
+    ],
+)
+def test_fill_mask_tokenizer_options(fill_mask: Both, options: dict[str, Any]) -> None:
+    fill_mask.check("a [MASK] in a long text", tokenizer_kwargs=options)
 
 
 def test_fill_mask_bert(tiny_checkpoint: Make) -> None:
@@ -89,7 +103,13 @@ def classifier(request: pytest.FixtureRequest, tiny_checkpoint: Make) -> Both:
         {"function_to_apply": "softmax", "top_k": 2},
         {"function_to_apply": "none", "top_k": None},
         {"function_to_apply": "NONE"},
+        {"top_k": 0},
         {"truncation": True, "max_length": 6},
+        {"max_length": 6},
+        {"max_length": 40, "padding": "max_length"},
+        {"max_length": 6, "padding": "max_length", "truncation": "longest_first"},
+        {"padding": True, "batch_size": 2},
+        {"add_special_tokens": False},
     ],
 )
 @pytest.mark.parametrize(
@@ -137,9 +157,45 @@ def extractor(request: pytest.FixtureRequest, tiny_checkpoint: Make) -> Both:
     return both("feature-extraction", tiny_checkpoint(request.param, "feature-extraction", config=LONG))
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_empty_texts_are_answered(classifier: Both, extractor: Both, text: str) -> None:
+    """Their tokens are [CLS] and [SEP]."""
+    for pipes in (classifier, extractor):
+        pipes.check(text)
+        pipes.check(["a", text])
+
+
+def test_generators(classifier: Both, fill_mask: Both) -> None:
+    for pipes, texts in ((classifier, ["What a film.", "No."]), (fill_mask, ["a [MASK]"])):
+        ours, reference = (pipe(text for text in texts) for pipe in pipes)
+        assert not isinstance(ours, list) and not isinstance(reference, list)
+        assert_same(list(ours), list(reference))
+
+
+@pytest.mark.parametrize("count", [np.int64(2), np.int32(2), np.uint8(2)])
+def test_counts_of_numpy(classifier: Both, fill_mask: Both, count: Any) -> None:
+    for pipe, text in ((classifier.ours, "What a film."), (fill_mask.ours, "a [MASK]")):
+        assert pipe(text, top_k=count, batch_size=count) == pipe(text, top_k=2)
+    assert classifier.ours("What a film.", max_length=count) == classifier.ours("")
+
+
+def test_scores_at_the_ends_of_a_sigmoid() -> None:
+    """1 / (1 + e^-x), with no overflow."""
+    logits = np.array([[-1e4, -800, -1, 0, 1, 800, 1e4]], np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_allclose(sigmoid(logits)[0], [0, 0, 1 / (1 + np.e), 0.5, np.e / (1 + np.e), 1, 1], rtol=1e-15)
+
+
 @pytest.mark.parametrize("inputs", ["What a film.", ["What a film."], ["What a film.", "No."]])
 @pytest.mark.parametrize(
-    "options", [{}, {"truncation": True}, {"tokenize_kwargs": {"truncation": True, "max_length": 6}}]
+    "options",
+    [
+        {},
+        {"truncation": True},
+        {"tokenize_kwargs": {"truncation": True, "max_length": 6}},
+        {"tokenize_kwargs": {"max_length": 6}},
+        {"tokenize_kwargs": {"add_special_tokens": False, "padding": True}},
+    ],
 )
 def test_feature_extraction(extractor: Both, inputs: Any, options: dict[str, Any]) -> None:
     extractor.check(inputs, **options)
