@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distilfast import backends
+from distilfast.arguments import count
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.config import ModelConfig, environment_threads
@@ -34,8 +35,8 @@ class Engine:
         directory: Path | None = None,
     ) -> None:
         """From loaded weights; most callers use ``from_pretrained``."""
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is {threads}; a positive integer is needed.")
+        if threads is not None:
+            threads = count("threads", threads)
         choice = backends.choose(backend, precision)
         self._why = choice.why
         self.config: ModelConfig = weights.config

@@ -158,6 +158,7 @@ LOADS = {
     "a head that is not stored": ({"task": "question-answering"}, WeightsError, "no complete question-answering head"),
     "no threads": ({"threads": 0}, InputError, "threads is 0; a positive integer is needed"),
     "fewer than none": ({"threads": -1}, InputError, "threads is -1; a positive integer is needed"),
+    "threads that are a truth value": ({"threads": True}, InputError, "threads is True; a positive integer is needed"),
     "half a thread": ({"threads": 1.5}, InputError, "threads is 1.5; a positive integer is needed"),
 }
 

@@ -131,6 +131,7 @@ def test_run_shows_the_vector_of_each_text(pipeline):
     pipeline(None)
     output = invoke("run", "feature-extraction", "m", "one text", "another").output
     assert output.count("+1.0000") == 2
+    assert output.count("as the checkpoint pools it") == 2
 
 
 def test_run_json_has_one_result_for_each_text(pipeline):

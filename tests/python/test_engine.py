@@ -217,6 +217,7 @@ def test_threads_from_the_environment(tiny_checkpoint: Make, monkeypatch: pytest
     monkeypatch.setenv("DISTILFAST_THREADS", "3")
     assert Engine.from_pretrained(directory).info()["threads"] == 3
     assert Engine.from_pretrained(directory, threads=1).info()["threads"] == 1
+    assert Engine.from_pretrained(directory, threads=np.int64(2)).info()["threads"] == 2
     monkeypatch.setenv("DISTILFAST_THREADS", "")
     assert Engine.from_pretrained(directory).info()["threads"] == cpu.available_cores()
 

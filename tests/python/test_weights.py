@@ -611,6 +611,23 @@ def test_the_pickle_is_fetched_if_there_is_nothing_else(hub: str, tmp_path: Path
     assert (Path(resolved(tmp_path, "team/model", HF_ENDPOINT=hub)) / "pytorch_model.bin").exists()
 
 
+MODULES = {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "config_sentence_transformers.json"}
+
+
+def test_the_modules_of_sentence_transformers_are_fetched(hub: str, tmp_path: Path) -> None:
+    """A Dense has weights of its own, and of these too a pickle only where there is nothing else."""
+    Hub.files |= dict.fromkeys(
+        [*MODULES, "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin", "onnx/m.onnx"], b"{}"
+    )
+    resolved(tmp_path / "one", "team/model", HF_ENDPOINT=hub)
+    own = {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
+    assert set(Hub.sent) == own | MODULES | {"2_Dense/model.safetensors"}
+    del Hub.files["2_Dense/model.safetensors"]
+    Hub.sent.clear()
+    resolved(tmp_path / "two", "team/model", HF_ENDPOINT=hub)
+    assert set(Hub.sent) == own | MODULES | {"2_Dense/pytorch_model.bin"}
+
+
 def test_an_unknown_revision_or_model_is_an_error(hub: str, tmp_path: Path) -> None:
     assert "there is no such revision." in resolved(tmp_path, "team/model", "v9", HF_ENDPOINT=hub)
     assert "there is no such repository, or it is private." in resolved(tmp_path, "team/other", HF_ENDPOINT=hub)
