@@ -34,6 +34,8 @@ _FILES = [
     "[0-9]*_*/config.json",  # 1_Pooling, 2_Dense, 2_Normalize, …
     "[0-9]*_Dense/model.safetensors",
     "sentence_bert_config.json",
+    "sentence_roberta_config.json",  # the library's older names for the same, whatever the model
+    "sentence_distilbert_config.json",
     "config_sentence_transformers.json",
     _SAFETENSORS,
     _INDEX,

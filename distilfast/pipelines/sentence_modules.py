@@ -46,6 +46,16 @@ _SWITCHES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _ACTIVATIONS = {"Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu"}
+_TEXT_FILES = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+# Keys there that would change the vectors, and the only value of each that is run; absent or empty is the same.
+_TEXT_KEYS = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "processing_kwargs": None,
+    "processor_kwargs": None,
+    "tokenizer_args": None,
+    "query_expansion": None,
+}
 _EPSILON = 1e-12  # that of torch.nn.functional.normalize
 
 Step = Callable[[np.ndarray], np.ndarray]
@@ -202,12 +212,19 @@ def text_settings(directory: Path) -> tuple[int | None, bool, str]:
     """``max_length``, ``lowercase`` and ``prompt`` of ``SentenceModules``, where there is a modules.json."""
     if not (directory / "modules.json").exists():
         return None, False, ""
-    path = directory / "sentence_bert_config.json"
-    config = _read(path, dict) if path.exists() else {}
+    path = next((path for name in _TEXT_FILES if (path := directory / name).exists()), None)
+    longest, lowercase = (None, False) if path is None else _limits(path, _read(path, dict))
+    return longest, lowercase, _prompt(directory / "config_sentence_transformers.json")
+
+
+def _limits(path: Path, config: dict[str, Any]) -> tuple[int | None, bool]:
+    for key, ours in _TEXT_KEYS.items():
+        if config.get(key) not in (None, {}, ours):
+            raise ConfigError(f"{path} has {key} {config[key]!r}, which embed does not run.")
     longest = config.get("max_seq_length")
     if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
         raise ConfigError(f"{path} says max_seq_length = {longest!r}; a positive integer is needed.")
-    return longest, bool(config.get("do_lower_case", False)), _prompt(directory / "config_sentence_transformers.json")
+    return longest, bool(config.get("do_lower_case", False))
 
 
 def _prompt(path: Path) -> str:

@@ -210,6 +210,23 @@ def apply(folder: Path, kind: str, x: Any, skip: int) -> Any:
     return torch.cat([pooled[mode] for mode in ([modes] if isinstance(modes, str) else modes or ["mean"])])
 
 
+def test_what_the_sixth_release_writes(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    """Other keys in every file, and the length as the tokeniser's own; an older file name counts likewise."""
+    config = {"embedding_dimension": 32, "pooling_mode": "lasttoken", "include_prompt": True, "new": True}
+    texts = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "modality_config": {}}
+    checkpoint = tiny_checkpoint("distilbert", "feature-extraction")
+    directory = sentence_folder(tmp_path / "model", checkpoint, [("Pooling", config), NORMALIZE], **texts)
+    prompts = {"prompts": {"document": "", "query": ""}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write(directory / "config_sentence_transformers.json", prompts)
+    got = distilfast.pipeline("feature-extraction", directory).embed(TEXTS)
+    np.testing.assert_allclose(got, expected(directory, TEXTS), rtol=0, atol=TOLERANCE)
+    write(directory / "sentence_bert_config.json", {"max_seq_length": 6})
+    want = expected(directory, TEXTS)
+    (directory / "sentence_bert_config.json").rename(directory / "sentence_distilbert_config.json")
+    got = distilfast.pipeline("feature-extraction", directory).embed(TEXTS)
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
 def test_arguments_over_the_folder(tiny_checkpoint: Make, tmp_path: Path) -> None:
     """A pooling by name runs nothing else of the folder; ``normalize`` adds a division, or leaves out the last one."""
     checkpoint = tiny_checkpoint("bert", "feature-extraction")
@@ -270,6 +287,12 @@ def test_what_is_not_run_is_an_error(tiny_checkpoint: Make, tmp_path: Path, name
         ("modules.json", {}, "is not a JSON array"),
         ("modules.json", [{"type": "my_code.Transformer", "path": ""}], "has the module my_code.Transformer, which"),
         ("sentence_bert_config.json", {"max_seq_length": "8"}, "max_seq_length = '8'; a positive integer is needed"),
+        (
+            "sentence_bert_config.json",
+            {"transformer_task": "fill-mask"},
+            "transformer_task 'fill-mask', which embed does",
+        ),
+        ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "has tokenizer_args"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "has no prompt 'q'"),
     ],
 )
