@@ -91,6 +91,7 @@ def pipeline(
     chosen = PIPELINES.get(name)
     if chosen is None:
         raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")
+    chosen.check_names(defaults)  # before anything is fetched
     if not isinstance(model, Engine):
         model = Engine.from_pretrained(
             model, task=chosen.task, precision=precision, backend=backend, threads=threads, revision=revision

@@ -26,20 +26,9 @@ TOKENS = 4096
 Answer = Callable[[Sequence[Encoding], PackedBatch], Iterable[Any]]
 """From a group of encoded texts, and the same as a batch, to one answer for each, in order."""
 
-TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "padding", "truncation")
-
-# Arguments of the reference that have another name here, or none.
-_ELSEWHERE = {
-    "device": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
-    "device_map": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
-    "dtype": "precision says how the model computes",
-    "torch_dtype": "precision says how the model computes",
-    "num_workers": "threads says how many cores are used",
-    "return_all_scores": "top_k=None gives all scores",
-    "tokenizer": "the checkpoint's own tokenizer is used",
-    "framework": "no framework runs the model",
-}
+_SHARED = ("batch_size", "errors")
+_TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+_TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "padding", "truncation")
 
 
 @dataclass(frozen=True)
@@ -75,18 +64,33 @@ class Pipeline:
 
     task: ClassVar[Task]
     _how_to_cut: ClassVar[str] = "truncation=True"
+    _elsewhere: ClassVar[dict[str, str]] = {
+        "device": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
+        "device_map": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
+        "dtype": "precision says how the model computes",
+        "torch_dtype": "precision says how the model computes",
+        "num_workers": "threads says how many cores are used",
+        "tokenizer": "the checkpoint's own is used",
+    }
+    """Arguments of the reference that have another name here, or none."""
+
     _plan: Callable[..., tuple[dict[str, Any], Answer]]
     """From the task's options, keywords only, to those of its tokeniser and to its answers; raises InputError."""
+
+    _known: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        """The options of a task are the keywords of its ``_plan``."""
+        cls._known = (
+            *(name for name, each in signature(cls._plan).parameters.items() if each.kind is Parameter.KEYWORD_ONLY),
+            *_SHARED,
+        )
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """``defaults``: keyword arguments of every call, unless the call gives its own."""
         self.engine = engine
         self.tokenizer = engine.tokenizer
         self._defaults = defaults or {}
-        keywords = [
-            each.name for each in signature(self._plan).parameters.values() if each.kind == Parameter.KEYWORD_ONLY
-        ]
-        self._known = (*keywords, "batch_size", "errors")
         self._checked_plan(**self._defaults)
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
@@ -98,11 +102,16 @@ class Pipeline:
             return next(self._answers([inputs], plan))
         return list(self._answers(self._listed(inputs), plan))
 
-    def _checked_plan(self, batch_size: Any = None, errors: Any = "raise", **options: Any) -> Plan:
+    @classmethod
+    def check_names(cls, options: Iterable[str]) -> None:
+        """Raises InputError for the name of an option that no call takes."""
         for name in options:
-            if name not in self._known:
-                instead = _ELSEWHERE.get(name, f"there are {', '.join(self._known)}")
-                raise InputError(f"{name} is not an option of {self.task}; {instead}.")
+            if name not in cls._known:
+                instead = cls._elsewhere.get(name, f"there are {', '.join(cls._known)}")
+                raise InputError(f"{name} is not an option of {cls.task}; {instead}.")
+
+    def _checked_plan(self, batch_size: Any = None, errors: Any = "raise", **options: Any) -> Plan:
+        self.check_names(options)
         encode, answer = self._plan(**options)
         return Plan(
             answer,
@@ -208,7 +217,7 @@ class Pipeline:
                     f"max_length is {max_length}, which cuts nothing beside padding={padding!r}; add truncation."
                 )
         if isinstance(truncation, str):
-            one_of("truncation", truncation, TRUNCATIONS)
+            one_of("truncation", truncation, _TRUNCATIONS)
         strategy = truncation_strategy(truncation, max_length)
         if strategy is None:
             return options
@@ -232,8 +241,8 @@ class Pipeline:
         if not isinstance(options, dict):
             raise InputError(f"{name} is of type {type(options).__name__}; a dict is needed.")
         for key in options:
-            if key not in TOKENIZER_OPTIONS:
-                raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(TOKENIZER_OPTIONS)}.")
+            if key not in _TOKENIZER_OPTIONS:
+                raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(_TOKENIZER_OPTIONS)}.")
         return options
 
 

@@ -29,6 +29,7 @@ class FeatureExtractionPipeline(Pipeline):
     """
 
     task: ClassVar[Task] = "feature-extraction"
+    _elsewhere = Pipeline._elsewhere | {"max_length": "tokenize_kwargs takes it"}
 
     def _plan(
         self,

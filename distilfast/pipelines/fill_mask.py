@@ -35,6 +35,7 @@ class FillMaskPipeline(Pipeline):
     """
 
     task: ClassVar[Task] = "fill-mask"
+    _elsewhere = Pipeline._elsewhere | dict.fromkeys(("truncation", "max_length"), "tokenizer_kwargs takes it")
     _how_to_cut = 'tokenizer_kwargs={"truncation": True}'
 
     def __call__(self, inputs: Any, **options: Any) -> Any:

@@ -101,11 +101,12 @@ class SentenceModules:
 
     def pooled(self, rows: Sequence[np.ndarray], skip: int) -> np.ndarray:
         """[B, D] of the token rows of B texts, each [L, D]; ``skip`` tokens in front of each are left out."""
-        pools = [POOLINGS[name] for name in self.poolings]
         left_out = [min(skip, len(each) - 1) for each in rows]
-        return np.stack(
-            [np.concatenate([pool(each, k) for pool in pools]) for each, k in zip(rows, left_out, strict=True)]
-        )
+        vectors = [
+            np.stack([POOLINGS[name](each, k) for each, k in zip(rows, left_out, strict=True)])
+            for name in self.poolings
+        ]
+        return vectors[0] if len(vectors) == 1 else np.concatenate(vectors, axis=1)
 
 
 def read_modules(directory: Path, hidden_size: int) -> SentenceModules:

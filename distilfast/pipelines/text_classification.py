@@ -44,6 +44,7 @@ class TextClassificationPipeline(Pipeline):
     """
 
     task: ClassVar[Task] = "text-classification"
+    _elsewhere = Pipeline._elsewhere | {"return_all_scores": "top_k=None gives all scores"}
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """As the reference does: one string gives a list, unless the call itself says ``top_k``."""

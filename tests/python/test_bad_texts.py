@@ -117,6 +117,7 @@ CALLS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         {"function_to_apply": "none"},
         "function_to_apply is not an option",
     ),
+    "a length outside its dict": ("feature-extraction", GOOD, {"max_length": 5}, "tokenize_kwargs takes it"),
     "all scores": ("text-classification", GOOD, {"return_all_scores": True}, "top_k=None gives all scores"),
     "a key of the tokeniser": ("fill-mask", GOOD, {"tokenizer_kwargs": {"stride": 2}}, "tokenizer_kwargs has 'stride'"),
     "another key of it": (
@@ -191,6 +192,11 @@ def test_a_pipeline_of_the_wrong_task(unchanged: dict[str, Any], tiny_checkpoint
 def test_default_options_are_checked_at_once(tiny_checkpoint: Make, defaults: dict[str, Any], what: str) -> None:
     directory = tiny_checkpoint("distilbert", "text-classification", config=LONG)
     raises_one_sentence(InputError, what, lambda: distilfast.pipeline("text-classification", directory, **defaults))
+
+
+def test_the_name_of_an_option_is_checked_before_anything_is_loaded() -> None:
+    what = "device is not an option of fill-mask"
+    raises_one_sentence(InputError, what, lambda: distilfast.pipeline("fill-mask", "/absent", device=0))
 
 
 TOO_LONG = "[MASK] " * 511

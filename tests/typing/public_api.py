@@ -5,6 +5,7 @@ Each ``type: ignore`` is a call that mypy must reject; an unused one is an error
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ def pipelines(task: str) -> None:
     assert_type(distilfast.pipeline("text-classification", "model", precision="bf16"), TextClassificationPipeline)
     assert_type(distilfast.pipeline("sentiment-analysis", "model", top_k=3), TextClassificationPipeline)
     assert_type(distilfast.pipeline("feature-extraction", "model").embed(["a text"]), np.ndarray)
+    assert_type(distilfast.pipeline("feature-extraction", "model").embed(iter(["a text"])), Iterator[np.ndarray])
     assert_type(distilfast.pipeline("feature-extraction", "model"), FeatureExtractionPipeline)
     assert_type(distilfast.pipeline(task, "model"), Pipeline)
     distilfast.pipeline("fill-mask", "model", backend="gpu")  # type: ignore[call-overload]
