@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,9 @@ from distilfast.types import Task
 
 READ_AHEAD = 64
 """Inputs that are read and encoded together, and run together if they are short enough."""
+
+CHARACTERS = 2**17
+"""Of texts that are encoded together, some 30,000 tokens; the text that goes beyond it is the last of them."""
 
 TOKENS = 4096
 """Tokens in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
@@ -51,7 +53,7 @@ class Pipeline:
 
     One input gives its answer and a list a list of answers. A generator, or any other iterator, gives an iterator:
     inputs are read as its answers are taken, at most ``batch_size`` ahead. However many and long the inputs are, what
-    is computed at a time is bounded: ``batch_size`` texts (64) and some 4,000 tokens.
+    is kept at a time is bounded: ``batch_size`` texts (64), fewer of long ones, and the results of some 4,000 tokens.
 
     Options of every call, and of ``pipeline`` as defaults of all calls:
 
@@ -152,9 +154,8 @@ class Pipeline:
 
     def _answers(self, inputs: Iterable[Any], plan: Plan) -> Iterator[Any]:
         """An answer, or where the plan returns errors an InputError, for each input in order."""
-        rest, first = iter(inputs), 0
-        while items := list(islice(rest, plan.batch_size)):
-            encoded = self._encoded(first, items, plan)
+        for first, texts in self._read(inputs, plan):
+            encoded = self._encoded(first, texts, plan)
             answers = self._computed([each for each in encoded if isinstance(each, Encoding)], plan)
             for each in encoded:
                 if isinstance(each, Encoding):
@@ -163,16 +164,29 @@ class Pipeline:
                     yield each
                 else:
                     raise each
-            first += len(items)
+
+    def _read(self, inputs: Iterable[Any], plan: Plan) -> Iterator[tuple[int, list[Text | InputError]]]:
+        """The inputs that are encoded together, or their errors, and the index of the first."""
+        texts: list[Text | InputError] = []
+        characters = 0
+        for i, item in enumerate(inputs):
+            text = _or_error(self._checked_item, i, item, plan)
+            texts.append(text)
+            characters += len(text) if isinstance(text, str) else sum(map(len, text)) if isinstance(text, tuple) else 0
+            if len(texts) == plan.batch_size or characters >= CHARACTERS:
+                yield i + 1 - len(texts), texts
+                texts, characters = [], 0
+        if texts:
+            yield i + 1 - len(texts), texts
 
     def _computed(self, encodings: list[Encoding], plan: Plan) -> Iterator[Any]:
         types = self.engine.config.token_types > 0
         for group in _groups(encodings, self._cost):
             yield from plan.answer(group, PackedBatch.from_encodings(group, token_types=types))
 
-    def _encoded(self, first: int, items: list[Any], plan: Plan) -> list[Encoding | InputError]:
-        """Items ``first``, ``first + 1``, … encoded; those that cannot be answered as their errors."""
-        found: list[Any] = [_or_error(self._checked_item, first + k, item, plan) for k, item in enumerate(items)]
+    def _encoded(self, first: int, texts: list[Text | InputError], plan: Plan) -> list[Encoding | InputError]:
+        """Texts ``first``, ``first + 1``, … encoded; those that cannot be answered as their errors."""
+        found: list[Any] = list(texts)
         good = [k for k, text in enumerate(found) if not isinstance(text, InputError)]
         try:
             encodings: list[Any] = plan.tokenizer.encode_batch([found[k] for k in good], **plan.encode)

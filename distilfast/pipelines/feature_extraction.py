@@ -130,9 +130,8 @@ class FeatureExtractionPipeline(Pipeline):
         return SentenceModules(width) if directory is None else read_modules(directory, width)
 
     def _chosen_modules(self, pooling: str | Sequence[str]) -> SentenceModules:
-        chosen = tuple(
-            one_of("pooling", name, POOLINGS) for name in ([pooling] if isinstance(pooling, str) else pooling)
-        )
+        names = pooling if isinstance(pooling, (list, tuple)) else [pooling]
+        chosen = tuple(one_of("pooling", name, POOLINGS) for name in names)
         if not chosen:
             raise InputError(f"pooling names none; there are {', '.join(POOLINGS)}.")
         settings = () if self.engine.directory is None else text_settings(self.engine.directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +53,7 @@ class FillMaskPipeline(Pipeline):
         if self.tokenizer.mask_id is None:
             raise InputError("The tokeniser has no mask token, which fill-mask needs.")
         most = 5 if top_k is None else count("top_k", top_k, least=0)
-        choices = None if targets is None else self._target_ids([targets] if isinstance(targets, str) else targets)
+        choices = None if targets is None else self._target_ids(targets)
 
         def answer(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
             rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
@@ -89,10 +89,14 @@ class FillMaskPipeline(Pipeline):
             "sequence": self.tokenizer.decode([t for t in filled if t != self.tokenizer.pad_id], only_mask),
         }
 
-    def _target_ids(self, targets: Sequence[str]) -> np.ndarray:
+    def _target_ids(self, targets: str | Sequence[str]) -> np.ndarray:
         """Ids of the words; of a word outside the vocabulary that of its first piece, with a warning."""
         found = []
-        for target in targets:
+        if not isinstance(targets, Iterable) or isinstance(targets, (dict, bytes)):
+            raise InputError(f"targets is of type {type(targets).__name__}; a word or a list of words is needed.")
+        for target in [targets] if isinstance(targets, str) else targets:
+            if not isinstance(target, str):
+                raise InputError(f"targets has {target!r}; strings are needed.")
             token = self.tokenizer.vocab.get(target)
             if token is None:
                 pieces = self.tokenizer.encode(target, add_special_tokens=False).ids
@@ -126,5 +130,5 @@ def _best(scores: np.ndarray, most: int) -> np.ndarray:
         return np.empty(0, np.int64)
     places = np.arange(len(scores))
     if most < len(scores):
-        places = np.flatnonzero(scores >= np.partition(scores, -most)[-most])
+        places = np.flatnonzero(~(scores < np.partition(scores, -most)[-most]))  # with a NaN, all
     return places[np.argsort(-scores[places], kind="stable")[:most]]

@@ -62,7 +62,9 @@ CALLS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "top_k that is text": ("text-classification", GOOD, {"top_k": "3"}, "top_k is"),
     "half a top_k": ("fill-mask", GOOD, {"top_k": 2.5}, "top_k is 2.5"),
     "no targets": ("fill-mask", GOOD, {"targets": []}, "targets holds no word of the vocabulary"),
-    "a target that is no text": ("fill-mask", GOOD, {"targets": [5]}, ""),
+    "a target that is no text": ("fill-mask", GOOD, {"targets": [5]}, "targets has 5; strings are needed"),
+    "a target that is a list": ("fill-mask", GOOD, {"targets": [["a"]]}, "targets has ['a']"),
+    "a number of targets": ("fill-mask", GOOD, {"targets": 5}, "targets is of type int; a word or a list of words"),
     "a dict": ("fill-mask", {GOOD: GOOD}, {}, ""),
     "a dict of features": ("feature-extraction", {"text": GOOD}, {}, ""),
     "unknown function": ("text-classification", GOOD, {"function_to_apply": "tanh"}, "'tanh' is not known"),
@@ -147,6 +149,7 @@ def test_calls(unchanged: dict[str, Any], case: str) -> None:
 
 EMBEDS = {
     "unknown pooling": ("a", {"pooling": "median"}, "pooling 'median' is not known; there are cls, mean, max"),
+    "a number of poolings": ("a", {"pooling": 5}, "pooling 5 is not known"),
     "no pooling": ("a", {"pooling": []}, "pooling names none; there are cls, mean, max"),
     "nothing": (["a", None], {}, "Input 1 is of type NoneType"),
     "513 tokens": ("a " * 511, {"truncation": False}, "Text 0 has 513 tokens"),

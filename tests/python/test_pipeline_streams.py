@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import distilfast
-from distilfast.pipelines.base import READ_AHEAD, TOKENS
+from distilfast.pipelines.base import CHARACTERS, READ_AHEAD, TOKENS
 
 Make = Callable[..., Path]
 
@@ -74,6 +74,15 @@ def test_embed_takes_an_iterator(pipes: dict[str, Any]) -> None:
     first = next(vectors)
     assert source.read == 5
     np.testing.assert_array_equal([first, *vectors], pipe.embed(texts))
+
+
+def test_fewer_long_texts_are_read_ahead(pipes: dict[str, Any]) -> None:
+    """Else what a tokeniser makes of 64 books would be in memory at once."""
+    source = Source("a " * CHARACTERS for _ in itertools.count())
+    answers = pipes["text-classification"](source, truncation=True)
+    for i in range(3):
+        next(answers)
+        assert source.read == i + 1
 
 
 @pytest.mark.parametrize("task", TASKS)
