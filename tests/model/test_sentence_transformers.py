@@ -134,6 +134,19 @@ def test_vectors_of_the_library(case: Path) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("pooled", ["mean", "cls"])
+def test_a_trained_checkpoint(minilm: Path, tmp_path: Path, pooled: str) -> None:
+    """The vectors of one that is pooled by its first token are not its means: their cosine is some 0.6."""
+    texts = ["A man is playing the guitar.", "Stocks fell on Monday.", "word " * 300]
+    kind, config = pooling(pooled)
+    directory = sentence_folder(tmp_path / "model", minilm, [(kind, config), NORMALIZE], max_seq_length=128)
+    got = distilfast.pipeline("feature-extraction", directory).embed(texts)
+    want = expected(directory, texts)
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+    other = distilfast.pipeline("feature-extraction", minilm).embed(texts, pooling="mean")
+    assert (pooled == "mean") == ((got[:2] * other[:2]).sum(axis=1).min() > 0.9)
+
+
 PROMPTS = {"prompts": {"query": "Find: ", "none": ""}, "default_prompt_name": "query"}
 
 
