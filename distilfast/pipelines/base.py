@@ -59,7 +59,7 @@ class Pipeline:
 
     * ``batch_size``: the most texts that are read and computed together; answers do not depend on it.
     * ``errors``: "raise" stops at the first input that cannot be answered; "return" gives its InputError in the place
-      of its answer. Either names the input by its index.
+      of its answer and goes on. Either names the input by its index. ``embed`` has no such option.
 
     An option that is not known, or whose value could have no effect, raises InputError, from ``pipeline`` too.
     """
@@ -220,7 +220,7 @@ class Pipeline:
         ``own_limit`` is that of texts cut without a ``max_length``, by default the tokeniser's. Padding adds nothing to
         an answer, and none is done; ``max_length`` beside ``padding="max_length"`` is that of the padding too.
         """
-        self._check_padding(padding)
+        padding = self._checked_padding(padding)
         options: dict[str, Any] = {"add_special_tokens": flag("add_special_tokens", add_special_tokens)}
         if max_length is not None:
             max_length = count("max_length", max_length)
@@ -242,11 +242,10 @@ class Pipeline:
             raise InputError(f"max_length is {limit}; the special tokens alone need {added}.")
         return options | {"truncation": strategy, "max_length": limit}
 
-    def _check_padding(self, padding: Any) -> None:
-        if not isinstance(padding, str):
-            flag("padding", padding)
-        else:
-            one_of("padding", padding, ("longest", "max_length", "do_not_pad"))
+    def _checked_padding(self, padding: Any) -> bool | str:
+        if isinstance(padding, str):
+            return one_of("padding", padding, ("longest", "max_length", "do_not_pad"))
+        return flag("padding", padding)
 
     def _nested_options(self, name: str, options: Any) -> dict[str, Any]:
         """Options of the tokeniser that the task takes as a dict called ``name``; raises InputError."""

@@ -49,10 +49,11 @@ class FeatureExtractionPipeline(Pipeline):
 
         return self._encoding_options(**({"truncation": truncation} | nested)), answer
 
-    def _check_padding(self, padding: Any) -> None:
-        super()._check_padding(padding)
-        if padding == "max_length":
+    def _checked_padding(self, padding: Any) -> bool | str:
+        checked = super()._checked_padding(padding)
+        if checked == "max_length":
             raise InputError('padding="max_length" would give rows of padding, and feature-extraction has none.')
+        return checked
 
     @overload
     def embed(

@@ -111,6 +111,12 @@ CALLS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     ),
     "a padding that is not known": ("text-classification", GOOD, {"padding": "left"}, "padding 'left' is not known"),
     "rows of padding": ("feature-extraction", GOOD, {"tokenize_kwargs": {"padding": "max_length"}}, "rows of padding"),
+    "a length beside padding, of features": (
+        "feature-extraction",
+        GOOD,
+        {"tokenize_kwargs": {"padding": True, "max_length": 5}},
+        "which cuts nothing beside padding=True",
+    ),
     "special tokens or not": ("text-classification", GOOD, {"add_special_tokens": 0}, "add_special_tokens is 0"),
     "no tokens at all": ("text-classification", ["a", ""], {"add_special_tokens": False}, "Text 1 has no token"),
     "an option of another task": (
