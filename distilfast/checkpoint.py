@@ -8,7 +8,6 @@ with dtype, shape and data_offsets of each tensor, then the data).
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.errors import WeightsError
+from distilfast.files import open_regular, parsed_object, read_object
 
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _FILES = [
@@ -56,6 +56,12 @@ class Stored:
         """``make`` returns the array, C-contiguous, of this shape and dtype."""
         self.shape, self.dtype = shape, dtype
         self._make = make
+
+    @classmethod
+    def of(cls, make: Callable[[], np.ndarray]) -> Stored:
+        """A float32 tensor that no file holds."""
+        array = make()
+        return cls(array.shape, array.dtype, lambda: array)
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -162,12 +168,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _open_shards(index: Path) -> Checkpoint:
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{index} is not a JSON object with a weight_map.") from None
+    weight_map = (read_object(index, WeightsError) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise WeightsError(f"{index} has no weight_map from tensors to files.")
     shards = []
-    for file in files:
+    for file in sorted(set(weight_map.values())):
         if Path(file).name != file:  # an index must not lead out of its own directory
             raise WeightsError(f"{index} names {file!r}, which is not a plain file name.")
         if not (index.parent / file).exists():
@@ -181,18 +186,24 @@ def _open_safetensors(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="numpy"):
-            pass  # it has checked every offset and shape against the size of the file
-        with open(path, "rb") as file:
+        with open_regular(path, WeightsError) as file:
+            with safe_open(str(path), framework="numpy"):
+                pass  # it has checked every offset and shape against the size of the file
             status = os.fstat(file.fileno())
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _as_weights_error(path, error) from None
     start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
+    header = parsed_object(data[8:start], str(path), WeightsError)
     header.pop("__metadata__", None)
     tensors = {name: _mapped_tensor(path, name, entry, data, start) for name, entry in header.items()}
     return Checkpoint(tensors, (StoredFile(path, status, data),))
+
+
+def _as_weights_error(path: Path, error: Exception) -> WeightsError:
+    if isinstance(error, WeightsError):
+        return error
+    return WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}.")
 
 
 def _mapped_tensor(path: Path, name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> Stored:
@@ -222,6 +233,7 @@ def _read_pickle(path: Path) -> dict[str, Stored]:
         raise WeightsError(
             f"{path} is a pickle and needs torch; install torch or convert it to {_SAFETENSORS}."
         ) from None
+    open_regular(path, WeightsError).close()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: _from_torch(tensor) for name, tensor in state.items()}

@@ -6,20 +6,37 @@ DistilBERT and BERT spell the same sizes differently; ``ModelConfig`` has one na
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distilfast.errors import ConfigError, InputError
+from distilfast.files import Key, boolean, checked, integer, read_object, string
 from distilfast.types import Task
 
 ACTIVATIONS = ("gelu", "relu")
 """Feed-forward activations the backends implement; ``gelu`` is the exact erf form."""
 
+
+def _is_eps(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_label_map(value: Any) -> bool:
+    return isinstance(value, dict) and all(key.isdecimal() and len(key) < 10 for key in map(str, value))
+
+
+MOST_LAYERS, MOST_LABELS = 1_000, 1_000_000
+"""Far beyond every model; a table for more would be built before a tensor could show that it is wrong."""
+
 # ModelConfig field -> key in config.json, by model_type.
-_KEYS = {
+_NAMES = {
     "distilbert": {
         "hidden_size": "dim",
         "num_layers": "n_layers",
@@ -34,6 +51,31 @@ _KEYS = {
         "ffn_size": "intermediate_size",
         "activation": "hidden_act",
     },
+}
+_FIELDS = {
+    "hidden_size": integer(1),
+    "num_layers": integer(1, MOST_LAYERS),
+    "num_heads": integer(1),
+    "ffn_size": integer(1),
+    "activation": Key(" or ".join(ACTIVATIONS), lambda value: value in ACTIVATIONS, "gelu"),
+}
+_COMMON = {
+    "vocab_size": integer(1),
+    "max_position_embeddings": integer(1),
+    "pad_token_id": integer(0, default=0, optional=True),
+    "tie_word_embeddings": boolean(True),
+    "sinusoidal_pos_embds": boolean(False),
+    "is_decoder": boolean(False),
+    "position_embedding_type": string("absolute"),
+    "problem_type": string(),
+    "function_to_apply": string(),
+    "num_labels": integer(1, MOST_LABELS, default=None, optional=True),
+    "id2label": Key("a map from numbers to labels", _is_label_map, None, optional=True),
+    "architectures": Key("a list of strings", _is_list_of_text, (), optional=True),
+}
+_BERT = {
+    "layer_norm_eps": Key("a number of at least 0", _is_eps, 1e-12),
+    "type_vocab_size": integer(1, default=2),
 }
 _DISTILBERT_EPS = 1e-12  # fixed in the model's definition, not in its config
 
@@ -69,6 +111,7 @@ class ModelConfig:
     pad_token_id: int
     task: Task
     tied: bool  # the masked-LM projection is the word table
+    sinusoidal: bool  # a position table that is not stored consists of sinusoids
     num_labels: int
     id2label: dict[int, str] = field(default_factory=dict)
     problem_type: str | None = None
@@ -82,82 +125,66 @@ class ModelConfig:
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
         """Read ``config.json``; raises ConfigError with one sentence."""
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist.") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is not readable JSON: {error}.") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} is not a JSON object.")
+        raw = read_object(Path(path))
+        if raw is None:
+            raise ConfigError(f"{path} does not exist.")
         return cls.from_dict(raw)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
-        """Translate the keys of one ``config.json``; raises ConfigError naming every problem at once."""
+        """Translate the keys of one ``config.json``; raises ConfigError, which names all that are missing."""
         model_type = raw.get("model_type")
-        if model_type not in _KEYS:
-            raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {_joined(_KEYS)}.")
-        keys = _KEYS[model_type] | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
-        missing = sorted(key for key in keys.values() if key not in raw)
-        if missing:
-            raise ConfigError(f"config.json lacks {_joined(missing)}.")
-        values = {name: raw[key] for name, key in keys.items()}
-        _check_values(values, keys)
-        _check_encoder_only(raw)
-        id2label = _labels(raw)
+        if not isinstance(model_type, str) or model_type not in _NAMES:
+            raise ConfigError(f"model_type {model_type!r} is not supported; distilfast runs {_joined(_NAMES)}.")
+        bert, names = model_type == "bert", _NAMES[model_type]
+        keys = {name: _FIELDS[field] for field, name in names.items()} | _COMMON | (_BERT if bert else {})
+        read = checked(raw, keys, "config.json")
+        _check_encoder_only(read)
+        if read[names["hidden_size"]] % read[names["num_heads"]]:
+            size, heads = names["hidden_size"], names["num_heads"]
+            raise ConfigError(f"{size} = {read[size]} is not a multiple of {heads} = {read[heads]}.")
+        id2label = _labels(read["id2label"], read["num_labels"])
         return cls(
             model_type=model_type,
-            **values,
-            layer_norm_eps=float(raw.get("layer_norm_eps", 1e-12)) if model_type == "bert" else _DISTILBERT_EPS,
-            token_types=int(raw.get("type_vocab_size", 2)) if model_type == "bert" else 0,
-            pad_token_id=int(raw.get("pad_token_id") or 0),
-            task=_task(raw),
-            tied=bool(raw.get("tie_word_embeddings", True)),
+            **{field: read[name] for field, name in names.items()},
+            vocab_size=read["vocab_size"],
+            max_positions=read["max_position_embeddings"],
+            layer_norm_eps=float(read["layer_norm_eps"]) if bert else _DISTILBERT_EPS,
+            token_types=read["type_vocab_size"] if bert else 0,
+            pad_token_id=read["pad_token_id"],
+            task=_task(read["architectures"]),
+            tied=read["tie_word_embeddings"],
+            sinusoidal=not bert and read["sinusoidal_pos_embds"],
             num_labels=len(id2label),
             id2label=id2label,
-            problem_type=raw.get("problem_type"),
-            function_to_apply=raw.get("function_to_apply"),
+            problem_type=read["problem_type"],
+            function_to_apply=read["function_to_apply"],
         )
 
 
-def _check_values(values: dict[str, Any], keys: dict[str, str]) -> None:
-    for name, value in values.items():
-        if name == "activation":
-            if value not in ACTIVATIONS:
-                raise ConfigError(f"activation {value!r} is not supported; distilfast has {_joined(ACTIVATIONS)}.")
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"config.json says {keys[name]} = {value!r}; a positive integer is needed.")
-    if values["hidden_size"] % values["num_heads"]:
-        raise ConfigError(
-            f"{keys['hidden_size']} = {values['hidden_size']} is not a multiple of "
-            f"{keys['num_heads']} = {values['num_heads']}."
-        )
-
-
-def _check_encoder_only(raw: dict[str, Any]) -> None:
-    if raw.get("is_decoder"):
+def _check_encoder_only(read: dict[str, Any]) -> None:
+    if read["is_decoder"]:
         raise ConfigError("is_decoder is true; distilfast runs encoders only.")
-    kind = raw.get("position_embedding_type", "absolute")
+    kind = read["position_embedding_type"]
     if kind != "absolute":
         raise ConfigError(f"position_embedding_type {kind!r} is not supported; only 'absolute' is.")
 
 
-def _labels(raw: dict[str, Any]) -> dict[int, str]:
-    """``id2label`` with integer keys; LABEL_0 … where the config names none, as the reference does."""
-    named = raw.get("id2label")
-    if named is None:
-        return {i: f"LABEL_{i}" for i in range(int(raw.get("num_labels", 2)))}
-    try:
-        return dict(sorted((int(key), str(label)) for key, label in named.items()))
-    except (AttributeError, ValueError):
-        raise ConfigError("id2label in config.json is not a map from numbers to labels.") from None
+def _labels(named: dict[Any, Any] | None, count: int | None) -> dict[int, str]:
+    """``id2label`` with integer keys; LABEL_0 … where there are no names, or ``num_labels`` asks for another number."""
+    labels = dict(sorted((int(key), str(label)) for key, label in (named or {}).items()))
+    if named is None or (count is not None and count != len(labels)):
+        return {i: f"LABEL_{i}" for i in range(2 if count is None else count)}
+    if list(labels) != list(range(len(labels))):
+        first, last = min(labels, default=0), max(labels, default=0)
+        raise ConfigError(f"id2label in config.json has {len(labels)} keys from {first} to {last}; 0, 1, … are needed.")
+    return labels
 
 
-def _task(raw: dict[str, Any]) -> Task:
-    architecture = str((raw.get("architectures") or ["Model"])[0])
+def _task(architectures: Sequence[str]) -> Task:
+    architecture = architectures[0] if architectures else "Model"
     for suffix, task in _TASKS.items():
-        if architecture.endswith(suffix) and architecture[: -len(suffix)].lower() in ("", *_KEYS):
+        if architecture.endswith(suffix) and architecture[: -len(suffix)].lower() in ("", *_NAMES):
             return task
     raise ConfigError(f"architecture {architecture!r} is not supported; distilfast has heads for {_joined(_TASKS)}.")
 

@@ -8,8 +8,8 @@ normalised comes from tokenizer_config.json, where ``do_lower_case`` is true unl
 from __future__ import annotations
 
 import copy
-import json
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from distilfast.arguments import flag, integer
 from distilfast.errors import ConfigError, InputError
+from distilfast.files import Key, boolean, checked, open_regular, read_object, string
 
 if TYPE_CHECKING:
     import tokenizers
@@ -80,13 +81,18 @@ class Tokenizer:
         """From tokenizer.json or vocab.txt, and tokenizer_config.json; raises ConfigError."""
         directory = Path(directory)
         config = _config(directory)
-        serialized = _read_json(directory / "tokenizer.json")
+        serialized = _serialized(directory)
         declared = str(config.get("tokenizer_class") or _WORD_PIECE_CLASSES[0]).removesuffix("Fast")
-        if declared in _WORD_PIECE_CLASSES:
-            return cls(_word_piece(directory, config, serialized), config)
-        if not serialized:
+        if declared not in _WORD_PIECE_CLASSES and not serialized:
             raise ConfigError(f"{directory} has no tokenizer.json, which its tokenizer_class {declared!r} needs.")
-        return cls(_as_serialized(directory, config), config)
+        make = _word_piece if declared in _WORD_PIECE_CLASSES else _as_serialized
+        try:
+            return cls(make(directory, config, serialized), config)
+        except ConfigError:
+            raise
+        except Exception as error:  # the library raises plain Exception, and TypeError for odd flags of a token
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ConfigError(f"The tokenizer files in {directory} cannot be used: {reason}.") from None
 
     def encode(
         self,
@@ -242,24 +248,75 @@ def checked_text(i: int, text: Any) -> Text:
     return text if isinstance(text, str) else (text[0], text[1])
 
 
+def _serialized(directory: Path) -> dict[str, Any]:
+    """tokenizer.json, {} where there is none."""
+    path = directory / "tokenizer.json"
+    read = read_object(path) or {}
+    tokens = read.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(
+        isinstance(each, dict) and _is_token(each) and _is_id(each.get("id")) for each in tokens
+    ):
+        raise ConfigError(f"{path} says added_tokens = {tokens!r:.60}; a list of tokens with their ids is needed.")
+    return read
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _is_token_list(value: Any) -> bool:
+    return isinstance(value, (list, dict)) and all(
+        _is_token(each) for each in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def _is_token_map(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_id(key) and _is_token(entry) for key, entry in value.items())
+
+
+def _is_id(key: Any) -> bool:
+    return str(key).isdecimal() and len(str(key)) < 10
+
+
+_TOKEN = Key("a string or an object with its content", lambda value: value is None or _is_token(value), None)
+_TOKENS = Key("a list of tokens", _is_token_list, None, optional=True)
+# A float too, since the reference writes 1e30 for "none".
+_LIMIT = Key("a positive integer", lambda value: type(value) in (int, float) and value >= 1, None, optional=True)
+_KEYS = {
+    "do_lower_case": boolean(True),
+    "strip_accents": boolean(None, null=True),
+    "tokenize_chinese_chars": boolean(True),
+    "clean_up_tokenization_spaces": boolean(False),
+    "model_max_length": _LIMIT,
+    "max_len": _LIMIT,
+    "tokenizer_class": string(),
+    "added_tokens_decoder": Key("a map from ids to tokens", _is_token_map, None, optional=True),
+    "additional_special_tokens": _TOKENS,
+    "extra_special_tokens": _TOKENS,
+    **dict.fromkeys(_SPECIAL, _TOKEN),
+}
+
+
 def _config(directory: Path) -> dict[str, Any]:
-    config = _read_json(directory / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # an older layout: the map overrides the config, as in the reference
-        config |= _read_json(directory / "special_tokens_map.json")
-    return config
+    """What tokenizer_config.json and special_tokens_map.json say; keys that neither has are absent."""
+    raw = read_object(directory / "tokenizer_config.json") or {}
+    if "added_tokens_decoder" not in raw:  # an older layout: the map overrides the config, as in the reference
+        raw |= read_object(directory / "special_tokens_map.json") or {}
+    if "added_tokens_decoder" not in raw and not (directory / "tokenizer.json").exists():
+        raw |= _added_tokens(directory)
+    read = checked(raw, _KEYS, str(directory / "tokenizer_config.json"))
+    return {name: value for name, value in read.items() if name in raw}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``, {} where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _added_tokens(directory: Path) -> dict[str, Any]:
+    """added_tokens.json of the oldest layout, {token: id}, as today's added_tokens_decoder."""
+    path = directory / "added_tokens.json"
+    found = read_object(path)
+    if found is None:
         return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} is not a JSON object.")
-    return value
+    if not all(_is_id(number) for number in found.values()):
+        raise ConfigError(f"{path} is not a map from tokens to ids.")
+    return {"added_tokens_decoder": {str(number): {"content": token} for token, number in found.items()}}
 
 
 def _word_piece(directory: Path, config: dict[str, Any], serialized: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -267,6 +324,13 @@ def _word_piece(directory: Path, config: dict[str, Any], serialized: dict[str, A
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary = _vocabulary(directory, serialized)
+    normalizer = serialized.get("normalizer")
+    if "do_lower_case" not in config and isinstance(normalizer, dict) and normalizer.get("lowercase") is False:
+        warnings.warn(
+            f"{directory / 'tokenizer.json'} keeps capitals and tokenizer_config.json has no do_lower_case, which is "
+            "true by default: texts are lowercased, as the reference does.",
+            stacklevel=4,
+        )
     special = {role: _content(config.get(role) or token) for role, token in _SPECIAL.items()}
     backend = Backend(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(
@@ -296,23 +360,24 @@ def _vocabulary(directory: Path, serialized: dict[str, Any]) -> dict[str, int]:
     from tokenizers.models import WordPiece
 
     path = directory / "vocab.txt"
-    if not path.exists():
-        raise ConfigError(f"{directory} has neither tokenizer.json nor vocab.txt.")
     try:
-        return _checked_vocabulary(path, WordPiece.read_file(str(path)))
-    except ConfigError:
-        raise
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} has neither tokenizer.json nor vocab.txt.") from None
+    try:
+        vocabulary = WordPiece.read_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path} is not readable text: {str(error).rstrip('.')}.") from None
+    return _checked_vocabulary(path, vocabulary)
 
 
 def _checked_vocabulary(path: Path, vocabulary: Any) -> dict[str, int]:
-    if not isinstance(vocabulary, dict) or not vocabulary or not all(isinstance(i, int) for i in vocabulary.values()):
+    if not isinstance(vocabulary, dict) or not vocabulary or not all(type(i) is int for i in vocabulary.values()):
         raise ConfigError(f"{path} holds no vocabulary.")
     return vocabulary
 
 
-def _as_serialized(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+def _as_serialized(directory: Path, config: dict[str, Any], _: dict[str, Any]) -> tokenizers.Tokenizer:
     """For every other class, for instance PreTrainedTokenizerFast: tokenizer.json says everything."""
     from tokenizers import Tokenizer as Backend
 

@@ -153,15 +153,13 @@ def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
     checkpoint = open_checkpoint(directory)
-    stored = _plain_names(checkpoint.tensors, config.model_type)
+    stored = _plain_names(directory, checkpoint.tensors, config.model_type)
+    _add_implied(stored, config)
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)
-    for name, same in _shared(config):
-        if name not in stored and same in stored:
-            stored[name] = stored[same]
     used = {piece: need for need in needs for piece in need.pieces}
     problems = [
-        *_missing(task, used, stored),
+        *_missing(config, task, used, stored),
         *_listed("unexpected", sorted(name for name in set(stored) - set(used) if not name.startswith(_KNOWN))),
         *_listed("misshapen", [text for piece, need in used.items() if (text := _shape_error(piece, need, stored))]),
     ]
@@ -228,22 +226,48 @@ def _shared(config: ModelConfig) -> list[tuple[str, str]]:
     return bias + ([(projection, word), (word, projection)] if config.tied else [])
 
 
-def _plain_names(tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
+def _add_implied(stored: dict[str, Stored], config: ModelConfig) -> None:
+    """Add what the reference makes of a checkpoint that leaves it out."""
+    for name, same in _shared(config):
+        if name not in stored and same in stored:
+            stored[name] = stored[same]
+    projection = _MASKED_LM[config.model_type]["head.1"][0]
+    if f"{projection}.weight" in stored:
+        stored.setdefault(f"{projection}.bias", Stored.of(lambda: np.zeros(config.vocab_size, np.float32)))
+    if config.sinusoidal:
+        table = _TABLES["embed.position"][0]
+        stored.setdefault(f"{table}.weight", Stored.of(lambda: _sinusoids(config.max_positions, config.hidden_size)))
+
+
+def _sinusoids(positions: int, width: int) -> np.ndarray:
+    """float32 [P, D]: sines in even columns, cosines in odd ones; 2 j columns share a frequency of 10000^(-2j/D)."""
+    columns = np.arange(width)
+    angles = np.arange(positions)[:, None] / 10000.0 ** (2 * (columns // 2) / width)
+    return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
+
+
+def _plain_names(directory: Path, tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
     """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``."""
-    plain = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix(f"{model_type}.")
+    plain: dict[str, Stored] = {}
+    names: dict[str, str] = {}
+    for stored_name, tensor in tensors.items():
+        name = stored_name.removeprefix(f"{model_type}.")
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             if name.endswith(old):
                 name = name.removesuffix(old) + new
-        plain[name] = tensor
+        if name in plain:
+            raise WeightsError(f"{directory} holds {names[name]} and {stored_name}, which are the same tensor's names.")
+        plain[name], names[name] = tensor, stored_name
     return plain
 
 
-def _missing(task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
+def _missing(config: ModelConfig, task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
     missing = [piece for piece in used if piece not in stored]
-    only_head = bool(missing) and all(used[piece].name.startswith("head.") for piece in missing)
-    return _listed(f"there is no complete {task} head; missing" if only_head else "missing", missing)
+    if not missing or not all(used[piece].name.startswith("head.") for piece in missing):
+        return _listed("missing", missing)
+    fitting = [each for each in TASKS if all(piece in stored for need in layout(config, each) for piece in need.pieces)]
+    has = f"; it can be loaded for {', '.join(fitting)}" if fitting else ""
+    return [text + has for text in _listed(f"there is no complete {task} head; missing", missing)]
 
 
 def _shape_error(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,8 +51,23 @@ def test_agrees_with_transformers(tiny_checkpoint: Callable[..., Path], model_ty
 
 
 def test_label_keys_are_sorted_numbers() -> None:
-    labels = {"10": "k", "2": "c", "0": "a"}
-    assert list(ModelConfig.from_dict(DISTILBERT | {"id2label": labels}).id2label) == [0, 2, 10]
+    labels = {str(i): "abcdefghijk"[i] for i in (10, 2, 0, 1, 9, 8, 7, 6, 5, 4, 3)}
+    assert list(ModelConfig.from_dict(DISTILBERT | {"id2label": labels}).id2label.values()) == list("abcdefghijk")
+
+
+def test_label_names_that_do_not_fit_the_number_of_labels() -> None:
+    """As the reference: the number wins, and the names are LABEL_0 to LABEL_11."""
+    config = ModelConfig.from_dict(DISTILBERT | {"num_labels": 12, "id2label": {"0": "no", "1": "yes"}})
+    assert config.id2label == {i: f"LABEL_{i}" for i in range(12)}
+
+
+def test_an_absent_activation_is_gelu() -> None:
+    assert ModelConfig.from_dict({k: v for k, v in DISTILBERT.items() if k != "activation"}).activation == "gelu"
+
+
+def test_null_counts_as_absent_where_a_key_may_be_absent() -> None:
+    nulls = dict.fromkeys(("num_labels", "id2label", "architectures", "pad_token_id", "problem_type", "is_decoder"))
+    assert ModelConfig.from_dict(DISTILBERT | nulls) == ModelConfig.from_dict(DISTILBERT)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +77,23 @@ def test_label_keys_are_sorted_numbers() -> None:
         ({"dim": 30}, "dim = 30 is not a multiple of n_heads = 4"),
         ({"dim": "32"}, "dim = '32'"),
         ({"n_layers": 0}, "n_layers = 0"),
-        ({"activation": "silu"}, "'silu' is not supported"),
+        ({"activation": "silu"}, "activation = 'silu'; gelu or relu is needed"),
+        ({"activation": []}, "activation = []"),
+        ({"model_type": ["distilbert"]}, "['distilbert'] is not supported"),
+        ({"n_layers": True}, "n_layers = True"),
+        ({"n_layers": 10**9}, "n_layers = 1000000000; a positive integer, at most 1,000, is needed"),
+        ({"num_labels": 10**9}, "num_labels = 1000000000"),
+        ({"num_labels": "x"}, "num_labels = 'x'"),
+        ({"vocab_size": 10**30}, "vocab_size"),
+        ({"pad_token_id": "x"}, "pad_token_id = 'x'"),
+        ({"pad_token_id": -1}, "pad_token_id = -1"),
+        ({"architectures": {}}, "architectures = {}; a list of strings is needed"),
+        ({"architectures": 5}, "architectures = 5"),
+        ({"architectures": [5]}, "architectures = [5]"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'; true or false is needed"),
+        ({"problem_type": 3}, "problem_type = 3; a string is needed"),
+        ({"id2label": {"1": "a", "2": "b"}}, "id2label in config.json has 2 keys from 1 to 2"),
+        ({"id2label": {"x": "a"}}, "id2label"),
         ({"is_decoder": True}, "encoders only"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ({"id2label": ["a", "b"]}, "id2label"),
@@ -74,17 +106,51 @@ def test_a_bad_value_is_named(change: dict[str, object], words: str) -> None:
     assert words in str(caught.value)
 
 
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "vocab_size": 256,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("value", ["x", None, -1, float("nan"), float("inf"), True])
+@pytest.mark.parametrize("key", ["layer_norm_eps", "type_vocab_size"])
+def test_bad_numbers_of_bert(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^config\.json says {key} = .*; .* is needed\.$"):
+        ModelConfig.from_dict(BERT | {key: value})
+
+
 def test_all_missing_keys_are_named_in_one_error() -> None:
     with pytest.raises(ConfigError, match="dim.*hidden_dim.*n_heads.*n_layers.*vocab_size"):
         ModelConfig.from_dict({"model_type": "distilbert"})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"text"'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"text"', "[" * 100_000, '{"a":' * 100_000, '{"dim": 1' + "0" * 5000 + "}"]
+)
 def test_a_file_that_is_not_a_json_object(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match="JSON"):
         ModelConfig.from_file(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json is not a regular file\.$"):
+        ModelConfig.from_file(tmp_path / "config.json")
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(
+        ConfigError, match=r"is a git-LFS pointer and not the file itself; `git lfs pull` fetches it\.$"
+    ):
+        ModelConfig.from_file(tmp_path / "config.json")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

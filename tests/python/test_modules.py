@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     "types errors",
-    "config arguments",
+    "files arguments",
+    "config",
     "arithmetic batch heads outputs base_models",
     "checkpoint tokenizer operations",
     "weights reference quantize cache",

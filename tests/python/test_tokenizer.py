@@ -305,3 +305,44 @@ def test_a_bad_file_of_another_class(tiny: Path) -> None:
     (tiny / "tokenizer.json").write_text('{"model": {"type": "Unknown"}}')
     with pytest.raises(ConfigError, match="tokenizer.json is not a tokenizer"):
         Tokenizer.from_directory(tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"do_lower_case": "false"}, "do_lower_case = 'false'; true or false is needed"),
+        ({"model_max_length": "512"}, "model_max_length = '512'; a positive integer is needed"),
+        ({"model_max_length": 0}, "model_max_length = 0"),
+        ({"strip_accents": 1}, "strip_accents = 1; true, false or null is needed"),
+        ({"mask_token": 5}, "mask_token = 5"),
+        ({"mask_token": {"content": 5}}, "mask_token = {'content': 5}"),
+        ({"added_tokens_decoder": {"x": "a"}}, "added_tokens_decoder"),
+        ({"added_tokens_decoder": {"300": {"content": "a", "lstrip": "x"}}}, "cannot be used"),
+        ({"extra_special_tokens": 7}, "extra_special_tokens = 7; a list of tokens is needed"),
+    ],
+)
+def test_a_bad_setting_is_named(tiny_checkpoint: Callable[..., Path], tmp_path: Path, change, words) -> None:
+    directory = shutil.copytree(tiny_checkpoint("distilbert", "fill-mask"), tmp_path / "tiny")
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError) as caught:
+        Tokenizer.from_directory(directory)
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_added_tokens_of_an_old_checkpoint(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """added_tokens.json beside vocab.txt, with neither tokenizer.json nor added_tokens_decoder."""
+    directory = shutil.copytree(tiny_checkpoint("distilbert", "fill-mask"), tmp_path / "tiny")
+    (directory / "added_tokens.json").write_text(json.dumps({"<new>": 256, "<newer>": 257}))
+    ours, text = Tokenizer.from_directory(directory), "a<newer> b <new>"
+    assert ours.encode(text).ids == reference(directory)(text)["input_ids"]
+    assert {256, 257} <= set(ours.encode(text).ids)
+
+
+def test_a_cased_tokenizer_under_a_silent_config_warns(directories: dict[str, Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(directories["cased"], tmp_path / "cased")
+    (directory / "tokenizer_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="texts are lowercased"):
+        ours = Tokenizer.from_directory(directory)
+    assert ours.encode("Paris").ids == reference(directory)("Paris")["input_ids"]

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from distilfast import Engine
 from distilfast.config import ModelConfig
-from distilfast.errors import WeightsError
+from distilfast.errors import DistilfastError, WeightsError
 from distilfast.heads import TASKS
 from distilfast.weights import Weights, load_weights, resolve
 
@@ -239,7 +240,10 @@ def test_an_untied_projection_must_be_stored(rewritten: Any) -> None:
     message = refused(
         rewritten("distilbert", "fill-mask", lambda tensors: tensors.pop("vocab_projector.weight"), config=untied)
     )
-    assert "no complete fill-mask head; missing: vocab_projector.weight." in message
+    assert (
+        "no complete fill-mask head; missing: vocab_projector.weight; it can be loaded for feature-extraction."
+        in message
+    )
 
 
 def test_both_spellings_of_the_bert_projection_bias(rewritten: Any) -> None:
@@ -284,7 +288,7 @@ def test_a_head_is_never_invented(tiny_checkpoint: Make, model_type: str, task: 
 
 def test_a_classifier_without_its_pooler(rewritten: Any) -> None:
     message = refused(rewritten("bert", "text-classification", lambda tensors: tensors.pop("bert.pooler.dense.weight")))
-    assert "no complete text-classification head; missing: pooler.dense.weight." in message
+    assert "no complete text-classification head; missing: pooler.dense.weight; it can be loaded for" in message
 
 
 def test_heads_of_other_tasks_and_buffers_are_ignored(rewritten: Any) -> None:
@@ -336,10 +340,56 @@ def test_a_truncated_shard_is_named(sharded: Path) -> None:
     assert "model-00003-of-00003.safetensors is not a complete safetensors file" in refused(sharded)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": ["b"]}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": ["b"]}}', "[" * 100_000])
 def test_a_malformed_index(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json is not a JSON object with a weight_map" in refused(sharded)
+    message = refused(sharded)
+    assert "model.safetensors.index.json is not" in message or "index.json has no weight_map" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"])
+def test_no_pipe_is_waited_for(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    with pytest.raises(DistilfastError, match=rf"{name} is not a regular file\.$"):
+        Engine.from_pretrained(copied).tokenizer  # noqa: B018 - read on first use
+
+
+def test_a_masked_lm_opened_as_a_classifier(tiny_checkpoint: Make) -> None:
+    message = refused(tiny_checkpoint("distilbert", "fill-mask"), "text-classification")
+    assert message.endswith("it can be loaded for feature-extraction, fill-mask.")
+
+
+def test_two_names_of_one_tensor(rewritten: Any) -> None:
+    name = "embeddings.word_embeddings.weight"
+
+    def twice(tensors: Tensors) -> None:
+        tensors[name] = tensors[f"distilbert.{name}"]
+
+    message = refused(rewritten("distilbert", "fill-mask", twice))
+    assert f"distilbert.{name}" in message and f" {name}" in message and "the same tensor's names" in message
+
+
+def test_a_projection_without_its_bias_has_zeros(rewritten: Any, tiny_checkpoint: Make) -> None:
+    made = load(rewritten("distilbert", "fill-mask", lambda tensors: tensors.pop("vocab_projector.bias")))
+    assert not made.tensors["head.1.bias"].any()
+    assert made.tensors["head.1.bias"].shape == (256,)
+
+
+def test_positions_that_are_not_stored_are_sinusoids(rewritten: Any) -> None:
+    transformers = pytest.importorskip("transformers.models.distilbert.modeling_distilbert")
+    torch = pytest.importorskip("torch")
+    directory = rewritten(
+        "distilbert",
+        "fill-mask",
+        lambda tensors: tensors.pop("distilbert.embeddings.position_embeddings.weight"),
+        config={"sinusoidal_pos_embds": True},
+    )
+    table = load(directory).tensors["embed.position"]
+    truth = torch.empty(64, 32)
+    transformers.create_sinusoidal_embeddings(64, 32, truth)
+    assert np.allclose(table, truth.numpy(), rtol=0, atol=1e-6)
+    assert np.allclose(table[1, :2], [0.8415, 0.5403], atol=1e-4)
 
 
 def test_an_index_cannot_name_files_outside_its_directory(sharded: Path) -> None:
@@ -385,7 +435,8 @@ def copied(tiny_checkpoint: Make, tmp_path: Path) -> Path:
 def test_a_broken_file_is_named(copied: Path, kind: str) -> None:
     path = copied / "model.safetensors"
     path.write_bytes(BROKEN[kind](path.read_bytes()))
-    assert f"{path} is not a complete safetensors file" in refused(copied)
+    wanted = "is a git-LFS pointer" if kind == "a Git LFS pointer" else "is not a complete safetensors file"
+    assert f"{path} {wanted}" in refused(copied)
 
 
 def test_an_unsupported_dtype_is_an_error(copied: Path) -> None:
