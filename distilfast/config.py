@@ -32,7 +32,7 @@ def _is_label_map(value: Any) -> bool:
     return isinstance(value, dict) and all(key.isdecimal() and len(key) < 10 for key in map(str, value))
 
 
-MOST_LAYERS, MOST_LABELS = 1_000, 1_000_000
+MOST_LAYERS, MOST_LABELS = 1_000, 100_000
 """Far beyond every model; a table for more would be built before a tensor could show that it is wrong."""
 
 # ModelConfig field -> key in config.json, by model_type.

@@ -26,8 +26,13 @@ def errors(as_json: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+    """One line of JSON on stdout; NaN and infinities, which JSON does not have, become null."""
+    try:
+        line = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        line = json.dumps(plain, ensure_ascii=False)
+    typer.echo(line)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import distilfast
-from distilfast.cli import app, demo, rich_tables
+from distilfast.cli import app, demo, rich_tables, terminal
 from distilfast.errors import BackendError, WeightsError
 
 TRAINED = importlib.util.find_spec(demo.ENCODER) is not None
@@ -210,3 +210,8 @@ def raises(error):
         raise error
 
     return fail
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys):
+    terminal.print_json({"score": float("nan"), "vector": np.array([np.inf, -np.inf, 1.5], np.float32)})
+    assert capsys.readouterr().out == '{"score": null, "vector": [null, null, 1.5]}\n'
