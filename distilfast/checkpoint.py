@@ -13,7 +13,6 @@ import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ class Stored:
         """``make`` returns the array, C-contiguous, of this shape and dtype."""
         self.shape, self.dtype = shape, dtype
         self._make = make
+        self._array: np.ndarray | None = None
 
     @classmethod
     def of(cls, make: Callable[[], np.ndarray]) -> Stored:
@@ -63,10 +63,12 @@ class Stored:
         array = make()
         return cls(array.shape, array.dtype, lambda: array)
 
-    @cached_property
+    @property
     def array(self) -> np.ndarray:
         """The values; read-only where they are a view of the mapped file."""
-        return self._make()
+        if self._array is None:  # cached_property has a lock before Python 3.12, which a forked child could wait for
+            self._array = self._make()
+        return self._array
 
 
 @dataclass(frozen=True)

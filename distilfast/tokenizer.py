@@ -8,17 +8,16 @@ normalised comes from tokenizer_config.json, where ``do_lower_case`` is true unl
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilfast.arguments import flag, integer
 from distilfast.errors import ConfigError, InputError
 from distilfast.files import Key, boolean, checked, open_regular, read_object, string
+from distilfast.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     import tokenizers
@@ -74,7 +73,12 @@ class Tokenizer:
         """``config``: tokenizer_config.json with special_tokens_map.json merged into it."""
         self._backend = backend
         self._config = config
-        self._lock = threading.Lock()  # truncation is a setting of the backend, not an argument of a call
+        self._vocab: dict[str, int] | None = None
+        self._lock = ForkSafeLock()  # truncation is a setting of the backend, not an argument of a call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies are independent: truncation, which each call sets, is not shared."""
+        return _restored, (self._backend.to_str(), self._config)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
@@ -174,10 +178,12 @@ class Tokenizer:
         """How many special tokens ``encode`` adds to a text, or to a pair."""
         return int(self._backend.num_special_tokens_to_add(pair))
 
-    @cached_property
+    @property
     def vocab(self) -> dict[str, int]:
         """Every token and its id, added tokens included."""
-        return dict(self._backend.get_vocab(with_added_tokens=True))
+        if self._vocab is None:  # cached_property has a lock before Python 3.12, which a forked child could wait for
+            self._vocab = dict(self._backend.get_vocab(with_added_tokens=True))
+        return self._vocab
 
     def token_to_id(self, token: str) -> int | None:
         """The id of ``token``, None where the vocabulary lacks it."""
@@ -220,6 +226,12 @@ class Tokenizer:
 
     def _special_id(self, role: str) -> int | None:
         return self.token_to_id(_content(self._config.get(role) or _SPECIAL[role]))
+
+
+def _restored(serialized: str, config: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    return Tokenizer(Backend.from_str(serialized), config)
 
 
 def truncation_strategy(truncation: bool | str | None, max_length: int | None) -> str | None:

@@ -7,7 +7,6 @@ and without graphs, which is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
 from distilfast.kernels.device import family, is_interpreted, unavailable
+from distilfast.locks import ForkSafeLock
 from distilfast.types import Precision
 from distilfast.weights import Weights
 
@@ -33,7 +33,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the least recently used one is replaced."""
 
-_INTERPRETER = threading.Lock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
+_INTERPRETER = ForkSafeLock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
 
 
 class TooManyTokens(Exception):
@@ -55,7 +55,7 @@ class TritonBackend:
         self._gpu = "the interpreter" if self._is_interpreted else torch.cuda.get_device_name(self._device)
         self._version = triton.__version__
         self._stream = None if self._is_interpreted else torch.cuda.Stream(self._device)
-        self._lock = _INTERPRETER if self._is_interpreted else threading.Lock()
+        self._lock = _INTERPRETER if self._is_interpreted else ForkSafeLock()
         self._runners: OrderedDict[Shape, ShapeRunner] = OrderedDict()
         self._storage = torch.empty(0, dtype=torch.uint8, device=self._device)
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from isas import SLOW
 
-from distilfast import Engine, PackedBatch
+from distilfast import Engine, PackedBatch, pipeline
+from distilfast.locks import ForkSafeLock
+from distilfast.pipelines.base import Pipeline
 
 Make = Callable[..., Path]
 Load = Callable[..., Engine]
@@ -168,3 +170,61 @@ def test_a_fork_during_the_forwards_of_other_threads(engine: Engine, batches: li
     with busy(engine, batches[-1]):
         for _ in range(8):
             assert ask_child(engine, batches[:5]) == wanted
+
+
+def answers(pipe: Pipeline) -> list[Any]:
+    return [pipe(text, truncation=True) for text in ("a film", "a book of many words")]
+
+
+def answer_texts_in_child(pipe: Pipeline, sender: Connection) -> None:
+    sender.send((answers(pipe), pipe.tokenizer.vocab == pipe.tokenizer._backend.get_vocab(True)))
+
+
+@forks
+def test_a_fork_while_other_threads_encode_texts(tiny_checkpoint: Make) -> None:
+    """The tokenizer's lock and the state that it protects: no other thread is inside while the process forks."""
+    pipe = pipeline("text-classification", tiny_checkpoint("distilbert", "text-classification", config=CONFIG))
+    wanted, stop, context = answers(pipe), threading.Event(), multiprocessing.get_context("fork")
+
+    def encode() -> None:
+        while not stop.is_set():
+            pipe.tokenizer.encode_batch(["some words of a longer text"] * 50, truncation=True, max_length=5)
+
+    def answer() -> None:
+        while not stop.is_set():
+            answers(pipe)
+
+    callers = [threading.Thread(target=target) for target in (encode, encode, answer)]
+    for caller in callers:
+        caller.start()
+    try:
+        for _ in range(8):
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=answer_texts_in_child, args=(pipe, sender))
+            child.start()
+            try:
+                assert receiver.poll(TIMEOUT_S), "the child hangs"
+                assert receiver.recv() == (wanted, True)
+            finally:
+                child.kill()
+                child.join()
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+
+
+@forks
+def test_a_lock_is_free_after_a_fork() -> None:
+    """In parent and child, also where the forking thread itself holds it."""
+    lock = ForkSafeLock()
+    with lock:
+        child = os.fork()
+    if child == 0:
+        taken = threading.Thread(target=lock.__enter__)
+        taken.start()
+        taken.join()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with lock:
+        pass

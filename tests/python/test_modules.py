@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     "types errors",
-    "files arguments",
+    "files arguments locks",
     "config",
     "arithmetic batch heads outputs base_models",
     "checkpoint tokenizer operations",
