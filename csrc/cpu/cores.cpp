@@ -1,7 +1,6 @@
 #include "cpu/cores.h"
 
 #include <algorithm>
-#include <cmath>
 #include <fstream>
 #include <thread>
 
@@ -59,8 +58,10 @@ int available_cores() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+  // Rounded down: with one thread more than the quota can run, the group has used up its time before the period ends,
+  // and then all threads stand still until the next one, up to 100 ms in the middle of a forward.
   if (const double quota = cgroup_quota("/sys/fs/cgroup", "/proc/self/cgroup"); quota > 0 && quota < cores)
-    cores = static_cast<int>(std::ceil(quota));
+    cores = static_cast<int>(quota);
 #endif
   return std::max(cores, 1);
 }

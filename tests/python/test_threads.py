@@ -52,8 +52,9 @@ def control_group() -> Iterator[Callable[[int], Path]]:
         group.rmdir()
 
 
-@pytest.mark.parametrize(("quota", "most"), [(50_000, 1), (100_000, 1), (150_000, 2), (250_000, 3)])
+@pytest.mark.parametrize(("quota", "most"), [(50_000, 1), (120_000, 1), (199_000, 1), (200_000, 2), (399_000, 3)])
 def test_a_real_quota_is_counted(control_group: Callable[[int], Path], quota: int, most: int):
+    """Rounded down: no more threads than can run all the time."""
     joins = "open(sys.argv[1], 'w').write('0')"
     code = f"import sys; {joins}; from distilfast.backends import cpu; print(cpu.available_cores())"
     command = [sys.executable, "-c", code, str(control_group(quota))]
