@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from distilfast import integers
 from distilfast.errors import InputError
 
 
@@ -47,6 +48,9 @@ class PackedBatch:
     ``input_ids`` int32 [T]; ``positions`` int32 [T], the row of the position table of each token;
     ``cu_seqlens`` int32 [B + 1], where sequence b is ``cu_seqlens[b]:cu_seqlens[b + 1]``; ``token_types``
     int32 [T] or None; ``mask`` bool [B, L], where each token was in the padded input; None if it was not padded.
+
+    Integers of any dtype, lists too, become int32; arrays that are int32 already are not copied. Raises InputError for
+    what is not one row of 32-bit integers. Whether they fit a model is checked by each call of the engine.
     """
 
     input_ids: np.ndarray
@@ -54,6 +58,13 @@ class PackedBatch:
     cu_seqlens: np.ndarray
     token_types: np.ndarray | None = None
     mask: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Every array in the form that the kernels read."""
+        for name in ("input_ids", "positions", "cu_seqlens", "token_types"):
+            values = getattr(self, name)
+            if values is not None or name != "token_types":
+                object.__setattr__(self, name, integers.int32(name, values))
 
     @property
     def num_tokens(self) -> int:
@@ -82,20 +93,20 @@ class PackedBatch:
     def from_sequences(
         cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> PackedBatch:
-        """Pack B sequences of ids, each of its own length; raises InputError for none or an empty one."""
-        if not sequences:
+        """Pack B sequences of ids, each of its own length; raises InputError, which names the sequence that is bad."""
+        if len(sequences) == 0:
             raise InputError("The batch is empty; at least one sequence is needed.")
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
+        lengths = _lengths(sequences)
         if not lengths.all():
             raise InputError(f"Sequence {int(np.argmin(lengths))} is empty; at least one token is needed.")
         cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
-        ids = _int32("The ids", np.concatenate([np.asarray(sequence) for sequence in sequences]))
+        ids = _joined("input_ids", sequences)
         positions = np.arange(len(ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
         types = None
         if token_types is not None:
-            if [len(row) for row in token_types] != lengths.tolist():
+            if not np.array_equal(_lengths(token_types), lengths):
                 raise InputError("token_types and sequences are not of the same lengths.")
-            types = _int32("The token types", np.concatenate([np.asarray(row) for row in token_types]))
+            types = _joined("token_types", token_types)
         return cls(ids, positions, cu_seqlens, types)
 
     @classmethod
@@ -105,26 +116,30 @@ class PackedBatch:
         return cls.from_sequences([each.ids for each in encodings], types)
 
     @classmethod
-    def from_padded(
-        cls, input_ids: np.ndarray, mask: np.ndarray | None = None, token_types: np.ndarray | None = None
-    ) -> PackedBatch:
+    def from_padded(cls, input_ids: Any, mask: Any = None, token_types: Any = None) -> PackedBatch:
         """Pack integer ``input_ids`` [B, L], keeping the tokens where ``mask`` [B, L] is not zero.
 
         The position of a token is its column, so masks with leading or inner zeros are exact too.
         Raises InputError for a row with nothing left.
         """
-        keep = np.ones(input_ids.shape, bool) if mask is None else np.asarray(mask) != 0
-        lengths = keep.sum(axis=1, dtype=np.int32)
-        if input_ids.size == 0:
+        ids = integers.integers("input_ids", input_ids)
+        if ids.ndim != 2:
+            raise InputError(f"input_ids has {ids.ndim} dimension(s); [batch, length] is needed.")
+        keep = np.ones(ids.shape, bool) if mask is None else integers.mask("attention_mask", mask)
+        types = None if token_types is None else integers.integers("token_type_ids", token_types)
+        for name, array in (("attention_mask", keep), ("token_type_ids", types)):
+            if array is not None and array.shape != ids.shape:
+                raise InputError(f"{name} has shape {array.shape}; input_ids has {ids.shape}.")
+        if ids.size == 0:
             raise InputError("The batch is empty; at least one sequence is needed.")
+        lengths = keep.sum(axis=1, dtype=np.int32)
         if not lengths.all():
             raise InputError(
                 f"attention_mask row {int(np.argmin(lengths))} is all zeros; no token is left to attend to."
             )
         cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
-        columns = np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
-        types = None if token_types is None else token_types[keep].astype(np.int32)
-        return cls(input_ids[keep].astype(np.int32), columns[keep], cu_seqlens, types, keep)
+        columns = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+        return cls(ids[keep], columns[keep], cu_seqlens, None if types is None else types[keep], keep)
 
     def unpack(self, rows: np.ndarray) -> np.ndarray:
         """[T, …] back to [B, L, …], zeros where the padded input had no token."""
@@ -144,12 +159,18 @@ def bucket_for(tokens: int) -> int:
     return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
 
-def _int32(name: str, values: np.ndarray) -> np.ndarray:
-    """The same numbers as int32; raises InputError for other types, and for values that a cast would wrap."""
-    if not np.issubdtype(values.dtype, np.integer):
-        raise InputError(f"{name} have dtype {values.dtype}; integers are needed.")
-    limits = np.iinfo(np.int32)
-    low, high = int(values.min()), int(values.max())
-    if low < limits.min or high > limits.max:
-        raise InputError(f"{name} hold {low if low < limits.min else high}, which is no 32-bit integer.")
-    return values.astype(np.int32)
+def _lengths(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    try:
+        return np.array([len(sequence) for sequence in sequences], dtype=np.int32)
+    except TypeError:
+        found = next(i for i, sequence in enumerate(sequences) if not hasattr(sequence, "__len__"))
+        raise InputError(f"Sequence {found} is of type {type(sequences[found]).__name__}; ids are needed.") from None
+
+
+def _joined(name: str, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """All sequences end to end as int32; raises InputError, which names the first one that cannot be."""
+    try:
+        return integers.int32(name, np.concatenate([np.asarray(sequence) for sequence in sequences]))
+    except Exception:  # of one sequence or, where each is valid, of numpy's common type of them all
+        each = [integers.int32(f"{name} of sequence {i}", sequence) for i, sequence in enumerate(sequences)]
+        return np.concatenate(each)

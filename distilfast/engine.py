@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distilfast import backends
+from distilfast import backends, integers
 from distilfast.arguments import count
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.batch import DeviceBatch, PackedBatch
@@ -43,6 +43,8 @@ class Engine:
         self.head = head
         self.precision = precision
         self.directory = directory
+        path = None if directory is None else str(directory.absolute())  # as long as the working directory is known
+        self._opened_with = path, {"task": head.task, "precision": precision, "backend": backend, "threads": threads}
         self._backend: Backend = backends.create(choice, threads or environment_threads())
         self._backend.load(weights, head, precision)
         last = f"head.{len(head.linears) - 1}.bias"
@@ -71,6 +73,15 @@ class Engine:
         config = ModelConfig.from_file(directory / "config.json")
         weights, head = open_weights(directory, config, task or config.task)
         return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies hold no weights: they load the checkpoint again, by its path and with the same arguments.
+
+        Raises InputError for an engine made from bare weights.
+        """
+        if self.directory is None:
+            raise InputError("This engine was made from bare weights; it cannot be pickled or copied.")
+        return _reopened, self._opened_with
 
     @property
     def task(self) -> Task:
@@ -122,9 +133,10 @@ class Engine:
     ) -> np.ndarray:
         """The output of the head, [R, N] or [R, C]; of the last layer only the rows that the head reads are computed.
 
-        ``rows``: int32 [R], strictly increasing, the tokens that the head reads. None: the first token of each sequence
-        or all tokens, as ``head.rows`` says. ``columns``: int32 [C], strictly increasing, the output columns to return
-        out of N, say the logits of a few words; with the same bits as among all N. The CPU computes no others.
+        ``rows``: integers [R], strictly increasing, the tokens that the head reads. None: the first token of each
+        sequence or all tokens, as ``head.rows`` says. ``columns``: integers [C], strictly increasing, the output
+        columns to return out of N, say the logits of a few words; with the same bits as among all N. The CPU computes
+        no others.
 
         N is the number of labels, the vocabulary for fill-mask, 2 (start and end) for question-answering, 1 for
         multiple-choice, and for feature-extraction the width of the pooler where a BERT checkpoint stores one. Results
@@ -151,7 +163,7 @@ class Engine:
         errors of ``encode``, and InputError for ``rows`` that do not fit the batch.
         """
         trace: Trace = {}
-        self._forward(batch, self._rows_of_head(batch, rows), hidden=True, trace=trace)
+        self._forward(batch, rows, hidden=True, trace=trace)
         return trace
 
     def _head_output(
@@ -159,9 +171,8 @@ class Engine:
     ) -> tuple[np.ndarray | None, np.ndarray]:
         if not self.head.linears:
             raise InputError(f"This checkpoint has no head for {self.task}; encode returns its hidden states.")
-        if columns is not None:
-            columns = self._checked_columns(columns)
-        state, output = self._forward(batch, self._rows_of_head(batch, rows), hidden, columns=columns)
+        columns = None if columns is None else self._checked_columns(columns)
+        state, output = self._forward(batch, rows, hidden, columns=columns)
         return state, _computed(output)
 
     def _forward(
@@ -172,11 +183,9 @@ class Engine:
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """``Backend.forward``, after a check of all that its kernels rely on."""
+        """``Backend.forward``, after a check of all that its kernels rely on; ``rows`` as in ``logits``."""
         self._check(batch)
-        if rows is not None:
-            _check_rows(rows, batch.num_tokens)
-        return self._backend.forward(batch, rows, hidden, trace, columns)
+        return self._backend.forward(batch, self._rows_of_head(batch, rows), hidden, trace, columns)
 
     def forward_on_device(
         self,
@@ -206,14 +215,13 @@ class Engine:
                 rows = self.head.rows
             return backend.forward_from_device(batch, rows, hidden, stream)
         self._check(batch)
-        if rows is not None:
-            _check_rows(rows, batch.num_tokens)
         return backend.forward_on_device(batch, self._rows_of_head(batch, rows), hidden, stream)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
         """Run each (batch, length) once, so that no later forward of its bucket compiles or captures anything."""
         for batch, length in shapes:
-            packed = PackedBatch.from_sequences([[0] * length] * batch)
+            sequences = [[0] * count("length", length)] * count("batch", batch)
+            packed = PackedBatch.from_sequences(sequences)
             if self.task == "feature-extraction":
                 self.encode(packed)
             if self.head.linears:
@@ -229,27 +237,29 @@ class Engine:
     ) -> Outputs:
         """Run padded ids [B, L] ([B, choices, L] for multiple-choice), as transformers models are called.
 
-        Each argument is a list, a numpy array or a torch tensor of integers; the mask is 1 where a token counts.
+        Each argument is a list, a numpy array or a torch tensor of integers; the mask, which can be of bools or floats
+        too, is 1 where a token counts.
         ``token_type_ids`` are not read by DistilBERT, which has none. A head that reads the first token reads the
         first one that the mask keeps. Raises InputError with one sentence.
         """
-        ids = _integers("input_ids", input_ids)
+        ids = _not_empty("input_ids", integers.integers("input_ids", input_ids))
         dimensions = 3 if self.task == "multiple-choice" else 2
         if ids.ndim != dimensions:
             shape = "[batch, choices, length]" if dimensions == 3 else "[batch, length]"
             raise InputError(f"input_ids has {ids.ndim} dimension(s); {self.task} needs {shape}.")
         mask, types = (
-            None if values is None else _same_shape(name, _integers(name, values), ids)
-            for name, values in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids))
+            None if values is None else _same_shape(name, _not_empty(name, read(name, values)), ids)
+            for name, values, read in (
+                ("attention_mask", attention_mask, integers.mask),
+                ("token_type_ids", token_type_ids, integers.integers),
+            )
         )
         _check_range("input_ids", ids, self.config.vocab_size)
         if types is not None and self.config.token_types:
             _check_range("token_type_ids", types, self.config.token_types)
         batch = PackedBatch.from_padded(*_flatten(ids, mask, types if self.config.token_types else None))
         trace: Trace | None = {} if output_hidden_states or output_attentions else None
-        hidden, output = self._forward(
-            batch, self._rows_of_head(batch, None), hidden=self.task == "feature-extraction", trace=trace
-        )
+        hidden, output = self._forward(batch, None, hidden=self.task == "feature-extraction", trace=trace)
         if hidden is not None:
             outputs = Outputs(last_hidden_state=batch.unpack(hidden), pooler_output=output)
         else:
@@ -258,7 +268,7 @@ class Engine:
             outputs.hidden_states = self._hidden_states(batch, trace or {})
         if output_attentions:
             outputs.attentions = self._attentions(batch, trace or {})
-        return _as_torch(outputs, input_ids.device) if _is_torch(input_ids) else outputs
+        return _as_torch(outputs, input_ids.device) if integers.is_torch(input_ids) else outputs
 
     def _answers(self, batch: PackedBatch, output: np.ndarray, shape: tuple[int, ...]) -> Outputs:
         if self.task == "multiple-choice":
@@ -279,16 +289,18 @@ class Engine:
         return tuple(_unpack_probabilities(batch, trace[name], self.config.num_heads) for name in names)
 
     def _rows_of_head(self, batch: PackedBatch, rows: np.ndarray | None) -> np.ndarray | None:
-        """``rows``, or for None those that the head reads by itself; None where there is no head."""
-        if not self.head.linears:
-            return None
+        """``rows``, checked, or for None those that the head reads by itself; None where there is no head."""
         if rows is not None:
-            return rows
+            rows = integers.int32("rows", rows)
+            if len(rows) and (rows[0] < 0 or rows[-1] >= batch.num_tokens or not integers.rises(rows)):
+                raise InputError(f"rows must rise strictly and lie within 0 to {batch.num_tokens - 1}.")
+        if not self.head.linears or rows is not None:
+            return rows if self.head.linears else None
         return batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
 
     def _checked_columns(self, columns: np.ndarray) -> np.ndarray:
-        columns = np.ascontiguousarray(columns, np.int32)
-        if columns.ndim != 1 or not len(columns) or columns[0] < 0 or (np.diff(columns) <= 0).any():
+        columns = integers.int32("columns", columns)
+        if not len(columns) or columns[0] < 0 or not integers.rises(columns):
             raise InputError("columns must be one row of numbers that rise strictly from 0 or more.")
         if columns[-1] >= self._head_columns:
             raise InputError(f"columns has {columns[-1]}; the head's columns are 0 to {self._head_columns - 1}.")
@@ -296,41 +308,59 @@ class Engine:
 
     def _check(self, batch: PackedBatch) -> None:
         """Checks what the kernels rely on: indices inside their tables, lengths that add up."""
+        if not isinstance(batch, PackedBatch):
+            raise InputError(f"The batch is of type {type(batch).__name__}; a PackedBatch is needed.")
         if not batch.num_tokens:
             raise InputError("The batch is empty; at least one token is needed.")
         for name in ("positions", "token_types"):
             values = getattr(batch, name)
             if values is not None and len(values) != batch.num_tokens:
                 raise InputError(f"{name} has {len(values)} entries; the batch has {batch.num_tokens} tokens.")
-        _check_range("input_ids", batch.input_ids, self.config.vocab_size)
-        lengths = np.diff(batch.cu_seqlens)
-        if batch.cu_seqlens[0] != 0 or batch.cu_seqlens[-1] != batch.num_tokens or lengths.min(initial=1) < 1:
+        ends = batch.cu_seqlens
+        if len(ends) < 2 or ends[0] != 0 or ends[-1] != batch.num_tokens or not integers.rises(ends):
             raise InputError("cu_seqlens must rise from 0 to the number of tokens.")
-        if batch.positions.min() < 0:
-            raise InputError(f"positions has {int(batch.positions.min())}; positions begin at 0.")
-        longest = int(batch.positions.max()) + 1
-        if longest > self.config.max_positions:
-            raise InputError(f"A sequence has {longest} tokens; the model has {self.config.max_positions} positions.")
+        self._check_numbers(batch, "input_ids", batch.input_ids, self.config.vocab_size)
+        self._check_positions(batch)
         if batch.token_types is not None:
-            _check_range("token_type_ids", batch.token_types, self.config.token_types)
+            if not self.config.token_types:
+                raise InputError("The batch has token_types; the model has no table of them.")
+            self._check_numbers(batch, "token_type_ids", batch.token_types, self.config.token_types)
+
+    def _check_numbers(self, batch: PackedBatch, name: str, values: np.ndarray, size: int) -> None:
+        if values.min() < 0 or values.max() >= size:
+            token = int(np.argmax((values < 0) | (values >= size)))
+            raise InputError(_outside(self._named(batch, token), name, values[token], size))
+
+    def _check_positions(self, batch: PackedBatch) -> None:
+        positions, size = batch.positions, self.config.max_positions
+        if positions.min() < 0:
+            token = int(np.argmax(positions < 0))
+            raise InputError(f"{self._named(batch, token)} has position {positions[token]}; positions begin at 0.")
+        if positions.max() >= size:
+            token = int(np.argmax(positions >= size))
+            first, end = batch.cu_seqlens[_sequence_of(batch, token) :][:2]
+            longest = int(positions[first:end].max()) + 1
+            raise InputError(f"{self._named(batch, token)} has {longest} tokens; the model has {size} positions.")
+
+    def _named(self, batch: PackedBatch, token: int) -> str:
+        """The sequence that a token belongs to, as the caller counts it: by its row where the input was padded."""
+        sequence = _sequence_of(batch, token)
+        if batch.mask is None:
+            return f"Sequence {sequence}"
+        return f"Row {sequence}"
 
 
-def _integers(name: str, values: Any) -> np.ndarray:
-    """What the caller passed, as an integer array; raises InputError for anything else."""
-    if _is_torch(values):
-        if values.is_floating_point():  # numpy has no bfloat16
-            raise InputError(f"{name} has dtype {str(values.dtype).removeprefix('torch.')}; integers are needed.")
-        values = values.detach().cpu().numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise InputError(f"{name} is ragged; pad its rows to one length and say so in attention_mask.") from None
+def _sequence_of(batch: PackedBatch, token: int) -> int:
+    return int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
+
+
+def _reopened(directory: str, arguments: dict[str, Any]) -> Engine:
+    return Engine.from_pretrained(directory, **arguments)
+
+
+def _not_empty(name: str, array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise InputError(f"{name} is empty; at least one token is needed.")
-    if array.dtype == bool and name == "attention_mask":
-        return array.astype(np.int32)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} has dtype {array.dtype}; integers are needed.")
     return array
 
 
@@ -346,20 +376,21 @@ def _same_shape(name: str, array: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _check_range(name: str, array: np.ndarray, size: int) -> None:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= size:
-        raise InputError(f"{name} has {low if low < 0 else high}; the model's table holds 0 to {size - 1}.")
+    """For padded input, padding included."""
+    if array.min() < 0 or array.max() >= size:
+        index = np.unravel_index(int(np.argmax((array < 0) | (array >= size))), array.shape)
+        row = f"Row {index[0]}" if array.ndim == 2 else f"Row {index[0]}, choice {index[1]}"
+        raise InputError(_outside(row, name, array[index], size))
+
+
+def _outside(where: str, name: str, value: int, size: int) -> str:
+    return f"{where} of {name} has {value}; the model's table holds 0 to {size - 1}."
 
 
 def _computed(array: np.ndarray | None) -> np.ndarray:
     """A result that was requested of the backend, which therefore is not None."""
     assert array is not None
     return array
-
-
-def _check_rows(rows: np.ndarray, tokens: int) -> None:
-    if len(rows) and (rows[0] < 0 or rows[-1] >= tokens or (np.diff(rows) <= 0).any()):
-        raise InputError(f"rows must rise strictly and lie within 0 to {tokens - 1}.")
 
 
 def _unpack_probabilities(batch: PackedBatch, flat: np.ndarray, heads: int) -> np.ndarray:
@@ -374,10 +405,6 @@ def _unpack_probabilities(batch: PackedBatch, flat: np.ndarray, heads: int) -> n
         padded[b][np.ix_(np.arange(heads), keep, keep)] = flat[begin:end].reshape(heads, length, length)
         begin = end
     return padded
-
-
-def _is_torch(values: Any) -> bool:
-    return type(values).__module__.partition(".")[0] == "torch"
 
 
 def _as_torch(outputs: Outputs, device: Any) -> Outputs:

@@ -1,5 +1,6 @@
 // distilfast._cpu: numpy buffers to pointers and back, the GIL released while the encoder runs. No arithmetic.
 #include "bindings/common.h"
+#include "common/layer_names.h"
 #include "cpu/checksum.h"
 #include "cpu/cores.h"
 #include "cpu/dispatch.h"
@@ -19,6 +20,7 @@ class BoundEncoder {
                const std::string& precision, const std::optional<Bytes>& packed, int threads)
       : sizes_(width, head_of(head)) {
     require(threads >= 1, "threads must be at least 1.");
+    require(width >= 1, "width must be at least 1.");
     const EncoderShape shape{width, heads, layers, ffn, eps, activation_named(activation)};
     std::span<const std::byte> packed_weights;
     if (packed) {
@@ -26,14 +28,15 @@ class BoundEncoder {
       packed_weights = std::as_bytes(std::span(packed->data(), static_cast<std::size_t>(packed->size())));
     }
     std::vector<Floats> used;  // a tensor that was made when it was asked for lives until it is packed
+    const ReleasedGil released;
     const FindTensor find = [&](const std::string& name) -> HostTensor {
-      py::gil_scoped_acquire acquire;
+      const TakenGil taken(released);
       if (!tensors.contains(name)) return {};
       const Floats tensor = tensors[py::str(name)].cast<Floats>();
       (name.starts_with("embed.") ? kept_ : used).push_back(tensor);
+      count_rows(name, tensor.size() / width);
       return {tensor.data(), static_cast<std::size_t>(tensor.size())};
     };
-    py::gil_scoped_release release;
     encoder_ = std::make_unique<Encoder>(shape, head_of(head), find, kernels_for(isa), cpu_precision_named(precision),
                                          packed_weights, threads);
   }
@@ -41,13 +44,21 @@ class BoundEncoder {
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                     const std::optional<py::dict>& trace, const std::optional<Ints>& columns) const {
-    return forward_on_host(*encoder_, sizes_, ids, positions, token_types, cu_seqlens, rows, hidden, trace, columns);
+    return forward_on_host(*encoder_, sizes_, tables_, ids, positions, token_types, cu_seqlens, rows, hidden, trace,
+                           columns);
   }
 
   const Encoder& encoder() const { return *encoder_; }
 
  private:
+  void count_rows(const std::string& name, Index rows) {
+    if (name == names::embed_word) tables_.words = rows;
+    if (name == names::embed_position) tables_.positions = rows;
+    if (name == names::embed_token_type) tables_.token_types = rows;
+  }
+
   ResultSizes sizes_;
+  TableRows tables_;
   std::vector<Floats> kept_;
   std::optional<Bytes> packed_;
   std::unique_ptr<Encoder> encoder_;
@@ -61,7 +72,8 @@ std::uint64_t checksum_of(const py::buffer& block, int threads) {
   const py::buffer_info info = block.request();
   const auto bytes = static_cast<std::size_t>(info.size * info.itemsize);
   require(PyBuffer_IsContiguous(info.view(), 'C'), "The block must be contiguous.");
-  py::gil_scoped_release release;
+  require(threads >= 1, "threads must be at least 1.");
+  const ReleasedGil released;
   Team team(threads);
   return checksum({static_cast<const std::byte*>(info.ptr), bytes}, team);
 }

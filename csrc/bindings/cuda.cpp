@@ -36,7 +36,7 @@ class BoundEncoder {
       const auto found = all.find(name);
       return found == all.end() ? HostTensor{} : found->second;
     };
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     encoder_ = std::make_shared<Encoder>(shape, head_of(head), find, gpu_precision_named(precision), chunk_tokens,
                                          Options{persistent, clusters});
   }
@@ -44,13 +44,14 @@ class BoundEncoder {
   py::tuple forward_on_device(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                               const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                               StreamHandle stream) const {
-    const ForwardInput input = input_of(ids, positions, token_types, cu_seqlens, rows, sizes_);
+    const HostBatch batch(ids, positions, token_types, cu_seqlens, rows, {}, sizes_, tables());
+    const ForwardInput input = batch.input();
     std::shared_ptr<DeviceOutput> output;
     {
-      py::gil_scoped_release release;
+      const ReleasedGil released;
       output = encoder_->forward_on_device(input, hidden, input.num_rows > 0, stream);
     }
-    return arrays(output, ids.size(), input.num_rows);
+    return arrays(output, batch.tokens(), input.num_rows);
   }
 
   py::tuple forward_from_device(const py::object& ids, const py::object& cu_seqlens,
@@ -86,7 +87,7 @@ class BoundEncoder {
       if (each.producer()) input.producers.push_back(*each.producer());
     std::shared_ptr<DeviceOutput> output;
     {
-      py::gil_scoped_release release;
+      const ReleasedGil released;
       output = encoder_->forward_on_device(input, hidden, stream);
     }
     return arrays(output, input.tokens, input.num_rows);
@@ -95,12 +96,18 @@ class BoundEncoder {
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                     const std::optional<py::dict>& trace, const std::optional<Ints>& columns) const {
-    return forward_on_host(*encoder_, sizes_, ids, positions, token_types, cu_seqlens, rows, hidden, trace, columns);
+    return forward_on_host(*encoder_, sizes_, tables(), ids, positions, token_types, cu_seqlens, rows, hidden, trace,
+                           columns);
   }
 
   const Encoder& encoder() const { return *encoder_; }
 
  private:
+  TableRows tables() const {
+    const Model& model = encoder_->model();
+    return {model.rows_of(model.word), model.rows_of(model.position), model.rows_of(model.token_type)};
+  }
+
   py::tuple arrays(const std::shared_ptr<DeviceOutput>& output, Index tokens, Index rows) const {
     py::object hidden = py::none(), head = py::none();
     if (output->hidden) hidden = py::cast(DeviceArray(output, output->hidden, tokens, sizes_.width));

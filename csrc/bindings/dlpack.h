@@ -43,7 +43,7 @@ class DeviceArray {
   py::tuple shape() const { return py::make_tuple(shape_[0], shape_[1]); }
 
   void wait() const {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     owner_->wait();
   }
 

@@ -67,6 +67,9 @@ inline HostTensor require_tensor(const FindTensor& find, const std::string& name
 // Called with every intermediate in the order of computation, [rows, columns].
 using Trace = std::function<void(const std::string& name, const float* data, Index rows, Index columns)>;
 
+// Called between two chunks of a batch: false ends the forward, whose results are then incomplete.
+using GoOn = std::function<bool()>;
+
 // A batch in host memory.
 struct ForwardInput {
   const std::int32_t* ids;                // [T]

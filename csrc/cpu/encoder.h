@@ -23,7 +23,8 @@ class Encoder {
   ~Encoder();
 
   // Safe to call from several threads at once. With `trace` all rows are computed.
-  void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
+  void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {},
+               const GoOn& go_on = {}) const;
 
   const Kernels& kernels() const { return kernels_; }
   const AttentionKernels& attention() const { return attention_; }

@@ -61,12 +61,14 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
 
 Encoder::~Encoder() = default;
 
-void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace) const {
+void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace,
+                      const GoOn& go_on) const {
   const CurrentDevice current(device_);
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : chunk_limit();  // a trace is of one chunk
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
+    if (chunk.first_sequence > 0 && go_on && !go_on()) break;
     Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
     if (trace)
       pass.run_traced(input, chunk, output, trace, workspace->stream);

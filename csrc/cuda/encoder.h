@@ -72,7 +72,8 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
-  void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {}) const;
+  void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {},
+               const GoOn& go_on = {}) const;
 
   // Neither waits nor copies: it begins after the work of the caller's stream and before what is enqueued there next.
   // Throws std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device

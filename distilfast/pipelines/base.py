@@ -95,6 +95,10 @@ class Pipeline:
         self._defaults = defaults or {}
         self._checked_plan(**self._defaults)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies load the engine's checkpoint again; raises InputError where there is none."""
+        return type(self), (self.engine, self._defaults)
+
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """One input, a list or an iterator of them; see the class for ``options``."""
         plan = self._checked_plan(**(self._defaults | options))

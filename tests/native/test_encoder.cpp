@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -168,6 +169,21 @@ TEST(threads_and_chunks_change_no_bit) {
     const std::vector<float> wanted = head_of(*Fixture(*kernels, 1).encoder, batch);
     for (const int threads : {2, 3, 7}) CHECK(head_of(*Fixture(*kernels, threads).encoder, batch) == wanted);
   }
+}
+
+TEST(a_forward_that_is_ended_stops_after_a_chunk_and_gives_its_workspace_back) {
+  const Batch batch(std::vector<int>(90, 30));  // 17 sequences in each chunk
+  const Fixture fixture(kernels_for(""), 2);
+  const std::vector<float> wanted = head_of(*fixture.encoder, batch);
+  const std::size_t scratch = fixture.encoder->scratch_bytes();
+  std::vector<float> out(wanted.size(), -1);
+  int asked = 0;
+  fixture.encoder->forward(batch.input(), {nullptr, out.data()}, {}, [&] { return ++asked < 2; });
+  CHECK(asked == 2 && fixture.encoder->scratch_bytes() == scratch);
+  const std::ptrdiff_t done = 2 * 17 * 3;
+  CHECK(std::equal(out.begin(), out.begin() + done, wanted.begin()));
+  CHECK(std::all_of(out.begin() + done, out.end(), [](float x) { return x == -1; }));
+  CHECK(head_of(*fixture.encoder, batch) == wanted);
 }
 
 TEST(a_second_forward_allocates_nothing) {

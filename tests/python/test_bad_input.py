@@ -51,13 +51,13 @@ BAD_IDS = {
     "a string": ("What a film.", "integers are needed"),
     "truth values": ([[True, False]], "input_ids has dtype bool"),
     "objects": ([[None, 1]], "input_ids has dtype object"),
-    "out of range": ([[1, 256]], "input_ids has 256; the model's table holds 0 to 255"),
+    "out of range": ([[1, 256]], "Row 0 of input_ids has 256; the model's table holds 0 to 255"),
     "far out of range": ([[1, 2**32 + 1]], "input_ids has 4294967297"),
     "beyond int64": (np.array([[1, 2**63]], np.uint64), "input_ids has 9223372036854775808"),
     "beyond any integer": ([[1, 2**70]], "integers are needed"),
     "negative": ([[1, -1]], "input_ids has -1"),
     "negative under the padding too": ([[1, -100]], "input_ids has -100"),
-    "513 tokens": ([[1] * 513], "A sequence has 513 tokens; the model has 512 positions"),
+    "513 tokens": ([[1] * 513], "Row 0 has 513 tokens; the model has 512 positions"),
 }
 
 
@@ -74,7 +74,9 @@ BAD_MASKS = {
     "another length": (np.ones((2, 5), int), "attention_mask has shape (2, 5)"),
     "one dimension": ([1, 1, 1, 1], "attention_mask has shape (4,)"),
     "ragged": ([[1, 1, 1, 1], [1]], "attention_mask is ragged"),
-    "floats": (np.ones((2, 4)), "attention_mask has dtype float64"),
+    "floats between 0 and 1": (np.full((2, 4), 0.5), "attention_mask has 0.5; a mask of floats holds 0 and 1 alone"),
+    "nan": (np.full((2, 4), np.nan), "attention_mask has nan"),
+    "objects": (np.ones((2, 4), object), "attention_mask has dtype object"),
     "empty": ([], "attention_mask is empty"),
     "text": ([["1"] * 4] * 2, "integers are needed"),
 }
@@ -137,6 +139,29 @@ def test_packed_batches(unchanged: Engine, case: str) -> None:
     good = {"input_ids": [1, 2, 3], "positions": [0, 1, 2], "cu_seqlens": [0, 3], "token_types": [0, 0, 1]}
     batch = PackedBatch(**{name: np.array(values, np.int32) for name, values in (good | BAD_BATCHES[case]).items()})
     raises_one_sentence(InputError, "", lambda: unchanged.encode(batch))
+
+
+IN_A_BATCH = {
+    "too long": ([[1], [1, 2], [1] * 513], None, "Sequence 2 has 513 tokens; the model has 512 positions"),
+    "an id": ([[1], [1, 2, 256], [300]], None, "Sequence 1 of input_ids has 256; the model's table holds 0 to 255"),
+    "a type": ([[1], [2]], [[1], [2]], "Sequence 1 of token_type_ids has 2; the model's table holds 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("case", IN_A_BATCH)
+def test_the_bad_sequence_is_named(unchanged: Engine, case: str) -> None:
+    ids, types, what = IN_A_BATCH[case]
+    batch = PackedBatch.from_sequences(ids, types)
+    raises_one_sentence(InputError, what, lambda: unchanged.encode(batch))
+
+
+def test_the_bad_row_is_named(unchanged: Engine, tiny_checkpoint: Make) -> None:
+    raises_one_sentence(InputError, "Row 1 of input_ids has 300", lambda: unchanged([[1, 2], [3, 300]]))
+    long = np.ones((3, 600), int)
+    mask = np.arange(600) < np.array([[2], [512], [513]])
+    raises_one_sentence(InputError, "Row 2 has 513 tokens; the model has 512", lambda: unchanged(long, mask))
+    choices = Engine.from_pretrained(tiny_checkpoint("distilbert", "multiple-choice"))
+    raises_one_sentence(InputError, "Row 0, choice 1 of input_ids has 300", lambda: choices([[[1, 2], [3, 300]]]))
 
 
 BAD_ROWS = {"beyond the end": [1, 3], "negative": [-1, 1], "not rising": [2, 1], "twice": [1, 1]}

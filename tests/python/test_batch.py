@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from one_sentence import raises_one_sentence
 
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
@@ -123,6 +124,46 @@ def test_ids_that_do_not_fit_int32(sequence: list[Any]) -> None:
     """They are refused, and not wrapped or rounded."""
     with pytest.raises(InputError):
         PackedBatch.from_sequences([[1, 2], sequence])
+
+
+NAMED = {
+    "floats": ([[1, 2], [3], [1.5]], "input_ids of sequence 2 has dtype float64; integers are needed."),
+    "too large": ([[1], [2, 2**31]], "input_ids of sequence 1 has 2147483648, which is no 32-bit integer."),
+    "nested": ([[1], [[2, 3]]], "input_ids of sequence 1 has 2 dimensions; one is needed."),
+    "a number": ([[1], 2], "Sequence 1 is of type int; ids are needed."),
+    "empty": ([[1], [2], []], "Sequence 2 is empty; at least one token is needed."),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_the_bad_sequence_is_named(case: str) -> None:
+    sequences, message = NAMED[case]
+    with pytest.raises(InputError) as caught:
+        PackedBatch.from_sequences(sequences)
+    assert str(caught.value) == message
+
+
+def test_sequences_of_different_integers() -> None:
+    """uint64 and int64 have no integer type in common; a batch can also be one array."""
+    batch = PackedBatch.from_sequences([np.array([1, 2], np.uint64), np.array([3], np.int64), [4]])
+    assert batch.input_ids.tolist() == [1, 2, 3, 4] and batch.input_ids.dtype == np.int32
+    assert PackedBatch.from_sequences(np.array([[1, 2], [3, 4]])).cu_seqlens.tolist() == [0, 2, 4]
+
+
+PADDED = {
+    "ids of one dimension": (([1, 2],), "input_ids has 1 dimension(s)"),
+    "a mask of another shape": (([[1, 2]], [[1]]), "attention_mask has shape (1, 1); input_ids has (1, 2)"),
+    "types of another shape": (([[1, 2]], None, [[1]]), "token_type_ids has shape (1, 1)"),
+    "half a mask": (([[1, 2]], [[1, 0.5]]), "attention_mask has 0.5"),
+    "floats": (([[1.0]],), "input_ids has dtype float64"),
+    "too large": (([[2**40]],), "input_ids has 1099511627776"),
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_padded_input_that_cannot_be_packed(case: str) -> None:
+    arguments, what = PADDED[case]
+    raises_one_sentence(InputError, what, lambda: PackedBatch.from_padded(*arguments))
 
 
 def test_token_types_of_another_length() -> None:

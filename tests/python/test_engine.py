@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import multiprocessing
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distilfast import Engine, InputError, Outputs, PackedBatch
+from distilfast import Engine, InputError, Outputs, PackedBatch, pipeline
 from distilfast.backends import cpu
 from distilfast.heads import TASKS
 
@@ -230,6 +234,63 @@ def test_backend_and_isa_from_the_environment(tiny_checkpoint: Make, monkeypatch
     monkeypatch.setenv("DISTILFAST_ISA", "ref")
     info = Engine.from_pretrained(directory, backend="cpu").info()
     assert (info["backend"], info["isa"]) == ("cpu", "ref") and "DISTILFAST_ISA" in info["isa_why"]
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda each: pickle.loads(pickle.dumps(each)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_opens_the_checkpoint_again(tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """With the same arguments, also from another working directory."""
+    directory = tiny_checkpoint("bert", "text-classification")
+    monkeypatch.chdir(directory.parent)
+    pipe = pipeline("text-classification", directory.name, precision="int8", backend="cpu", threads=3, top_k=None)
+    wanted = pipe("a film")
+    pickled = pickle.dumps(pipe)
+    monkeypatch.chdir("/")
+    for copied in (COPIES[how](pipe), pickle.loads(pickled)):
+        assert copied("a film") == wanted
+        assert copied.tokenizer is copied.engine.tokenizer
+        facts = [(info["backend"], info["detail"], info["model"]["task"]) for info in (copied.engine.info(),)]
+        assert facts == [("cpu", pipe.engine.info()["detail"], "text-classification")]
+
+
+def test_a_spawned_process_answers(tiny_checkpoint: Make) -> None:
+    pipe = pipeline("text-classification", tiny_checkpoint("bert", "text-classification"), threads=1)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        assert processes.submit(pipe, "a film").result() == pipe("a film")
+
+
+def test_a_tokenizer_that_is_copied(engine: Engine) -> None:
+    text = "The film's end, [MASK]!"
+    for how in COPIES.values():
+        copied = how(engine.tokenizer)
+        assert copied.encode(text) == engine.tokenizer.encode(text) and copied._backend is not engine.tokenizer._backend
+
+
+def test_threads_of_any_integer_type(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("bert", "feature-extraction")
+    assert Engine.from_pretrained(directory, threads=np.int64(2)).info()["threads"] == 2  # type: ignore[arg-type]
+
+
+def test_warm_up_takes_numpy_integers(engine: Engine) -> None:
+    engine.warm_up([(np.int64(2), np.int64(3))])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"^length is 0; a positive integer is needed\.$"):
+        engine.warm_up([(1, 0)])
+
+
+def test_bare_weights_cannot_be_pickled(engine: Engine) -> None:
+    from distilfast.weights import load_weights
+
+    assert engine.directory is not None
+    bare = Engine(*load_weights(engine.directory, engine.config, engine.task))
+    for how in COPIES.values():
+        with pytest.raises(InputError, match=r"^This engine was made from bare weights; it cannot be .* copied\.$"):
+            how(bare)
 
 
 def test_bare_weights_have_no_tokenizer(engine: Engine, tiny_checkpoint: Make) -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     "types errors",
-    "files arguments locks",
+    "files arguments integers locks",
     "config",
     "arithmetic batch heads outputs base_models",
     "checkpoint tokenizer operations",
