@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -125,10 +124,16 @@ class FeatureExtractionPipeline(Pipeline):
         kept = modules.steps[:-1] if modules.steps and modules.steps[-1] is normalized else modules.steps
         return replace(modules, steps=(*kept, normalized) if flag("normalize", normalize) else kept)
 
-    @cached_property
+    # Each is made on first use, without the lock of cached_property, which a forked child could wait for.
+    _stored_modules: SentenceModules | None = None
+    _lowercased_tokenizer: Tokenizer | None = None
+
+    @property
     def _modules(self) -> SentenceModules:
-        width, directory = self.engine.config.hidden_size, self.engine.directory
-        return SentenceModules(width) if directory is None else read_modules(directory, width)
+        if self._stored_modules is None:
+            width, directory = self.engine.config.hidden_size, self.engine.directory
+            self._stored_modules = SentenceModules(width) if directory is None else read_modules(directory, width)
+        return self._stored_modules
 
     def _chosen_modules(self, pooling: str | Sequence[str]) -> SentenceModules:
         names = pooling if isinstance(pooling, (list, tuple)) else [pooling]
@@ -141,9 +146,11 @@ class FeatureExtractionPipeline(Pipeline):
     def _tokenizer_for(self, modules: SentenceModules) -> Tokenizer:
         return self._lowercased if modules.lowercase else self.tokenizer
 
-    @cached_property
+    @property
     def _lowercased(self) -> Tokenizer:
-        return self.tokenizer.lowercased()
+        if self._lowercased_tokenizer is None:
+            self._lowercased_tokenizer = self.tokenizer.lowercased()
+        return self._lowercased_tokenizer
 
     def _pooling(self, modules: SentenceModules, options: dict[str, Any]) -> Answer:
         skip = 0
