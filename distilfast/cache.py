@@ -67,6 +67,11 @@ class Entry:
         self.packed = None if path is None else _read(path, key, checksum)
         self.origin = origin if self.packed is None else f"cache ({path})"
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether there is a cache, which ``keep`` may still fail to write."""
+        return self._path is not None
+
     def keep(self, packed: np.ndarray) -> np.ndarray | None:
         """Write ``packed`` (uint8, flat) and map what was written; None where that fails.
 

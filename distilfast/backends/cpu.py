@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from functools import partial
+from typing import cast
 
 import numpy as np
 
@@ -17,6 +20,10 @@ from distilfast.types import Precision
 from distilfast.weights import StoredTensors, Weights
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16x3", "bf16", "int8")
+_TABLES = ("embed.word", "embed.position", "embed.token_type")
+_BODY = "linears,tables/v1"
+"""How the cache's file is arranged; raise it with the bytes that ``_body`` writes."""
+_LINE = 64  # bytes of a cache line, on which each table begins
 
 
 def unavailable() -> str | None:
@@ -91,18 +98,23 @@ class CpuBackend:
             if precision == "int8":
                 tensors = dict(tensors) | quantize.channels(weights.config, tensors)
         encoder = partial(
-            _cpu.Encoder,
-            **encoder_arguments(weights, head),
-            tensors=tensors,
-            isa=self._isa,
-            precision=precision,
-            threads=self._threads,
+            _cpu.Encoder, **encoder_arguments(weights, head), isa=self._isa, precision=precision, threads=self._threads
         )
-        self._encoder = encoder(packed=entry.packed)
-        if entry.packed is None:
-            kept = entry.keep(self._encoder.packed)
+
+        def over(body: np.ndarray) -> _cpu.Encoder:
+            linears, tables = _parts(body, shapes)
+            return encoder(tensors=_with(tables, tensors), packed=linears)
+
+        shapes = _table_shapes(weights)
+        if entry.packed is not None:
+            self._encoder = over(entry.packed)
+        else:
+            # Copied where they are views of the checkpoint's file, which someone else may overwrite or truncate.
+            tables = {name: np.require(tensors[name], requirements="O") for name in shapes}
+            self._encoder = encoder(tensors=_with(tables, tensors), packed=None)
+            kept = entry.keep(_body(self._encoder.packed, tables)) if entry.is_writable else None
             if kept is not None:  # so that this process shares their pages with later ones
-                self._encoder = encoder(packed=kept)
+                self._encoder = over(kept)
         self._packed_weights = entry.origin
 
     def _entry(self, weights: Weights, columns: list[int]) -> cache.Entry:
@@ -114,6 +126,7 @@ class CpuBackend:
         config = weights.config
         facts = {
             "layout": _cpu.packed_layout(self._isa, self._precision),
+            "body": _BODY,
             "channels": quantize.VERSION if self._precision == "int8" else None,
             "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
             "tensors": [[need.name, need.pieces, need.shape] for need in needs],
@@ -146,3 +159,34 @@ class CpuBackend:
             "packed_bytes": self._encoder.packed_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }
+
+
+def _table_shapes(weights: Weights) -> dict[str, tuple[int, int]]:
+    """Of the embedding tables that the model has, without reading them."""
+    config = weights.config
+    rows = (config.vocab_size, config.max_positions, config.token_types)
+    return {name: (count, config.hidden_size) for name, count in zip(_TABLES, rows, strict=True) if count}
+
+
+def _with(tables: dict[str, np.ndarray], tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """``tensors`` with these tables in the place of their own."""
+    return ChainMap(tables, cast("dict[str, np.ndarray]", tensors))
+
+
+def _body(linears: np.ndarray, tables: dict[str, np.ndarray]) -> np.ndarray:
+    """uint8: the packed linears, which are whole cache lines, then each float32 table from a cache line on."""
+    pieces = [linears]
+    for table in tables.values():
+        pieces += [table.reshape(-1).view(np.uint8), np.zeros(-table.nbytes % _LINE, np.uint8)]
+    return np.concatenate(pieces)
+
+
+def _parts(body: np.ndarray, shapes: dict[str, tuple[int, int]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The linears and the tables of what ``_body`` made, as views."""
+    sizes = {name: 4 * rows * width for name, (rows, width) in shapes.items()}
+    at = linears = body.size - sum(size + -size % _LINE for size in sizes.values())
+    tables = {}
+    for name, size in sizes.items():
+        tables[name] = body[at : at + size].view(np.float32).reshape(shapes[name])
+        at += size + -size % _LINE
+    return body[:linears], tables

@@ -87,6 +87,26 @@ def is_read(origin: str) -> bool:
     return origin.startswith("cache ")
 
 
+# --- the checkpoint's file after loading ---
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("state", ["off", "written", "read"])
+def test_a_loaded_model_does_not_depend_on_the_checkpoint(
+    store: Path, model: Path, monkeypatch: pytest.MonkeyPatch, state: str, precision: str
+) -> None:
+    if state == "off":
+        monkeypatch.setenv("DISTILFAST_CACHE", "off")
+    if state == "read":
+        answer(model, precision=precision)
+    engine = Engine.from_pretrained(model, precision=precision)
+    before = engine(IDS, MASK).logits.tobytes()
+    path = model / "model.safetensors"
+    with open(path, "r+b") as file:  # in place: the same inode
+        file.write(bytes(path.stat().st_size))
+    assert engine(IDS, MASK).logits.tobytes() == before
+
+
 # --- the next process ---
 
 
