@@ -157,8 +157,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """The checkpoint in ``directory``; of its tensors only names, shapes and types are read.
 
     fp16 and bf16 are widened to float32, exactly; float32 tensors of a safetensors file are read-only views of the
-    mapped file, which must not be overwritten in place while they are in use. Raises WeightsError naming the file
-    that cannot be used.
+    mapped file, which must not be overwritten in place while they are in use: a loaded backend has copies. Raises
+    WeightsError naming the file that cannot be used.
     """
     if (directory / _SAFETENSORS).exists():
         return _open_safetensors(directory / _SAFETENSORS)

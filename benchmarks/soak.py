@@ -1,0 +1,112 @@
+"""A long run of mixed requests: answers that stay bit-equal, memory that stays flat.
+
+    python -m benchmarks.soak                       1,000,000 requests on small checkpoints, some minutes
+    python -m benchmarks.soak --requests 20000 --model CHECKPOINT
+
+Callers in threads of their own take requests at random from a fixed set: texts through pipelines and batches of random
+shapes through two engines of different tasks. Each answer is compared with that of the first time, bit for bit.
+Resident memory is read all along; what it grew by after the first tenth is the result. Exit status 1 where an answer
+changed or memory grew by more than 1 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from distilfast import Engine, PackedBatch, pipeline
+from distilfast.synthetic import write_checkpoint
+
+GROWTH = 1.01
+SMALL = {"dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128, "vocab_size": 512, "max_position_embeddings": 128}
+WORDS = ("a", "film", "What", "17:42", "not", "[MASK]", "Zürich", "?", "never", "PIN")
+
+Request = Callable[[], Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--callers", type=int, default=4)
+    parser.add_argument(
+        "--model", type=Path, help="a masked LM's checkpoint instead of a small one with seeded weights"
+    )
+    given = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        requests = _requests(given.model or _small(Path(scratch) / "lm", "fill-mask"), Path(scratch))
+        began = time.perf_counter()
+        changed, resident = _run(requests, given.requests, given.callers, console)
+        seconds = time.perf_counter() - began
+    first, most = resident[len(resident) // 10], max(resident[len(resident) // 10 :])
+    console.print(f"{given.requests:,} requests of {len(requests)} kinds, {given.callers} callers, {seconds:,.0f} s")
+    console.print(f"answers that changed: {changed}; resident {first:.1f} MiB, at most {most:.1f} MiB later")
+    sys.exit(changed > 0 or most > GROWTH * first)
+
+
+def _small(directory: Path, task: Any) -> Path:
+    return write_checkpoint(directory, task=task, config={"model_type": "distilbert"} | SMALL)
+
+
+def _requests(model: Path, scratch: Path) -> list[Request]:
+    """300 of them; each gives the same bytes every time."""
+    rng = np.random.default_rng(0)
+    filler = pipeline("fill-mask", model, threads=2)
+    labels = pipeline("text-classification", _small(scratch / "labels", "text-classification"), threads=1)
+    engines = [filler.engine, Engine.from_pretrained(scratch / "labels", precision="int8", threads=2)]
+    made: list[Request] = []
+    for _ in range(100):
+        texts = [" ".join(rng.choice(WORDS, rng.integers(1, 20))) for _ in range(rng.integers(1, 4))]
+        made.append(lambda texts=texts: labels(texts))
+        made.append(lambda texts=texts: filler([f"{text} [MASK]" for text in texts], top_k=2))
+        engine = engines[len(made) // 2 % 2]
+        lengths = (engine.config.max_positions ** rng.random(rng.integers(1, 6))).astype(int)
+        batch = PackedBatch.from_sequences([rng.integers(0, 200, n).tolist() for n in lengths])
+        made.append(lambda engine=engine, batch=batch: engine.logits(batch).tobytes())
+    return made
+
+
+def _run(requests: list[Request], count: int, callers: int, console: Console) -> tuple[int, list[float]]:
+    """How many answers differed from their first, and resident MiB, read some thousand times."""
+    wanted = [pickle.dumps(request()) for request in requests]
+    resident, changed, each = [_resident()], [0] * callers, count // callers
+    done, every = [0] * callers, max(count // 2000, 1)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("requests", total=count)
+
+        def call(caller: int) -> None:
+            rng = np.random.default_rng(caller)
+            for i in range(each):
+                which = int(rng.integers(len(requests)))
+                changed[caller] += pickle.dumps(requests[which]()) != wanted[which]
+                done[caller] += 1
+                if caller == 0 and i % every == 0:
+                    resident.append(_resident())
+                    progress.update(task, completed=sum(done))
+
+        threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return sum(changed), resident
+
+
+def _resident() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+
+if __name__ == "__main__":
+    main()
