@@ -395,7 +395,7 @@ def test_cold_starts_are_side_by_side():
 
 
 def test_a_failure_is_one_line_and_the_worker_survives(worker, tiny):
-    with pytest.raises(Failure, match=r"^InputError: input_ids has 999; the model's table holds 0 to 255\.$"):
+    with pytest.raises(Failure, match=r"^InputError: Row 0 of input_ids has 999; the model's table holds 0 to 255\.$"):
         worker("outputs", [(np.full((1, 3), 999), np.ones((1, 3), np.int64))])
     assert worker("outputs", workloads.Case(1, 2).batches(tiny))
 
