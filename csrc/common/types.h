@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -40,13 +41,21 @@ struct LayerNormWeights {
   float eps;
 };
 
-// The weights of one encoder layer, and of one linear of the head, in a backend's own types.
+// The weights of one encoder layer in a backend's own types.
 template <class Dense, class Norm>
 struct LayerOf {
   Dense qkv, attention_out;
   Norm attention_norm;
   Dense ffn_in, ffn_out;
   Norm output_norm;
+};
+
+// The same for one linear of the head.
+template <class Dense, class Norm>
+struct HeadLayerOf {
+  Dense dense;
+  Activation activation;
+  std::optional<Norm> norm;
 };
 
 // fp32 values in host memory, row-major; `data` is null where the model has no such tensor.

@@ -218,7 +218,7 @@ class Pass {
       if (last && input.columns) return last_linear(layer, x, input, between, out);
       float* y = last ? out : between;
       parallel_linear(layer.dense, x, r, layer.activation, y, packed_a_, false, team_);
-      for (const Norm& norm : layer.norm) parallel_add_layer_norm(kernels_, norm, y, nullptr, r, y, team_);
+      if (layer.norm) parallel_add_layer_norm(kernels_, *layer.norm, y, nullptr, r, y, team_);
       if (trace_) trace_(head_name(i), y, r, layer.dense.columns());
       x = y;
     }

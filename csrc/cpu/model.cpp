@@ -129,9 +129,8 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, 
   }
   for (const HeadLinear& linear : linears) {
     const std::string name = head_name(head.size());
-    head.push_back({packed_weights.linear(name), linear.activation, {}});
-    if (linear.norm)
-      head.back().norm.push_back(norm_of(find, head_norm_name(head.size() - 1), linear.columns, shape.eps));
+    head.push_back({packed_weights.linear(name), linear.activation, std::nullopt});
+    if (linear.norm) head.back().norm = norm_of(find, head_norm_name(head.size() - 1), linear.columns, shape.eps);
   }
 }
 

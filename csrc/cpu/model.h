@@ -73,12 +73,7 @@ class Norm {
 };
 
 using Layer = LayerOf<Dense, Norm>;
-
-struct HeadLayer {
-  Dense dense;
-  Activation activation;
-  std::vector<Norm> norm;  // one or none
-};
+using HeadLayer = HeadLayerOf<Dense, Norm>;
 
 struct Model {
   // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.

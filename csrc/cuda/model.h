@@ -38,12 +38,7 @@ struct Norm {
 };
 
 using Layer = LayerOf<Dense, Norm>;
-
-struct HeadLayer {
-  Dense dense;
-  Activation activation;
-  std::optional<Norm> norm;
-};
+using HeadLayer = HeadLayerOf<Dense, Norm>;
 
 struct Model {
   // `find` is used only here. Throws where a tensor is missing or of another size, or the shape cannot be run.
