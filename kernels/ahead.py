@@ -1,7 +1,7 @@
-"""Every kernel that the encoder would launch, compiled ahead of time for GPUs that need not be there.
+"""Every kernel that the encoder would launch, compiled ahead of time for GPUs that need not be present.
 
-``python -m distilfast.kernels.ahead`` prints what each costs: registers, shared memory, bytes spilled to the stack, and
-which matrix instructions it came to. The launches are recorded from a forward of a full-size DistilBERT on torch's
+``python -m distilfast.kernels.ahead`` prints what each uses: registers, shared memory, bytes spilled to the stack, and
+which matrix instructions. The launches are recorded from a forward of a full-size DistilBERT on torch's
 ``meta`` device, so what is compiled is what would run, for every bucket in which the tiles differ.
 """
 
@@ -38,7 +38,7 @@ TARGETS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKETS = (16, 32, 64, 256, 1024, 4096, 32_768)
 TASK = "text-classification"
-# In order of preference: what a large tile should come to on Hopper, on Ampere, on CDNA.
+# In order of preference: what a large tile should compile to on Hopper, on Ampere, on CDNA.
 MATRIX_INSTRUCTIONS = {"wgmma": "wgmma.mma_async", "mma": "mma.sync", "mfma": "v_mfma"}
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
@@ -47,7 +47,7 @@ _LAUNCH_OPTIONS = ("num_warps", "num_stages")
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel on one target. ``tokens``: the smallest bucket that uses it; bytes are a program's."""
+    """One kernel on one target. ``tokens``: the smallest bucket that uses it; bytes are of one program."""
 
     kernel: str
     target: str
@@ -68,21 +68,21 @@ def compile_all(
         seen = set()
         for precision in precisions:
             for tokens in BUCKETS:
-                for one in launches(config, target, DTYPES[precision], tokens):
-                    source, options = _source(one)
+                for launch in launches(config, target, DTYPES[precision], tokens):
+                    source, options = _source(launch)
                     if (key := (source.hash(), *options.values())) not in seen:
                         seen.add(key)
-                        yield _compiled(one, source, options, target, precision, tokens)
+                        yield _compiled(launch, source, options, target, precision, tokens)
 
 
 def worst(found: Iterable[Compiled]) -> list[Compiled]:
-    """Of each kernel, target and type the one that spills most, then the one with the most registers."""
+    """For each kernel, target and type the one that spills most and, among those, uses the most registers."""
     kept: dict[tuple[str, str, str], Compiled] = {}
-    for one in found:
-        key = one.kernel, one.target, one.precision
-        cost = one.spilled_bytes, one.registers
+    for compiled in found:
+        key = compiled.kernel, compiled.target, compiled.precision
+        cost = compiled.spilled_bytes, compiled.registers
         if key not in kept or cost > (kept[key].spilled_bytes, kept[key].registers):
-            kept[key] = one
+            kept[key] = compiled
     return list(kept.values())
 
 
@@ -100,12 +100,12 @@ def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> 
     return found
 
 
-def _source(one: Launch) -> tuple[ASTSource, dict[str, int]]:
-    """The launch as the compiler wants it, specialised as triton would when launching."""
+def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
+    """The compiler's input for a launch, specialised as triton would specialise it when launching."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes = {}
-    for i, (name, value) in enumerate(zip(one.kernel.arg_names, one.arguments, strict=False)):
+    for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
         if value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
@@ -113,25 +113,25 @@ def _source(one: Launch) -> tuple[ASTSource, dict[str, int]]:
         signature[name] = f"*{_NAMES[value.dtype]}" if pointer else "i32" if isinstance(value, int) else "fp32"
         if pointer or (isinstance(value, int) and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    for name, value in one.options.items():
+    for name, value in launch.options.items():
         if name not in _LAUNCH_OPTIONS:
             signature[name], constants[name] = "constexpr", value
-    options = {name: one.options[name] for name in _LAUNCH_OPTIONS} | {"enable_fp_fusion": True}
-    return ASTSource(one.kernel, signature, constants, attributes), options
+    options = {name: launch.options[name] for name in _LAUNCH_OPTIONS} | {"enable_fp_fusion": True}
+    return ASTSource(launch.kernel, signature, constants, attributes), options
 
 
 def _compiled(
-    one: Launch, source: ASTSource, options: dict[str, int], target: str, precision: str, tokens: int
+    launch: Launch, source: ASTSource, options: dict[str, int], target: str, precision: str, tokens: int
 ) -> Compiled:
     binary = triton.compile(source, target=TARGETS[target], options=options)
     is_cuda = "cubin" in binary.asm
     registers, spilled = _cubin_usage(binary.asm["cubin"]) if is_cuda else _amd_usage(binary.asm["amdgcn"])
     text = binary.asm["ptx" if is_cuda else "amdgcn"]
-    given = one.options
+    given = launch.options
     blocks = "×".join(str(given[name]) for name in ("block_m", "block_n", "block_k", "block_width") if name in given)
     activation = given.get("activation", "none")
     return Compiled(
-        kernel=one.kernel.__name__.removesuffix("_kernel") + ("" if activation == "none" else f"_{activation}"),
+        kernel=launch.kernel.__name__.removesuffix("_kernel") + ("" if activation == "none" else f"_{activation}"),
         target=target,
         precision=precision,
         tokens=tokens,
@@ -144,7 +144,7 @@ def _compiled(
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
-    """(registers of a thread, bytes of its stack), by the tool that comes with triton."""
+    """(registers, stack bytes) of a thread, from the cuobjdump that comes with triton."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -170,21 +170,21 @@ def main() -> None:
     arguments = parser.parse_args()
     found = compile_all(base_config(TASK), arguments.target, arguments.precision)
     if arguments.json:
-        for one in found:
-            print(json.dumps(asdict(one)), flush=True)
+        for compiled in found:
+            print(json.dumps(asdict(compiled)), flush=True)
         return
     console = Console()
     titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix")
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
         rows = []
-        for one in found:
-            status.update(f"compiling {one.kernel} for {one.target} {one.precision}")
-            rows.append(one)
-    for one in worst(rows) if arguments.worst else rows:
-        table.add_row(*(str(value) for value in asdict(one).values()))
+        for compiled in found:
+            status.update(f"compiling {compiled.kernel} for {compiled.target} {compiled.precision}")
+            rows.append(compiled)
+    for compiled in worst(rows) if arguments.worst else rows:
+        table.add_row(*(str(value) for value in asdict(compiled).values()))
     console.print(table)
-    console.print(f"{len(rows)} kernels, {sum(one.spilled_bytes > 0 for one in rows)} of them spill")
+    console.print(f"{len(rows)} kernels, {sum(compiled.spilled_bytes > 0 for compiled in rows)} of them spill")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ begin where the sequence begins:
 
 and o / l at the end (Milakov & Gimelshein 2018; Dao et al. 2022). A select leaves the rows of other sequences
 unchanged, bit for bit, so an answer does not depend on the rest of its batch nor on its position in it. The grid is
-over rows, not sequences: a batch of many short texts fills the chip like one long text, and a grid of the bucket's size
-serves every batch in it. Which sequence a row belongs to is read from the device.
+over rows, not sequences: a batch of many short texts fills the GPU like one long text, and a grid of the bucket's size
+serves every batch in it. Which sequence a row belongs to is read from device memory.
 
 The query rows need not be all tokens: a head that reads the first token of each text asks for those alone. Products are
 as in linear.py; the softmax is fp32. d may be any number: blocks are zero-padded to a power of two.
@@ -49,7 +49,7 @@ def attention_kernel(
     cu_seqlens_ptr,  # int32 [B + 1]
     num_rows_ptr,  # int32 [1]
     probabilities_ptr,  # fp32: each sequence's [H, L, L], where has_probabilities; R is T there
-    probability_offs_ptr,  # int64 [B]: where each sequence's begin
+    probability_offs_ptr,  # int64 [B]: where each sequence's [H, L, L] begins
     q_stride,
     kv_stride,
     num_heads,

@@ -1,4 +1,4 @@
-"""Which devices the kernels run on; imported before torch and triton, which may be absent."""
+"""Which devices the kernels run on. Importing this module needs neither torch nor triton."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLDEST_TRITON = (3, 6)
 
 
 def unavailable() -> str | None:
-    """None, or why it cannot run here, in one sentence."""
+    """None, or why the kernels cannot run here, in one sentence."""
     for package in ("torch", "triton"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed (pip install distilfast[gpu])."
@@ -41,7 +41,7 @@ def is_interpreted() -> bool:
 
 
 def family(device: torch.device) -> str | None:
-    """The family of tiles for a device; None for a GPU that the kernels do not know."""
+    """The family of ``tuning`` that a device belongs to; None for a GPU that is not supported."""
     import torch
 
     if device.type == "cpu":

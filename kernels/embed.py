@@ -74,7 +74,7 @@ def embed(
 
     ``ids``, ``positions``, ``types`` int32 [T]; ``word`` [V, D], ``position`` [P, D], ``token_type`` [types, D], of
     one type; ``weight``, ``bias`` fp32 [D]; ``out`` fp32 [T, D], ``out_cast`` [T, D]; ``num_tokens`` int32 [1] on the
-    device. ``types`` is needed where ``token_type`` is there. All contiguous.
+    device. ``types`` is needed with ``token_type``. All contiguous.
     """
     block_width = triton.next_power_of_2(word.shape[1])
     launch(

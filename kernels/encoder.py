@@ -20,7 +20,7 @@ from distilfast.kernels.linear import linear
 from distilfast.kernels.tuning import rows_tile, tile
 
 Recorder = Callable[[str, torch.Tensor], None]
-"""Called with the name of each intermediate right after it was written; later kernels overwrite it."""
+"""Called with each intermediate and its name before later kernels overwrite it."""
 
 _ALIGNMENT = 256  # bytes: every buffer of an arena begins at a multiple
 
@@ -32,7 +32,7 @@ def stored_as(name: str, dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a graph is captured for: a bucket of tokens, a bucket of the rows that the head reads, what is wanted.
+    """What a graph is captured for: a bucket of tokens, a bucket of the rows that the head reads, and the results.
 
     ``rows`` is 0 where there is no head, and equals ``tokens`` where ``all_rows``. ``hidden``: the last hidden state
     of all tokens is wanted too.
@@ -68,7 +68,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch on the device, int32. Past the counts ids, positions, types and rows are 0; the rest is not read."""
+    """One batch on the device, int32. Beyond the counts ids, positions, types and rows are 0; the rest is not read."""
 
     counts: torch.Tensor  # [2]: tokens, rows
     ids: torch.Tensor  # [tokens]
@@ -81,7 +81,7 @@ class Inputs:
 
     @staticmethod
     def sizes(shape: Shape) -> tuple[int, ...]:
-        """How many numbers each field holds, in order; they lie end to end, so that one copy brings them all."""
+        """The length of each field, in order; they are contiguous, so that one copy transfers all of them."""
         return (2, *(shape.tokens,) * 4, shape.tokens + 1, shape.rows, shape.rows)
 
     @classmethod
@@ -101,8 +101,8 @@ class RowBuffers:
     operand: torch.Tensor  # [rows, D]
     context: torch.Tensor  # [rows, D]
     ffn: torch.Tensor  # [rows, F]
-    attention_partials: torch.Tensor  # [S, rows, D]: attention_out, in partial sums
-    ffn_partials: torch.Tensor  # [S, rows, D]: ffn_out
+    attention_partials: torch.Tensor  # [S, rows, D]: attention_out's partial sums
+    ffn_partials: torch.Tensor  # [S, rows, D]: ffn_out's
     sequence: torch.Tensor  # int32 [rows]
     count: torch.Tensor
 
@@ -117,15 +117,15 @@ class Buffers:
     """Everything that one shape needs beside the weights."""
 
     inputs: Inputs
-    block: torch.Tensor  # int32: the inputs end to end
+    block: torch.Tensor  # int32: the contiguous inputs
     tokens: RowBuffers
     qkv: torch.Tensor  # [tokens · 3D]
     rows: RowBuffers | None  # where the head does not read all rows
-    head: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # each linear's [rows, N], and what the next one reads of it
+    head: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # each linear's [rows, N], and the next one's operand
 
 
 class Encoder:
-    """The model on a device: weights, and the order of its kernels."""
+    """The model on a device: its weights, and the order of its kernels."""
 
     def __init__(
         self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: str
@@ -145,10 +145,10 @@ class Encoder:
         inputs = Inputs.of(block, shape)
         num_tokens, num_rows = inputs.counts.split(1)
         qkv = arena.take(shape.tokens * 3 * self._config.hidden_size, dtype=self._dtype)
-        tokens = self._stream(arena, shape.tokens, inputs.sequence, num_tokens)
+        tokens = self._row_buffers(arena, shape.tokens, inputs.sequence, num_tokens)
         rows = None
         if shape.rows and not shape.all_rows:
-            rows = self._stream(arena, shape.rows, inputs.rows_sequence, num_rows)
+            rows = self._row_buffers(arena, shape.rows, inputs.rows_sequence, num_rows)
         return Buffers(inputs, block, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
 
     def run(
@@ -272,7 +272,7 @@ class Encoder:
         return out
 
     def _record_probabilities(self, at: str, buffers: Buffers, record: Recorder) -> None:
-        """Attention once more, storing what flash attention never holds."""
+        """Run attention again and store the probabilities, which flash attention does not materialise."""
         stream, width, heads = buffers.tokens, self._config.hidden_size, self._config.num_heads
         q, k, v = buffers.qkv.view(-1, 3 * width).split(width, dim=1)
         tokens = int(stream.count)
@@ -286,7 +286,7 @@ class Encoder:
         )  # fmt: skip
         record(at + "probabilities", probabilities)
 
-    # ------------------------------------------------------------------------------------------------------ plumbing
+    # ------------------------------------------------------------------------------------------------------- helpers
 
     def _linear(self, name: str, x: torch.Tensor, activation: str, out: torch.Tensor, count: torch.Tensor) -> None:
         op = "linear_gelu" if activation == "gelu" else "linear"
@@ -302,7 +302,7 @@ class Encoder:
     def _tile(self, op: str, rows: int):
         return tile(op, self._gpu, self._dtype != torch.float32, rows)
 
-    def _stream(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> RowBuffers:
+    def _row_buffers(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> RowBuffers:
         width, ffn = self._config.hidden_size, self._config.ffn_size
         x = arena.take(rows, width, dtype=torch.float32)
         return RowBuffers(
@@ -323,7 +323,7 @@ class Encoder:
         return arena.take(split_k, rows, self._config.hidden_size, dtype=dtype)
 
     def _head_buffers(self, rows: int, arena: Arena) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """The last linear's numbers are the answer, and those before a LayerNorm are its statistics': both fp32."""
+        """fp32 for the last linear, whose output is the result, and for a linear before a LayerNorm, as everywhere."""
         buffers = []
         for i, step in enumerate(self._head.linears if rows else ()):
             is_last = i == len(self._head.linears) - 1
@@ -335,7 +335,7 @@ class Encoder:
 
 
 def _gather(buffers: Buffers) -> None:
-    """The rows that the head reads, out of all."""
+    """Gather the rows that the head reads."""
     rows, tokens = buffers.rows, buffers.tokens
     assert rows is not None
     torch.index_select(tokens.x, 0, buffers.inputs.rows, out=rows.x)

@@ -1,4 +1,4 @@
-"""The one place where a kernel is launched, so that what would be launched can be recorded and compiled elsewhere."""
+"""The only place where kernels are launched, so that launches can be recorded and compiled without running them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run ``kernel`` on ``grid`` on the current stream; inside ``recording``, only note it."""
+    """Run ``kernel`` on ``grid`` on the current stream; inside ``recording``, only record it."""
     found = _recorded.get()
     if found is None:
         kernel[grid](*arguments, enable_fp_fusion=True, **options)

@@ -5,8 +5,8 @@ the operands' type (fp16, bf16, or fp32 as ``product`` says: three TF32 products
 plain one keeps 10 bits of mantissa; the exact fp32 matrix instructions on AMD) and are accumulated in fp32 (see
 ``multiply_add``). The epilogue applies bias and activation to the fp32 accumulator.
 
-For few tokens the kernel is bound by reading W once, and a grid of N / block_n programs would leave most of the chip
-idle. Split-K fixes that: S programs share K, each stores its partial sum in fp32 [S, T, N], and add_layer_norm adds
+For few tokens the kernel is bound by reading W, and a grid of N / block_n programs would leave most of the GPU idle.
+Split-K fixes that: S programs share K, each stores its partial sum in fp32 [S, T, N], and add_layer_norm adds
 them in a fixed order. Split 0 adds the bias. With S > 1 there is no activation: it does not distribute over a sum.
 
 The number of rows is read from the device, so that one captured graph serves every batch of its bucket; programs past
@@ -79,7 +79,7 @@ def linear_kernel(
     num_rows = tl.load(num_rows_ptr)
     column_blocks = tl.cdiv(out_size, block_n)
     row_blocks = tl.cdiv(tl.num_programs(0), column_blocks)
-    # Swizzle: programs that run together walk columns of group_m row blocks, so that they share x and W in L2.
+    # Swizzle: programs that run together cover group_m row blocks by few column blocks, so they share x and W in L2.
     group_size = group_m * column_blocks
     group = tl.program_id(0) // group_size
     group_rows = min(row_blocks - group * group_m, group_m)

@@ -1,4 +1,4 @@
-"""One shape, ready to run: its buffers, the copy of a batch to the device, and on a GPU the captured graph."""
+"""Everything to run batches of one shape: buffers, the copy to the device, and on a GPU the captured graph."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ShapeRunner:
     def run(self, batch: PackedBatch, rows: np.ndarray | None, record: Recorder | None = None) -> Results:
         """Start a forward; returns (last hidden state [T, D] where the shape has it, head output [R, N] or None).
 
-        Both are fp32 views of the runner's buffers. On a GPU they are valid once the stream has reached this point.
+        Both are fp32 views of the runner's buffers. On a GPU they are valid once the stream has done the work.
         ``record`` is called with every intermediate; with it no graph is used.
         """
         if self._stream is None:
@@ -52,23 +52,23 @@ class ShapeRunner:
         else:
             self._graph.replay()
         assert self._outputs is not None
-        stream, output = self._outputs
-        hidden = stream[: batch.num_tokens] if self._shape.hidden else None
+        residual, output = self._outputs
+        hidden = residual[: batch.num_tokens] if self._shape.hidden else None
         return hidden, None if output is None or rows is None else output[: len(rows)]
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        """Run once, which compiles the kernels, and capture a second run, which executes nothing."""
+        """Run once, which compiles the kernels, and capture a second run, whose kernels are not executed."""
         self._outputs = self._encoder.run(self._shape, self._buffers)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other engines of this process may launch work meanwhile, which must not break the capture.
+        # thread_local: other engines of this process may launch work during the capture without breaking it.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._encoder.run(self._shape, self._buffers)
         self._graph = graph
 
     def _stage(self, batch: PackedBatch, rows: np.ndarray | None) -> None:
-        """Write the batch into pinned memory and copy it to the device in one piece."""
+        """Write the batch into pinned memory and copy it to the device in one transfer."""
         if self._copied is not None:
-            self._copied.synchronize()  # the last batch has left the pinned memory
+            self._copied.synchronize()  # the previous batch has been copied from the pinned memory
         sequence = np.repeat(np.arange(batch.num_sequences, dtype=np.int32), np.diff(batch.cu_seqlens))
         rows = np.zeros(0, np.int32) if rows is None or not self._shape.rows else rows
         types = np.zeros(0, np.int32) if batch.token_types is None else batch.token_types

@@ -1,9 +1,9 @@
-"""Measure tiles on the GPU at hand, and propose entries for the table of ``tuning``.
+"""Measure tiles on this GPU, and propose entries for the table of ``tuning``.
 
     python -m distilfast.kernels.tune --precision bf16 --tokens 16 128 4096 --seconds 20
 
-Each operation is timed on the shapes of a full-size DistilBERT with a cold L2, as a layer finds its weights; the
-linears before add_layer_norm are timed together with it, since it adds their partial sums. The table's own tile is
+Each operation is timed on the shapes of a full-size DistilBERT with a cold L2, since a layer's weights are not cached.
+The linears before add_layer_norm are timed together with it, since it adds their partial sums. The table's own tile is
 timed first; a candidate that does not fit or fails is skipped. ``--out`` receives one JSON object a line.
 """
 
@@ -33,7 +33,7 @@ from distilfast.kernels.tuning import Tile
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPS = ("linear", "linear_gelu", "linear_split_k", "attention")
 SEQUENCE = 128  # tokens of a text where attention is timed
-GAIN = 0.97  # a proposal takes at most this share of the time of what the table has
+GAIN = 0.97  # a tile is proposed if it takes at most this share of the time of the table's tile
 
 Run = Callable[[Tile], None]
 
@@ -59,7 +59,7 @@ class Workbench:
         self._count = torch.tensor([tokens], dtype=torch.int32, device="cuda")
 
     def runs(self, op: str) -> list[Run]:
-        """What the operation does in one layer, for a tile."""
+        """The launches of the operation in one layer, each a function of the tile."""
         width, ffn = self._config.hidden_size, self._config.ffn_size
         if op == "linear":
             return [self._linear(width, 3 * width, "none")]
@@ -150,12 +150,12 @@ def _milliseconds(runs: list[Run], tile: Tile) -> float:
 
 
 def main() -> None:
-    """A line for each operation and number of tokens: what the table has, and what is better."""
+    """A line for each operation and number of tokens: the table's time, and a better tile if there is one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--precision", choices=list(DTYPES), nargs="+", default=["bf16"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256, 1024, 4096, 32_768])
     parser.add_argument("--op", choices=OPS, nargs="+", default=list(OPS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="of candidates for each line")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for the candidates of each line")
     parser.add_argument("--out", type=Path, help="append every measurement to this file")
     arguments = parser.parse_args()
     if reason := device.unavailable() or ("the kernels are interpreted." if device.is_interpreted() else None):

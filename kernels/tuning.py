@@ -1,7 +1,7 @@
 """Which tile a kernel runs with: a table by operation, operand type, GPU family and token bucket.
 
-Nothing is tuned while serving. ``python -m distilfast.kernels.tune`` measures candidates on the GPU at hand and prints
-entries for this table. The tile of a bucket is fixed, so the bits of an answer do not depend on the rest of its batch.
+Nothing is tuned at run time. ``python -m distilfast.kernels.tune`` measures candidates on this GPU and prints entries
+for the table. The tile of a bucket is fixed, so the bits of an answer do not depend on the rest of its batch.
 
 Families: ``sm_80`` is Ampere and Ada (and consumer Blackwell, whose shared memory is as small, 99 KiB a program),
 ``sm_90`` Hopper and data-centre Blackwell (227 KiB), ``gfx942`` AMD's CDNA 3 (64 KiB).
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 FAMILIES = ("sm_80", "sm_90", "gfx942")
 LARGEST_BUCKET = 65_536
-"""Tokens of one forward; a larger batch is run in pieces. 2^16 tokens of 3,072 columns still fit 32-bit offsets."""
+"""The most tokens of one forward; a larger batch takes several. 2^16 tokens of 3,072 columns fit 32-bit offsets."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tile:
 
 
 Table = tuple[tuple[int, Tile], ...]
-"""(tokens up to which it serves, tile), in ascending order; the last serves all that are more."""
+"""(most tokens, tile), in ascending order."""
 
 _ANY = LARGEST_BUCKET
 
@@ -123,7 +123,7 @@ _HALF: dict[str, dict[str, Table]] = {
     },
 }
 
-# fp32 operands: three TF32 products and their two-way splits need more registers and twice the shared memory.
+# fp32 operands: two TF32 terms of each need more registers, and fp32 itself twice the shared memory of 16 bits.
 _FP32: dict[str, Table] = {
     "linear": (
         (16, Tile(16, 16, 64, num_warps=2, num_stages=4)),
@@ -142,11 +142,11 @@ _FP32: dict[str, Table] = {
         (_ANY, Tile(64, 32, num_warps=4, num_stages=1)),
     ),
 }
-_FEWEST_ROWS = 64  # attention for a head's rows: a sequence has few of them, so a tile should too
+_FEWEST_ROWS = 64  # attention for a head's rows: a sequence has few of them, so the tile should have few rows too
 
 
 def family(capability: tuple[int, int]) -> str | None:
-    """The family of an NVIDIA GPU by its compute capability; None for one that is too old."""
+    """The family of an NVIDIA GPU of this compute capability; None for one that is too old."""
     if capability < (8, 0):
         return None
     return "sm_90" if capability[0] in (9, 10) else "sm_80"
@@ -162,7 +162,7 @@ def tile(op: str, gpu: str, is_half: bool, rows: int) -> Tile:
     found = next(entry for most, entry in table if rows <= most)
     if is_half:
         return found
-    if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands, and its shared memory holds two stages
+    if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands; its shared memory holds two stages
         return replace(found, num_stages=min(found.num_stages, 2))
     return replace(found, product="tf32x3")
 

@@ -17,8 +17,8 @@ void bind_operations(py::module_& module);  // cuda_ops.cpp
 
 namespace {
 
-RowsAre rows_named(const std::string& name) {
-  static const std::map<std::string, RowsAre> names = {{"first", RowsAre::first}, {"all", RowsAre::all}};
+RowSelection row_selection_named(const std::string& name) {
+  static const std::map<std::string, RowSelection> names = {{"first", RowSelection::first}, {"all", RowSelection::all}};
   return named(names, name, "The rows");
 }
 
@@ -59,13 +59,13 @@ class BoundEncoder {
                                 const std::variant<std::monostate, std::string, py::object>& rows, bool hidden,
                                 StreamHandle stream) const {
     const CurrentDevice current(encoder_->device());
-    check_stream(stream);              // before it is handed to whoever made the arrays
-    std::deque<DeviceIntegers> taken;  // until the work is enqueued
+    check_stream(stream);              // before it is passed to the arrays' producers
+    std::deque<DeviceIntegers> taken;  // held until the work is enqueued
     const auto take = [&](const py::object& array, const char* name) -> const DeviceIntegers& {
       return taken.emplace_back(array, name, encoder_->device(), stream);
     };
     const DeviceIntegers &id = take(ids, "input_ids"), &ends = take(cu_seqlens, "cu_seqlens");
-    DeviceInput input{id.values(), ends.values(), {}, {}, RowsAre::all, id.size(), ends.size() - 1, 0};
+    DeviceInput input{id.values(), ends.values(), {}, {}, RowSelection::all, id.size(), ends.size() - 1, 0};
     require(input.tokens > 0, "The batch is empty; at least one token is needed.");
     require(input.sequences > 0 && input.sequences <= input.tokens,
             "cu_seqlens must rise from 0 to the number of tokens.");
@@ -75,12 +75,12 @@ class BoundEncoder {
       input.token_types = types.values();
     }
     if (const auto* name = std::get_if<std::string>(&rows)) {
-      input.rows_are = rows_named(*name);
-      input.num_rows = input.rows_are == RowsAre::first ? input.sequences : input.tokens;
+      input.row_selection = row_selection_named(*name);
+      input.num_rows = input.row_selection == RowSelection::first ? input.sequences : input.tokens;
     } else if (const auto* array = std::get_if<py::object>(&rows)) {
       const DeviceIntegers& given = take(*array, "rows");
       require(given.size() <= input.tokens, "rows must rise strictly and lie within the tokens.");
-      input.rows = given.values(), input.rows_are = RowsAre::given, input.num_rows = given.size();
+      input.rows = given.values(), input.row_selection = RowSelection::given, input.num_rows = given.size();
     }
     if (sizes_.head_columns == 0) input.num_rows = 0;
     for (const DeviceIntegers& each : taken)
@@ -155,10 +155,10 @@ void bind(py::module_& module) {
   module.def("unavailable", &unavailable, "None, or why no device can be used, in one sentence.");
   module.def("device_name", &device_name, "The current device's name.");
   module.def("architecture", &architecture, "The current device's compute capability, as 80 or 90.");
-  module.def("used_memory", &used_memory, "Bytes of the current device's memory that are in use, by anyone.");
+  module.def("used_memory", &used_memory, "Bytes of the current device's memory in use, by all processes.");
 
   module.def("outlier_channels", &outlier_channels, arg("k"),
-             "How many channels of a linear of depth K int8 does not round, in batches of more than 64 tokens.");
+             "How many channels of a linear of depth K int8 does not quantise, in batches of more than 64 tokens.");
 
   bind_operations(module);
 }

@@ -25,7 +25,7 @@ const float* floats(const DeviceBuffer& buffer) { return reinterpret_cast<const 
 const std::int32_t* ints(const DeviceBuffer& buffer) { return reinterpret_cast<const std::int32_t*>(buffer.data()); }
 
 // The outputs of an operation: fp32 [*, columns] and T [rows, row_stride(columns)]. Elements between `columns` and the
-// stride are never written, so each row comes back without them.
+// stride are never written, so each row is fetched without them.
 class Results {
  public:
   Results(Precision precision, Index fp32_rows, Index cast_rows, Index columns)
@@ -40,7 +40,7 @@ class Results {
   float* fp32() { return reinterpret_cast<float*>(fp32_.data()); }
   char* cast() { return cast_.data(); }
 
-  // `rows` of each of the `split_k` outputs in fp32, and of T where there is one.
+  // The first `rows` of each of the `split_k` outputs in fp32, and of the output in T where there is one.
   py::tuple fetch(Index rows, Index split_k, Stream& stream) const {
     const Index cast_rows = cast_rows_ ? rows : 0, split_rows = split_k ? fp32_rows_ / split_k : 0;
     Floats fp32({split_k * rows, columns_});
@@ -94,7 +94,7 @@ void check_columns(const Bytes& x, Precision precision, int k) {
 // A linear with its weight packed once.
 class BoundLinear {
  public:
-  // `channel_shift` [K] and `outliers` [outlier_channels(K)]: for W8A8, in which case `bias` is the shifted one.
+  // `channel_shift` [K] and `outliers` [outlier_channels(K)]: for W8A8, where `bias` is the shifted bias.
   BoundLinear(const Floats& weight, const Floats& bias, const std::string& precision,
               const std::optional<Floats>& channel_shift, const std::optional<Ints>& outliers)
       : precision_(gpu_precision_named(precision)), reads_packed_a_(channel_shift || outliers) {
@@ -112,14 +112,14 @@ class BoundLinear {
     stream.wait();
   }
 
-  // `x` [*, row_stride(K)] raw; (fp32 [splits * rows, N], T [rows, N] raw), the second empty with several splits.
+  // `x` [*, row_stride(K)] raw; (fp32 [split_k * rows, N], T [rows, N] raw), the second empty with split-K.
   py::tuple operator()(const Bytes& x, const std::string& activation, const std::optional<Ints>& gather,
                        std::optional<int> bucket_rows, int split_k) const {
     check_columns(x, precision_, k_);
     Stream stream;
     const Index rows = gather ? gather->size() : x.shape(0), most = std::max<Index>(bucket_rows.value_or(0), rows);
     require(precision_ != Precision::int8 || (most > max_w8a16_rows) == reads_packed_a_,
-            "int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none.");
+            "int8 needs channel_shift and outlier_channels for more than 64 rows, and takes neither for fewer.");
     const DeviceBuffer input = to_device(x, stream), index = to_device(gather, stream),
                        count = number_on_device(rows, stream);
     const DeviceBuffer packed_a = reads_packed_a_ ? quantized(input, index, count, most, stream) : DeviceBuffer();
@@ -151,8 +151,8 @@ class BoundLinear {
 
   int split_k(int bucket_rows) const { return linear_split_k(precision_, n_, k_, bucket_rows); }
 
-  // LN(x Wt + b + residual[gather]) for the rows x[gather]; (fp32 [rows, N], T [rows, N] raw), the fp32 where a
-  // residual that is not gathered lay.
+  // LN(x Wt + b + residual[gather]) for the rows x[gather]; (fp32 [rows, N], T [rows, N] raw). Without a gather the
+  // fp32 output overwrites the residual, as in the encoder.
   py::tuple add_layer_norm(const Bytes& x, const Floats& residual, const Floats& weight, const Floats& bias, float eps,
                            const std::optional<Ints>& gather, std::optional<int> bucket_rows) const {
     if (const char* reason = linear_add_layer_norm_unsupported_reason(precision_, n_))
@@ -250,7 +250,7 @@ py::tuple attention_alone(const Bytes& qkv, const Ints& cu_seqlens, int heads, i
   return py::make_tuple(results.fetch(tokens, 0, stream)[1], probabilities);
 }
 
-// `x` [splits, rows, D]; (fp32 [rows, D], T [rows, D] raw).
+// `x` [split_k, rows, D]; (fp32 [rows, D], T [rows, D] raw).
 py::tuple add_layer_norm_alone(const Floats& x, const std::optional<Floats>& x_bias,
                                const std::optional<Floats>& residual, const std::optional<Ints>& gather,
                                const Floats& weight, const Floats& bias, float eps, const std::string& precision) {

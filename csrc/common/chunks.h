@@ -1,10 +1,9 @@
 // A batch is run in chunks of whole sequences, so that scratch memory is bounded by the chunk and not by the batch.
 //
-// A chunk is closed before it would exceed its limit; only a sequence that is longer by itself does. So the limit
-// bounds scratch on both backends, and on the GPU, where a limit is a bucket (a power of two), a chunk never needs the
-// next, twice as large one. The CPU's chunks are a little smaller than if they were closed once they have reached the
-// limit: a pass over the weights costs as much as some 16 tokens. Which sequences share a chunk never changes a bit on
-// the CPU.
+// A chunk is closed before it would exceed its limit; only a single longer sequence exceeds it. So the limit bounds
+// scratch on both backends, and on the GPU, where it is a bucket (a power of two), a chunk never needs the next one,
+// twice as large. Closing a chunk once it has reached the limit would save the CPU little: fewer passes over the
+// weights, each of which costs as much as some 16 tokens. On the CPU the chunking never changes a bit of a result.
 #pragma once
 
 #include <algorithm>
@@ -13,14 +12,14 @@
 
 namespace distilfast {
 
-// Consecutive sequences of a batch, and those of the rows for the head that lie in them.
+// Consecutive sequences of a batch, their tokens, and those rows for the head that lie in them.
 struct Chunk {
   Index first_sequence = 0, sequences = 0;
   Index first_token = 0, tokens = 0;
   Index first_row = 0, rows = 0;
 };
 
-// The chunk after `last`, or the first one after a default-constructed chunk; it has no sequences at the batch's end.
+// The chunk after `last`, or the first one after a default-constructed chunk; empty at the batch's end.
 inline Chunk next_chunk(const ForwardInput& input, const Chunk& last, Index limit) {
   Chunk chunk{last.first_sequence + last.sequences, 0, last.first_token + last.tokens, 0,
               last.first_row + last.rows,           0};
@@ -40,7 +39,7 @@ inline void copy_relative(const std::int32_t* from, Index count, Index first, st
   std::transform(from, from + count, to, [first](std::int32_t x) { return static_cast<std::int32_t>(x - first); });
 }
 
-// Both into `to`, which has room for chunk.sequences + 1 and chunk.rows.
+// Into `to`: chunk.sequences + 1 and chunk.rows values.
 inline void copy_cu_seqlens(const ForwardInput& input, const Chunk& chunk, std::int32_t* to) {
   copy_relative(input.cu_seqlens + chunk.first_sequence, chunk.sequences + 1, chunk.first_token, to);
 }

@@ -1,7 +1,7 @@
 // The names of a model's tensors and of its intermediates, and which linears it consists of.
 //
 // A linear `layer.0.qkv` has the tensors `layer.0.qkv.weight` and `.bias`, and its output is recorded in a trace as
-// `layer.0.qkv`. distilfast/weights.py makes the tensors of these names from a checkpoint's.
+// `layer.0.qkv`. distilfast/weights.py maps a checkpoint's tensors to these names.
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
 // The inputs and outputs of both backends: a model's shape, its weights by name, a batch, the results.
 //
-// Sizes of a model are int, which a GPU computes addresses with fastest; counts of tokens and rows, and products of
-// the two, are Index.
+// A model's sizes are int, with which a GPU computes addresses fastest; counts of tokens and rows, and products of the
+// two, are Index.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +18,8 @@ using Index = std::int64_t;
 enum class Activation { none, gelu, relu, tanh };
 
 // The type of the operands of `linear` and `attention`; accumulators, LayerNorm and the residual stream are fp32 in
-// each. bf16x3: an fp32 operand as the sum of two bf16 numbers, three products. The CPU has no fp16 and the GPU no
-// bf16x3: each module's bindings accept only the names that its kernels have.
+// each. bf16x3: each fp32 operand is split into two bf16 terms, and a product takes three. The CPU has no fp16 and the
+// GPU no bf16x3: each module's bindings accept only the names that its kernels have.
 enum class Precision { fp32, fp16, bf16x3, bf16, int8 };
 
 struct EncoderShape {
@@ -31,7 +31,7 @@ struct EncoderShape {
 struct HeadLinear {
   int columns;  // N
   Activation activation;
-  bool norm;  // is it followed by a LayerNorm?
+  bool norm;  // whether a LayerNorm follows
 };
 
 struct LayerNormWeights {
@@ -77,7 +77,7 @@ inline HostTensor require_tensor(const FindTensor& find, const std::string& name
 using Trace = std::function<void(const std::string& name, const float* data, Index rows, Index columns)>;
 
 // Called between two chunks of a batch: false ends the forward, whose results are then incomplete.
-using GoOn = std::function<bool()>;
+using ShouldContinue = std::function<bool()>;
 
 // A batch in host memory.
 struct ForwardInput {
@@ -93,12 +93,11 @@ struct ForwardInput {
 };
 
 struct ForwardOutput {
-  float* hidden;  // [T, D], or null: not wanted, and the last layer skips rows that the head does not read
-  float* head;    // [R, C, or N of the head's last linear], or null: no head is run
+  float* hidden;  // [T, D]; null: not wanted, and the last layer skips the rows that the head does not read
+  float* head;    // [R, C], without selected columns [R, N]; null: no head is run
 };
 
-// out [R, C] = the input's columns of logits [R, N]. A backend need not compute the others, but it returns what it
-// selects here.
+// out [R, C] = the selected columns of logits [R, N], of which a backend need not compute the others.
 inline void select_columns(const ForwardInput& input, const float* logits, Index rows, Index n, float* out) {
   for (Index row = 0; row < rows; ++row)
     for (Index i = 0; i < input.num_columns; ++i) *out++ = logits[row * n + input.columns[i]];

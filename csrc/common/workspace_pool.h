@@ -1,4 +1,4 @@
-// The workspaces of finished forwards, kept for the next ones: one for each caller there ever was at the same time.
+// The workspaces of finished forwards, kept for reuse: as many as there have been forwards at the same time.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace distilfast {
 template <class Workspace>
 class WorkspacePool {
  public:
-  // `mutex` is the owner's: the CPU's must not be held across a fork, which the GPU does not survive anyway.
+  // `mutex` is the owner's, because the CPU's must not be held across a fork.
   explicit WorkspacePool(std::mutex& mutex) : mutex_(mutex) {}
 
   std::unique_ptr<Workspace> borrow() {
@@ -25,7 +25,7 @@ class WorkspacePool {
     const std::lock_guard guard(mutex_);
     idle_.push_back(std::move(workspace));
   }
-  // Of all workspaces that are not lent.
+  // Of all workspaces that are not borrowed.
   std::size_t bytes() const {
     const std::lock_guard guard(mutex_);
     std::size_t bytes = 0;

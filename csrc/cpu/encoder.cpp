@@ -273,12 +273,12 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
 Encoder::~Encoder() = default;
 
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace,
-                      const GoOn& go_on) const {
+                      const ShouldContinue& should_continue) const {
   Team team(threads_);
   std::unique_ptr<Workspace> workspace = workspaces_.borrow();
   const Index limit = trace ? input.cu_seqlens[input.sequences] : chunk_tokens;  // a trace is of one chunk
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
-    if (chunk.first_sequence > 0 && go_on && !go_on()) break;
+    if (chunk.first_sequence > 0 && should_continue && !should_continue()) break;
     workspace->chunk.assign(input, chunk);
     Pass(kernels_, attention_, model_, *workspace, team, trace).run(input, output);
   }

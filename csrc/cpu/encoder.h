@@ -24,7 +24,7 @@ class Encoder {
 
   // Safe to call from several threads at once. With `trace` all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {},
-               const GoOn& go_on = {}) const;
+               const ShouldContinue& should_continue = {}) const;
 
   const Kernels& kernels() const { return kernels_; }
   const AttentionKernels& attention() const { return attention_; }

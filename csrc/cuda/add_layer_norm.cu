@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNor
 }  // namespace
 
 const char* layer_norm_unsupported_reason(int width) {
-  return layer_norm_shared_bytes(width) > max_shared_bytes() ? "A row is wider than the shared memory of a block."
+  return layer_norm_shared_bytes(width) > max_shared_bytes() ? "A row does not fit the shared memory of a block."
                                                              : nullptr;
 }
 

@@ -1,8 +1,8 @@
 // add_layer_norm: out = (y - mean(y)) / sqrt(var(y) + eps) * weight + bias with y = x + residual, [T, D] -> [T, D].
 //
-// x may be the splits of a linear with split-K: they are added in order, then the linear's bias, so that split-K needs
+// x may be the partial sums of a split-K linear: they are added in order, then the linear's bias, so that split-K needs
 // neither atomics nor a reduction kernel. Precision: fp32 throughout; `out` is the residual stream and `out_cast` what
-// the next linear reads. Reference: distilfast/reference.py, add_layer_norm. One block makes one row.
+// the next linear reads. Reference: distilfast/reference.py, add_layer_norm. One block computes one row.
 #pragma once
 
 #include "cuda/layer_norm.cuh"

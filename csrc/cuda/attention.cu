@@ -11,13 +11,13 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(Attention 
 
 template <class T, int Columns>
 void launch_attention(const Attention& op, int bucket_rows, Stream& stream) {
-  using Sizes = Head<T, Columns>;
-  // Enough for sequences of 16 tokens; with shorter ones a block loops over several tiles.
+  using Traits = HeadTraits<T, Columns>;
+  // One tile for each block where sequences have at least 16 tokens; with shorter ones a block loops over several.
   const Grid grid{static_cast<unsigned>((bucket_rows + 15) / 16), static_cast<unsigned>(op.heads)};
-  launch("attention", attention_kernel<T, Sizes>, grid, attention_threads, Sizes::shared_bytes, stream, op);
+  launch("attention", attention_kernel<T, Traits>, grid, attention_threads, Traits::shared_bytes, stream, op);
 }
 
-// Calls run.operator()<T, Columns>() with the columns to which such a head is padded.
+// Calls run.operator()<T, Columns>() with the columns to which a head of this size is padded.
 template <class Run>
 void with_head(Precision precision, int head_size, Run run) {
   with_element(precision, [&]<class T>() {
@@ -42,7 +42,7 @@ void attention(const Attention& op, int bucket_rows, Stream& stream) {
 
 void load_attention(Precision precision, int head_size) {
   with_head(precision, head_size,
-            [&]<class T, int Columns>() { load_kernel("attention", attention_kernel<T, Head<T, Columns>>); });
+            [&]<class T, int Columns>() { load_kernel("attention", attention_kernel<T, HeadTraits<T, Columns>>); });
 }
 
 }  // namespace distilfast::cuda

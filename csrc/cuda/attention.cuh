@@ -1,14 +1,14 @@
 // attention: out = softmax(q kt / sqrt(d)) v inside each sequence, qkv [T, 3, H, d] -> [T, H, d].
 //
-// Precision: products of T (fp32 as three tf32 products, see tile.cuh), scores, softmax and sums in fp32; the
+// Precision: operands of T (fp32 as three tf32 products, see tile.cuh); scores, softmax and accumulators in fp32; the
 // probabilities are rounded to T before the product with v. Reference: distilfast/reference.py, attention.
 //
-// A block takes up to 64 queries of one head of one sequence, a warp 16 of them, and loops over the keys 64 at a time
-// with an online softmax, so that no score leaves the registers. Tiles begin where their sequence begins: a row's
-// arithmetic is fixed by its own sequence alone. A block finds its tile in cu_seqlens, on the device.
-// A head is padded with zeros to 32, 64 or 128 columns; padding that a matrix instruction would have read anyway.
+// Flash attention: a block takes up to 64 queries of one head of one sequence, a warp 16 of them, and loops over the
+// keys 64 at a time with an online softmax, so that no score leaves the registers. Tiles are counted from the first
+// token of their sequence, so a row's arithmetic depends on its own sequence alone. A block finds its tile in
+// cu_seqlens, on the device. A head is zero-padded to 32, 64 or 128 columns.
 //
-// Rows in shared memory are 16 bytes longer than what they hold: eight rows then start in eight different banks.
+// Rows in shared memory are padded by 16 bytes, so that the eight rows of a matrix load lie in different banks.
 #pragma once
 
 #include <cstring>
@@ -25,9 +25,9 @@ constexpr int tile_queries = attention_warps * 16, tile_keys = 64;
 
 // Sizes for heads of up to `Columns` columns of T.
 template <class T, int Columns>
-struct Head {
+struct HeadTraits {
   static constexpr int columns = Columns, row_bytes = Columns * static_cast<int>(sizeof(T));
-  static constexpr int steps = row_bytes / step_bytes;  // of the head size, in q kt
+  static constexpr int steps = row_bytes / step_bytes;  // over the head size, in q kt
   static constexpr int stride = row_bytes + chunk_bytes;
   static constexpr int tile_bytes = 64 * stride;
   static constexpr int shared_bytes = 3 * tile_bytes;  // q, k, v
@@ -35,18 +35,18 @@ struct Head {
 
 // ---- tiles
 
-// Queries of one sequence: its rows are begin to end, and the tile's queries start at row `query`.
+// The queries from row `query` on of a sequence whose rows are `begin` to `end`.
 struct QueryTile {
   int sequence, begin, end, query;
 };
 
-// The tile of this number, counted along the sequences; false past the last one. A warp searches together.
+// Tile `number`, counted over all sequences; false past the last one. The warp searches 32 sequences at a time.
 __device__ inline bool find_tile(const Attention& op, int number, QueryTile& tile) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, sequences = load(op.sequences);
   for (int first = 0; first < sequences; first += warp_size) {
-    const bool there = first + lane < sequences;
-    const int begin = there ? load(op.cu_seqlens + first + lane) : 0;
-    const int end = there ? load(op.cu_seqlens + first + lane + 1) : 0;
+    const bool in_bounds = first + lane < sequences;
+    const int begin = in_bounds ? load(op.cu_seqlens + first + lane) : 0;
+    const int end = in_bounds ? load(op.cu_seqlens + first + lane + 1) : 0;
     int tiles = (end - begin + tile_queries - 1) / tile_queries;  // of this lane's sequence and those before it
     for (int distance = 1; distance < warp_size; distance *= 2) {
       const int before = shuffle_up(tiles, distance);
@@ -71,21 +71,21 @@ __device__ inline void copy_rows(const Attention& op, int qkv, int head, int row
   const T* from = static_cast<const T*>(op.qkv) + qkv * width + head * op.head_size;
   for (int i = static_cast<int>(threadIdx.x); i < 64 * row_chunks; i += attention_threads) {
     const int row = i / row_chunks, offset = i % row_chunks * chunk_bytes;
-    const bool there = row0 + row < end && offset < head_bytes;
+    const bool in_bounds = row0 + row < end && offset < head_bytes;
     const char* at = reinterpret_cast<const char*>(from);
-    if (there) at += static_cast<Index>(row0 + row) * row_stride(3 * width) * static_cast<int>(sizeof(T)) + offset;
-    copy_async(shared + row * Head::stride + offset, at, there ? chunk_bytes : 0);
+    if (in_bounds) at += static_cast<Index>(row0 + row) * row_stride(3 * width) * static_cast<int>(sizeof(T)) + offset;
+    copy_async(shared + row * Head::stride + offset, at, in_bounds ? chunk_bytes : 0);
   }
 }
 
 // ---- products
 
-// What the matrix instruction holds of the warp's 16 rows and 64 keys or `columns` columns.
+// A lane's accumulators of the warp's 16 rows: for 64 keys, and for the head's columns.
 using Scores = float[tile_keys / 8][4];
 template <class Head>
 using Context = float[Head::columns / 8][4];
 
-// scores = q kt * scale, in units of log2; minus infinity past the last key.
+// scores = q kt * scale, -inf past the last key; log2(e) is a factor of the scale, so that exp2 replaces exp.
 template <class T, class Head>
 __device__ inline void score(const char* queries, const char* keys, int left, float scale, Scores& scores) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, row0 = static_cast<int>(threadIdx.x) / warp_size * 16;
@@ -95,19 +95,19 @@ __device__ inline void score(const char* queries, const char* keys, int left, fl
     for (int i = 0; i < 4; ++i) scores[j][i] = 0.0f;
 #pragma unroll
   for (int s = 0; s < Head::steps; ++s) {
-    // Loaded again for each tile of keys: one matrix load of five, and far fewer registers.
-    const Operand<T, 4> q = load_operand_a<T>([&](int row, int chunk) {
+    // Reloaded for each tile of keys: one matrix load in five, which saves the registers of all steps.
+    const Fragment<T, 4> q = load_fragment_a<T>([&](int row, int chunk) {
       return queries + (row0 + row) * Head::stride + s * step_bytes + chunk * chunk_bytes;
     });
 #pragma unroll
     for (int j = 0; j < tile_keys / 8; j += 2) {
-      // Matrices: keys 0-7 and 8-15, each with the two chunks of the step.
+      // The four matrices: keys 0-7 and 8-15, each with both chunks of the step.
       const int row = j * 8 + lane / 16 * 8 + lane % 8, chunk = lane / 8 % 2;
       std::uint32_t words[4];
       load_matrices(words, keys + row * Head::stride + s * step_bytes + chunk * chunk_bytes);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        Operand<T, 2> k;
+        Fragment<T, 2> k;
         k.set(0, words[2 * n]);
         k.set(1, words[2 * n + 1]);
         multiply_add(scores[j + n], q, k);
@@ -120,9 +120,9 @@ __device__ inline void score(const char* queries, const char* keys, int left, fl
     for (int i = 0; i < 4; ++i) scores[j][i] = j * 8 + lane % 4 * 2 + i % 2 < left ? scores[j][i] * scale : -INFINITY;
 }
 
-// Two values as the two elements of a word.
+// Packs two values into a word.
 template <class T>
-__device__ inline std::uint32_t pair(float low, float high) {
+__device__ inline std::uint32_t pack_pair(float low, float high) {
   const T both[2] = {from_float<T>(low), from_float<T>(high)};
   std::uint32_t word;
   memcpy(&word, both, sizeof(word));
@@ -130,25 +130,25 @@ __device__ inline std::uint32_t pair(float low, float high) {
 }
 
 // context += p v over the tile's 64 keys. A lane's accumulators of two neighbouring blocks of 8 scores are exactly its
-// operand A for 16 keys.
+// fragment of A for 16 keys.
 template <class T, class Head>
-struct Weigh {
+struct ValueProduct {
   static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
 #pragma unroll
     for (int j = 0; j < tile_keys / 8; j += 2) {
-      Operand<T, 4> a;
+      Fragment<T, 4> a;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a.set(i, pair<T>(p[j + i / 2][i % 2 * 2], p[j + i / 2][i % 2 * 2 + 1]));
+      for (int i = 0; i < 4; ++i) a.set(i, pack_pair<T>(p[j + i / 2][i % 2 * 2], p[j + i / 2][i % 2 * 2 + 1]));
 #pragma unroll
       for (int n = 0; n < Head::columns / 8; n += 2) {
-        // Matrices: columns n and n + 1 (of 8), each with keys 0-7 and 8-15.
+        // The four matrices: column blocks n and n + 1, each with keys 0-7 and 8-15.
         const char* row = values + (j * 8 + lane % 16) * Head::stride;
         std::uint32_t words[4];
         load_matrices_transposed(words, row + (n + lane / 16) * chunk_bytes);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          Operand<T, 2> b;
+          Fragment<T, 2> b;
           b.set(0, words[2 * i]);
           b.set(1, words[2 * i + 1]);
           multiply_add(context[n + i], a, b);
@@ -158,21 +158,21 @@ struct Weigh {
   }
 };
 
-// fp32: a step is 8 keys, and a lane that should hold keys l and l + 4 of A holds scores 2l and 2l + 1. The
-// order of the keys does not matter to the product, so v is read in the order that p has.
+// fp32: a step is 8 keys. Lane l of a row should hold keys l and l + 4 of A but has accumulated keys 2l and 2l + 1. A
+// product does not depend on the order of its keys, so v is read in the order of the accumulators.
 template <class Head>
-struct Weigh<float, Head> {
+struct ValueProduct<float, Head> {
   static __device__ void add(const Scores& p, const char* values, Context<Head>& context) {
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
 #pragma unroll
     for (int j = 0; j < tile_keys / 8; ++j) {
-      Operand<float, 4> a;
+      Fragment<float, 4> a;
 #pragma unroll
       for (int i = 0; i < 4; ++i) a.set(i, bits_of(p[j][i % 2 * 2 + i / 2]));
       const char* row = values + (j * 8 + lane % 4 * 2) * Head::stride + lane / 4 * sizeof(float);
 #pragma unroll
       for (int n = 0; n < Head::columns / 8; ++n) {
-        Operand<float, 2> b;
+        Fragment<float, 2> b;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           b.set(i, load(reinterpret_cast<const std::uint32_t*>(row + i * Head::stride + n * 8 * sizeof(float))));
@@ -194,30 +194,30 @@ __device__ inline float row_sum(float x) {
   return x + shuffle_xor(x, 2);
 }
 
-// Maximum and sum so far of this lane's two rows.
-struct Softmax {
-  float high[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+// The running maximum and sum of the lane's two rows.
+struct OnlineSoftmax {
+  float max[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 
-  // scores -> 2^(score - high); context is scaled to the new maximum.
+  // scores -> 2^(score - max); context is rescaled to the new maximum.
   template <int Blocks>
-  __device__ void step(Scores& scores, float (&context)[Blocks][4]) {
+  __device__ void update(Scores& scores, float (&context)[Blocks][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float highest = high[half];
+      float new_max = max[half];
 #pragma unroll
       for (int j = 0; j < tile_keys / 8; ++j)
-        highest = fmaxf(highest, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
-      highest = row_max(highest);
-      const float shrink = exp2f(high[half] - highest);
-      high[half] = highest;
+        new_max = fmaxf(new_max, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
+      new_max = row_max(new_max);
+      const float rescale = exp2f(max[half] - new_max);
+      max[half] = new_max;
       float total = 0.0f;
 #pragma unroll
       for (int j = 0; j < tile_keys / 8; ++j)
 #pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) total += scores[j][i] = exp2f(scores[j][i] - highest);
-      sum[half] = sum[half] * shrink + row_sum(total);
+        for (int i = 2 * half; i < 2 * half + 2; ++i) total += scores[j][i] = exp2f(scores[j][i] - new_max);
+      sum[half] = sum[half] * rescale + row_sum(total);
 #pragma unroll
-      for (int n = 0; n < Blocks; ++n) context[n][2 * half] *= shrink, context[n][2 * half + 1] *= shrink;
+      for (int n = 0; n < Blocks; ++n) context[n][2 * half] *= rescale, context[n][2 * half + 1] *= rescale;
     }
   }
 };
@@ -226,7 +226,7 @@ struct Softmax {
 
 template <class T, class Head>
 __device__ inline void store_context(const Attention& op, const QueryTile& tile, int head, const Context<Head>& context,
-                                     const Softmax& softmax) {
+                                     const OnlineSoftmax& softmax) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -245,9 +245,9 @@ __device__ inline void store_context(const Attention& op, const QueryTile& tile,
   }
 }
 
-// The tile's probabilities, once the row sums are known: only for a trace.
+// The tile's probabilities, from final row sums; only for a trace.
 __device__ inline void store_probabilities(const Attention& op, const QueryTile& tile, int head, int key0,
-                                           const Scores& scores, const Softmax& softmax) {
+                                           const Scores& scores, const OnlineSoftmax& softmax) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
   const Index length = tile.end - tile.begin;
 #pragma unroll
@@ -260,7 +260,7 @@ __device__ inline void store_probabilities(const Attention& op, const QueryTile&
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int key = key0 + j * 8 + lane % 4 * 2 + i;
-        if (key < length) store(out + key, exp2f(scores[j][2 * half + i] - softmax.high[half]) / softmax.sum[half]);
+        if (key < length) store(out + key, exp2f(scores[j][2 * half + i] - softmax.max[half]) / softmax.sum[half]);
       }
   }
 }
@@ -286,17 +286,17 @@ __device__ inline void attend(const Attention& op, const QueryTile& tile, int he
   copy_values(0);
   Scores scores;
   Context<Head> context = {};
-  Softmax softmax;
+  OnlineSoftmax softmax;
   for (int key0 = 0; key0 < length; key0 += tile_keys) {
     wait_copies<1>();
     sync_threads();  // the keys have arrived
     if (has_rows) score<T, Head>(queries, keys, length - key0, scale, scores);
     sync_threads();  // no warp reads the keys any more
     copy_keys(key0 + tile_keys);
-    if (has_rows) softmax.step(scores, context);
+    if (has_rows) softmax.update(scores, context);
     wait_copies<1>();
     sync_threads();  // the values have arrived
-    if (has_rows) Weigh<T, Head>::add(scores, values, context);
+    if (has_rows) ValueProduct<T, Head>::add(scores, values, context);
     sync_threads();
     copy_values(key0 + tile_keys);
   }
@@ -313,11 +313,11 @@ __device__ inline void attend(const Attention& op, const QueryTile& tile, int he
   }
 }
 
-// One head's tiles from number `first` on, `step` apart, by the whole block.
+// One head's tiles `first`, `first + stride`, ..., by the whole block.
 template <class T, class Head>
-__device__ inline void attention_tiles(const Attention& op, int head, int first, int step) {
+__device__ inline void attention_tiles(const Attention& op, int head, int first, int stride) {
   QueryTile tile;
-  for (int number = first; find_tile(op, number, tile); number += step) {
+  for (int number = first; find_tile(op, number, tile); number += stride) {
     sync_threads();  // the previous tile no longer uses the shared memory
     attend<T, Head>(op, tile, head);
   }

@@ -4,10 +4,10 @@
 // and nothing else, because tests/cuda_host has a second implementation of this header that runs the same kernels on a
 // CPU and checks each of those accesses.
 //
-// A matrix instruction multiplies 32 bytes of k: 32 signed bytes, 16 of a 16-bit type, 8 of tf32. Whatever the type,
-// lane `l` holds of A [16, k] four words and of B [k, 8] two: the word at byte 4 * (l % 4) of row l / 4, the same of
-// row l / 4 + 8 (only A), and both again 16 bytes further. Of C [16, 8] it holds columns 2 * (l % 4) and the next, of
-// rows l / 4 and l / 4 + 8. Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
+// A matrix instruction consumes 32 bytes of K: 32 int8, 16 of a 16-bit type or 8 tf32. The fragments of lane `l`, for
+// every type: of A [16, K] the word at byte 4 * (l % 4) of rows l / 4 and l / 4 + 8, then both 16 bytes further; of
+// B [K, 8] the same of column l / 4; of C [16, 8] columns 2 * (l % 4) and the next, of row l / 4, then of l / 4 + 8.
+// Source: the PTX ISA, "Matrix fragments for mma.m16n8k16" and its neighbours.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -24,7 +24,7 @@ using BFloat16 = __nv_bfloat16;
 
 constexpr int warp_size = 32;
 
-// Sixteen bytes: the widest access there is.
+// 16 bytes, the widest access.
 struct alignas(16) Word4 {
   std::uint32_t word[4];
 };
@@ -66,12 +66,12 @@ __device__ inline std::uint32_t round_to_tf32(float x) {
   return rounded;
 }
 
-// Of two bf16 in each word: x - y.
+// x - y, for the two bf16 in each word.
 __device__ inline std::uint32_t subtract_pairs(std::uint32_t x, std::uint32_t y) {
-  __nv_bfloat162 from, off;
-  memcpy(&from, &x, sizeof(from));
-  memcpy(&off, &y, sizeof(off));
-  const __nv_bfloat162 difference = __hsub2(from, off);
+  __nv_bfloat162 minuend, subtrahend;
+  memcpy(&minuend, &x, sizeof(minuend));
+  memcpy(&subtrahend, &y, sizeof(subtrahend));
+  const __nv_bfloat162 difference = __hsub2(minuend, subtrahend);
   std::uint32_t pair;
   memcpy(&pair, &difference, sizeof(pair));
   return pair;
@@ -88,10 +88,10 @@ __device__ inline void store(T* to, T value) {
   *to = value;
 }
 
-// Prefetches the line with this address into the L2 cache; does not wait.
+// Prefetches the cache line of this address into L2; does not wait.
 __device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
-// The block's shared memory, as large as the launch asked for.
+// The block's dynamic shared memory, whose size is a launch argument.
 __device__ inline char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
@@ -101,13 +101,13 @@ __device__ inline std::uint32_t shared_address(const void* shared) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// Copies `bytes` (0 to 16) and zeros what is left of 16. The destination must not be read before its group has been
-// waited for, and by other threads not before a barrier after that.
+// Copies `bytes` (0 to 16) and zero-fills the rest of 16. This thread may read the destination once the copy's group
+// has been waited for, other threads after a further barrier.
 __device__ inline void copy_async(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
-// Closes the group of this thread's copies since the last commit.
+// Makes a group of this thread's copies since the last commit.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `Pending` of this thread's groups are still pending.
 template <int Pending>
@@ -117,8 +117,8 @@ __device__ inline void wait_copies() {
 
 // ---- collectives of one warp
 
-// Four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8, and gets the word at byte 4 * (l % 4)
-// of row l / 4 of each. All 32 lanes.
+// Four 8 x 8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, and receives the word
+// at byte 4 * (l % 4) of row l / 4 of each. All 32 lanes.
 __device__ inline void load_matrices(std::uint32_t (&words)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -133,7 +133,7 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&words)[4], const
                : "memory");
 }
 
-// c += A B, [16, k] [k, 8]; T says what the words of a and b hold, `float` meaning tf32. All 32 lanes.
+// c += A B, [16, K] [K, 8]; T is the type in the words of a and b, `float` meaning tf32. All 32 lanes.
 template <class T>
 __device__ inline void multiply_matrices(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 template <>
@@ -161,7 +161,7 @@ __device__ inline void multiply_matrices<float>(float (&c)[4], const std::uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d = c + A B of signed bytes, exactly. c may be d.
+// d = c + A B of int8, exact in int32. c may be d.
 __device__ inline void multiply_bytes(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                                       const std::int32_t (&c)[4]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -170,7 +170,7 @@ __device__ inline void multiply_bytes(std::int32_t (&d)[4], const std::uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
-// The value that lane (this ^ mask) passes. All 32 lanes, as everything below.
+// The value that lane (this ^ mask) passes. All 32 lanes, as in the functions below.
 template <class T>
 __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -180,12 +180,12 @@ template <class T>
 __device__ inline T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
-// The value that lane (this - distance) passes; its own where there is none.
+// The value that lane (this - distance) passes; its own where that lane does not exist.
 template <class T>
 __device__ inline T shuffle_up(T value, int distance) {
   return __shfl_up_sync(0xffffffffu, value, distance);
 }
-// Bit l: what lane l passes.
+// A mask whose bit l is what lane l passes.
 __device__ inline std::uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
 __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
@@ -193,13 +193,13 @@ __device__ inline int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<
 
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }
-// All blocks of a cooperative launch; what they wrote before is visible to all after it.
+// A barrier of all blocks of a cooperative launch; writes before it are visible to all after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
 // ---- clusters and distributed shared memory
 
-// From compute capability 9.0 on; below it every block is a cluster of its own. The others are known to run only
-// after a first barrier, and a block must not end while another may still write to its shared memory.
+// Below compute capability 9.0 every block is a cluster of its own. The other blocks are known to have started only
+// after a first barrier, and a block must not exit while another may still write to its shared memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 __device__ inline int cluster_rank() { return 0; }
 __device__ inline int cluster_size() { return 1; }
@@ -217,14 +217,14 @@ __device__ inline int cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return static_cast<int>(size);
 }
-// A barrier in two halves: what all threads of the cluster did before they arrived is visible to each after its wait.
+// A split barrier: what the cluster's threads wrote before they arrived is visible to each of them after its wait.
 __device__ inline void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ inline void wait_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// Stores at the same address in the shared memory of block `rank` of the cluster.
+// Stores to the same address in the shared memory of block `rank` of the cluster.
 __device__ inline void store_to_block(int rank, float* shared, float value) {
-  std::uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
 }
 #endif
 

@@ -1,4 +1,4 @@
-// From a precision to the type of its elements.
+// Dispatch from a precision to its element type.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -15,16 +15,16 @@ void with_element(Precision precision, Run run) {
     case Precision::fp16:
       return run.template operator()<Half>();
     case Precision::bf16:
-    case Precision::bf16x3:  // the CPU's; see common/types.h
+    case Precision::bf16x3:  // CPU only, see common/types.h
     case Precision::int8:
       break;
   }
   return run.template operator()<BFloat16>();
 }
 
-// The same for the two 16-bit precisions.
+// The same where the elements have 16 bits, for which int8 counts as bf16.
 template <class Run>
-void with_short_element(Precision precision, Run run) {
+void with_16_bit_element(Precision precision, Run run) {
   precision == Precision::fp16 ? run.template operator()<Half>() : run.template operator()<BFloat16>();
 }
 

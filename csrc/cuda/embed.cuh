@@ -1,9 +1,9 @@
 // embed: out[t] = LN(word[id[t]] + position[p[t]] (+ token_type[s[t]])), [T] -> [T, D].
 //
-// The row of a negative id is NaN: this is how unpack_device_batch marks tokens that it refused.
+// A negative id yields a row of NaN: unpack_device_batch marks tokens that it refuses with one.
 //
-// Precision: tables, sums and LayerNorm in fp32, whatever T is: only the rows of a batch are read, so a smaller type
-// would save memory and no time. Reference: distilfast/reference.py, embed. One block makes one row.
+// Precision: tables, sums and LayerNorm in fp32, whatever T is: only a batch's rows of the tables are read, so a
+// smaller type would save memory but no time. Reference: distilfast/reference.py, embed. One block computes one row.
 #pragma once
 
 #include <cmath>

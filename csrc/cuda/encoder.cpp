@@ -12,8 +12,8 @@ namespace distilfast::cuda {
 
 namespace {
 
-// Floats of the head's output, at most: 256 MB. Its columns may be the vocabulary.
-constexpr Index chunk_head_numbers = Index{1} << 26;
+// Bounds a chunk's head output to 256 MB: its columns may be the vocabulary.
+constexpr Index max_head_floats = Index{1} << 26;
 
 struct TooManyTokens : std::runtime_error {
   explicit TooManyTokens(Index most)
@@ -28,12 +28,12 @@ Model load(const EncoderShape& shape, const std::vector<HeadLinear>& head, const
 
 }  // namespace
 
-// What one forward needs and a later one uses again: a stream, and a pass for each bucket that has been run.
+// What forwards reuse, one at a time: a stream, and a pass for each bucket that has been run.
 class Workspace {
  public:
   Stream stream;
   std::map<int, Pass> passes;
-  bool in_flight = false;  // its host memory may still be copied from
+  bool in_flight = false;  // an asynchronous copy may still read its host memory
 
   Pass& pass_for(const Model& model, Index tokens, const Options& options) {
     const int bucket = bucket_for(tokens);
@@ -52,7 +52,7 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
     : device_(current_device()),
       model_(load(shape, head, find, precision)),
       chunk_tokens_(chunk_tokens),
-      options_{options.persistent && can_persist(precision),
+      options_{options.persistent && has_persistent_kernel(precision),
                options.clusters && !linear_add_layer_norm_unsupported_reason(precision, shape.width)},
       workspaces_(mutex_) {
   if (options_.persistent) load_persistent(precision);
@@ -62,20 +62,20 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
 Encoder::~Encoder() = default;
 
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace,
-                      const GoOn& go_on) const {
+                      const ShouldContinue& should_continue) const {
   const CurrentDevice current(device_);
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
   const Index all = input.cu_seqlens[input.sequences];
   const Index limit = trace ? all : chunk_limit();  // a trace is of one chunk
   for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
-    if (chunk.first_sequence > 0 && go_on && !go_on()) break;
+    if (chunk.first_sequence > 0 && should_continue && !should_continue()) break;
     Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
     if (trace)
       pass.run_traced(input, chunk, output, trace, workspace->stream);
     else
       pass.run(input, chunk, output, workspace->stream);
   }
-  // A trace's buffers are as large as its batch: they are not kept.
+  // A trace's buffers are as large as its batch, so they are not kept.
   if (!trace) workspaces_.give_back(std::move(workspace));
 }
 
@@ -83,7 +83,7 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& inp
                                                          StreamHandle caller) const {
   const CurrentDevice current(device_);
   check_stream(caller);
-  if (input.columns) throw std::invalid_argument("Columns are selected on the host.");
+  if (input.columns) throw std::invalid_argument("Columns can only be selected on the host.");
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
   if (chunk.sequences < input.sequences) throw TooManyTokens(chunk_limit());
   std::unique_ptr<Workspace> workspace = borrow_workspace(true);
@@ -112,13 +112,13 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const DeviceInput& inpu
 }
 
 Index Encoder::chunk_limit() const {
-  const Index by_head = chunk_head_numbers / std::max(1, model_.head_columns());
+  const Index by_head = max_head_floats / std::max(1, model_.head_columns());
   return std::clamp<Index>(by_head, 1, chunk_tokens_);
 }
 
-std::unique_ptr<Workspace> Encoder::borrow_workspace(bool to_write) const {
+std::unique_ptr<Workspace> Encoder::borrow_workspace(bool writes_host_memory) const {
   std::unique_ptr<Workspace> workspace = workspaces_.borrow();
-  if (to_write && std::exchange(workspace->in_flight, false)) workspace->stream.wait();
+  if (writes_host_memory && std::exchange(workspace->in_flight, false)) workspace->stream.wait();
   return workspace;
 }
 
@@ -136,7 +136,7 @@ DeviceOutput::~DeviceOutput() {
     for (const StreamHandle reader : readers_) workspace_->stream.follow(reader);
     encoder_->workspaces_.give_back(std::move(workspace_));
   } catch (const std::exception&) {
-    // The device is lost: drop the workspace; the next call reports it.
+    // The device is lost: the workspace is dropped, and the next call reports the error.
   }
 }
 
@@ -154,13 +154,13 @@ void DeviceOutput::wait() const {
   const CurrentDevice current(encoder_->device());
   const std::uint32_t faults = pass_.faults(workspace_->stream);
   const Model& model = encoder_->model();
-  const auto below = [&](const char* name, const DeviceBuffer& table) {
+  const auto out_of_range = [&](const char* name, const DeviceBuffer& table) {
     return std::string(name) + " holds a number outside 0 to " + std::to_string(model.rows_of(table) - 1) + ".";
   };
   if (faults & fault_cu_seqlens) throw std::invalid_argument("cu_seqlens must rise from 0 to the number of tokens.");
   if (faults & fault_rows) throw std::invalid_argument("rows must rise strictly and lie within the tokens.");
-  if (faults & fault_ids) throw std::invalid_argument(below("input_ids", model.word));
-  if (faults & fault_token_types) throw std::invalid_argument(below("token_types", model.token_type));
+  if (faults & fault_ids) throw std::invalid_argument(out_of_range("input_ids", model.word));
+  if (faults & fault_token_types) throw std::invalid_argument(out_of_range("token_types", model.token_type));
   if (faults & fault_positions)
     throw std::invalid_argument("A sequence is longer than the model's " +
                                 std::to_string(model.rows_of(model.position)) + " positions.");

@@ -2,7 +2,7 @@
 //
 // A batch is run in chunks of whole sequences, see common/chunks.h. A chunk has a bucket for its tokens and one for the
 // rows that the head reads. Sizes are read on the device, so one graph for each pair of buckets serves every chunk that
-// fits. The arithmetic of an answer is fixed by its own sequence and the buckets.
+// fits. The result for a sequence depends on that sequence and the buckets alone.
 #pragma once
 
 #include <memory>
@@ -20,13 +20,13 @@ struct DeviceInput {
   Integers ids;                           // [T]
   Integers cu_seqlens;                    // [B + 1]
   Integers token_types;                   // [T], or null
-  Integers rows;                          // [R], where rows_are given
-  RowsAre rows_are;                       // the rows that the head reads
-  Index tokens, sequences, num_rows;      // T, B, R; no head is run for no rows
-  std::vector<StreamHandle> producers{};  // other streams on which it is made
+  Integers rows;                          // [R], for RowSelection::given
+  RowSelection row_selection;             // which rows the head reads
+  Index tokens, sequences, num_rows;      // T, B, R; without rows no head is run
+  std::vector<StreamHandle> producers{};  // other streams whose work writes it
 };
 
-// Variants that are not known to be faster; each is used where device, precision, sizes and bucket allow it.
+// Variants not yet measured to be faster; each is used where device, precision, sizes and bucket allow it.
 struct Options {
   bool persistent;  // small buckets run in one persistent kernel instead of a graph of many
   bool clusters;    // in large buckets linear_add_layer_norm replaces two kernels
@@ -36,16 +36,15 @@ class Workspace;
 class Pass;
 class Encoder;
 
-// The results of a forward, on the device. It holds the workspace that they lie in, so nothing overwrites them.
+// The results of a forward, on the device. It owns the workspace that holds them, so nothing overwrites them.
 class DeviceOutput {
  public:
   DeviceOutput(std::shared_ptr<const Encoder> encoder, std::unique_ptr<Workspace> workspace, const Pass& pass,
                const float* hidden, const float* head, StreamHandle caller);
   ~DeviceOutput();
 
-  // Work enqueued on `stream` from now on waits for the results, and the workspace is not used again before the work
-  // that `stream` holds when this object is destroyed. The caller's stream of `forward_on_device` is shared with from
-  // the start.
+  // Lets a stream read the results: work enqueued there from now on waits for them, and the workspace is not reused
+  // before the work that is enqueued there when this object is destroyed. The constructor does it for `caller`.
   void share_with(StreamHandle stream);
   int device() const;
   // Waits for the results. Throws std::invalid_argument where the device found a DeviceInput to be wrong; the results
@@ -64,18 +63,17 @@ class DeviceOutput {
 
 class Encoder : public std::enable_shared_from_this<Encoder> {
  public:
-  // See Model for `find` and common/chunks.h for `chunk_tokens`.
-  // All of it lies on the device that is current here, and every call runs there, whatever the calling thread's device
-  // is.
+  // See Model for `find` and common/chunks.h for `chunk_tokens`. The encoder belongs to the device that is current
+  // here: every call runs there, whatever the calling thread's device is.
   Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head, const FindTensor& find, Precision precision,
           Index chunk_tokens, const Options& options);
   ~Encoder();
 
   // All pointers are to host memory. Safe to call from several threads at once. With `trace` all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {},
-               const GoOn& go_on = {}) const;
+               const ShouldContinue& should_continue = {}) const;
 
-  // Neither waits nor copies: it begins after the work of the caller's stream and before what is enqueued there next.
+  // Only enqueues, after the work now on the caller's stream and before what is enqueued there next.
   // Throws std::runtime_error for a batch of more than one chunk, std::invalid_argument for a stream of another device
   // and for `columns`, which are selected on the host.
   std::unique_ptr<DeviceOutput> forward_on_device(const ForwardInput& input, bool hidden, bool head,
@@ -85,15 +83,15 @@ class Encoder : public std::enable_shared_from_this<Encoder> {
   std::unique_ptr<DeviceOutput> forward_on_device(const DeviceInput& input, bool hidden, StreamHandle caller) const;
 
   const Model& model() const { return model_; }
-  int device() const { return device_; }  // on which all of it lies
-  std::size_t scratch_bytes() const;      // of device memory, in all workspaces that no forward is using
+  int device() const { return device_; }
+  std::size_t scratch_bytes() const;  // of device memory, in all workspaces that no forward is using
 
  private:
   friend class DeviceOutput;
 
   Index chunk_limit() const;  // tokens
-  // `to_write`: whether its host memory is about to be written, so that copies from there must be over.
-  std::unique_ptr<Workspace> borrow_workspace(bool to_write) const;
+  // `writes_host_memory`: the caller will write its host memory, so copies from there must have finished.
+  std::unique_ptr<Workspace> borrow_workspace(bool writes_host_memory) const;
 
   int device_;
   Model model_;

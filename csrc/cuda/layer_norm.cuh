@@ -1,8 +1,7 @@
-// LayerNorm of one row by one block: what embed and add_layer_norm end with.
+// LayerNorm of one row by one block, the last step of embed and add_layer_norm.
 //
-// The row lies in shared memory, so that its width is bounded by nothing but that, and the variance is a second pass
-// over deviations from the mean: E[y^2] - mean^2 would cancel where the mean is large. fp32; the order of a sum is
-// fixed by D.
+// The row is kept in shared memory, which alone bounds its width. The variance takes a second pass, over deviations
+// from the mean: E[y^2] - mean^2 would cancel where the mean is large. fp32; the order of summation is fixed by D.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -12,12 +11,12 @@ namespace distilfast::cuda {
 
 constexpr int row_threads = 128, row_warps = row_threads / warp_size;
 
-// The row, and each warp's partial sum, for two sums.
+// The row, and the warps' partial sums of two reductions.
 inline std::size_t layer_norm_shared_bytes(int width) {
   return (static_cast<std::size_t>(width) + 2 * row_warps) * sizeof(float);
 }
 
-// The sum of all threads' values, in every thread. `warp_sums`: row_warps floats of shared memory, for this sum alone.
+// The sum over the block, in every thread. `warp_sums`: row_warps floats of shared memory that nothing else uses.
 __device__ inline float block_sum(float value, float* warp_sums) {
   for (int distance = warp_size / 2; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
   if (threadIdx.x % warp_size == 0) store(warp_sums + threadIdx.x / warp_size, value);
@@ -28,7 +27,7 @@ __device__ inline float block_sum(float value, float* warp_sums) {
   return sum;
 }
 
-// out = out_cast = LN(value(0), value(1), ... value(D - 1)) for the block's row.
+// out = out_cast = LN(value(0), ..., value(D - 1)), the block's row.
 template <class T, class Value>
 __device__ inline void layer_norm_row(const LayerNormWeights& norm, Value value, float* out, T* out_cast) {
   auto* row = reinterpret_cast<float*>(shared_memory());

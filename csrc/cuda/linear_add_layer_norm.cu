@@ -22,10 +22,10 @@ bool fits(int width) {
          static_cast<std::size_t>(cluster_shared_bytes<T, Tile>(cluster)) <= max_shared_bytes();
 }
 
-// CtaTile64x96 as long as the whole grid is at most two blocks for each multiprocessor: there are more of them, and
-// each ends sooner. Beyond that CtaTile128x192, which reads x half as often and W half as often.
+// CtaTile64x96 while the grid is at most two blocks for each multiprocessor: more, shorter blocks fill the device.
+// Beyond that CtaTile128x192, which reads x half as often and W half as often.
 template <class T>
-bool takes_large_tile(int width, int bucket_rows) {
+bool prefers_large_tile(int width, int bucket_rows) {
   if (!fits<T, CtaTile64x96>(width) || !fits<T, CtaTile128x192>(width)) return fits<T, CtaTile128x192>(width);
   return divide_up(bucket_rows, CtaTile64x96::rows) * cluster_for<CtaTile64x96>(width) > 2 * multiprocessors();
 }
@@ -41,17 +41,17 @@ void launch_tile(const LinearAddLayerNorm& op, int bucket_rows, Stream& stream) 
 }  // namespace
 
 const char* linear_add_layer_norm_unsupported_reason(Precision precision, int width) {
-  if (precision == Precision::int8) return "linear_add_layer_norm has no weights of 8 bits.";
-  if (width % mma_columns) return "linear_add_layer_norm has only widths that are a multiple of 8.";
+  if (precision == Precision::int8) return "linear_add_layer_norm does not support int8.";
+  if (width % mma_columns) return "linear_add_layer_norm needs a width that is a multiple of 8.";
   bool fit = false;
   with_element(precision, [&]<class T>() { fit = fits<T, CtaTile64x96>(width) || fits<T, CtaTile128x192>(width); });
-  return fit ? nullptr : "A row is wider than a cluster of blocks.";
+  return fit ? nullptr : "A row does not fit a cluster of blocks.";
 }
 
 void linear_add_layer_norm(const LinearAddLayerNorm& op, int bucket_rows, Stream& stream) {
   with_element(op.linear.precision, [&]<class T>() {
     if constexpr (has_large_tile<T>)
-      if (takes_large_tile<T>(op.linear.packed.n, bucket_rows))
+      if (prefers_large_tile<T>(op.linear.packed.n, bucket_rows))
         return launch_tile<T, CtaTile128x192>(op, bucket_rows, stream);
     launch_tile<T, CtaTile64x96>(op, bucket_rows, stream);
   });

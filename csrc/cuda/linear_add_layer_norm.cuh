@@ -1,17 +1,17 @@
 // linear_add_layer_norm: out = LN(x Wt + b + residual), [T, K] . [D, K] -> [T, D].
 //
 // A cluster of blocks holds whole rows: each block runs the main loop for its own columns, adds bias and residual, and
-// keeps its accumulators in registers; only row sums travel, through distributed shared memory. So [T, D] in fp32 is
-// not written and read again between the linear and LayerNorm. Where one block is wide enough it is a cluster by
-// itself, which every device has.
+// keeps its accumulators in registers; only row sums are exchanged, through distributed shared memory. This saves
+// writing and reading [T, D] in fp32 between the linear and LayerNorm. Where one block holds a whole row it is its own
+// cluster, which works on every device.
 //
-// Precision: as linear and add_layer_norm; two-pass variance. A row's sum is added up in a fixed order: the lane's
-// columns, the lanes that share the row, the warps, the blocks by rank, the same in every block. Reference: the
-// composition of the two.
+// Precision: as linear and add_layer_norm; two-pass variance. Row sums are reduced in a fixed order, the same in every
+// block: the lane's columns, the lanes that share the row, the warps, the blocks by rank. Reference: the composition of
+// the two.
 //
-// A block writes its partial sums to all blocks and reads none of theirs remotely: stores do not wait for a round trip,
-// and no barrier is needed before a block ends. `out` may be the residual where nothing is gathered: a lane reads its
-// own elements of it before it writes them, and no other block's.
+// A block writes its partial sums to all blocks instead of reading theirs: a remote store does not wait for a round
+// trip, and no barrier is needed before a block exits. `out` may be the residual where nothing is gathered: each
+// element is read and written by the same lane, in this order.
 #pragma once
 
 #include "cuda/element.cuh"
@@ -20,11 +20,11 @@
 namespace distilfast::cuda {
 namespace {
 
-// 96 and 192 columns: 768 are then whole CTA tiles. Which one runs: see linear_add_layer_norm.cu.
+// 96 and 192 columns divide 768. Which one runs: see linear_add_layer_norm.cu.
 using CtaTile64x96 = Tile<64, 96, 2, 2, 1, 2, 4>;
 using CtaTile128x192 = Tile<128, 192, 2, 4, 1, 2, 3>;
 
-// fp32's split operands beside so many accumulators need more registers than a thread has.
+// In fp32 the split operands and so many accumulators would need more registers than a thread has.
 template <class T>
 constexpr bool has_large_tile = sizeof(T) == 2;
 
@@ -36,8 +36,8 @@ constexpr int cluster_shared_bytes(int cluster) {
   return StageSizes<T, Tile>::all_bytes + 2 * cluster * Tile::rows * static_cast<int>(sizeof(float));
 }
 
-// The rows and columns of out whose accumulators a lane holds: of row tile i two rows (halves), of column tile j two
-// columns.
+// The elements of out whose accumulators a lane holds: two rows (halves) of row tile i, two adjacent columns of column
+// tile j.
 template <class Tile>
 struct LaneCoord {
   int tile_row, first_row, first_column, rows, width;
@@ -53,16 +53,16 @@ struct LaneCoord {
   __device__ int column(int j) const { return first_column + mma_columns * j; }
   __device__ bool has_row(int i, int half) const { return row(i, half) < rows; }
   __device__ bool has_column(int j) const { return column(j) < width; }
-  // Clamped, for values that are then not used: without a branch between them all loads are issued together.
+  // Clamped; what is read out of range is not used. Without branches between them all loads are issued together.
   __device__ int read_row(int i, int half) const { return has_row(i, half) ? row(i, half) : rows - 1; }
   __device__ int read_column(int j) const { return has_column(j) ? column(j) : 0; }
 };
 
-// A number for each of the lane's rows.
+// One value for each of the lane's rows.
 template <class Tile>
 using RowValues = float[Tile::row_tiles][2];
 
-// Calls run(i, half), unrolled: the arrays that it indexes must stay in registers.
+// Calls run(i, half), unrolled so that the arrays that it indexes stay in registers.
 template <class Tile, class Run>
 __device__ inline void for_each_row(Run run) {
 #pragma unroll
@@ -71,10 +71,10 @@ __device__ inline void for_each_row(Run run) {
     for (int half = 0; half < 2; ++half) run(i, half);
 }
 
-// results = finish(the sum of value(i, half, j) over all columns of the cluster), by one thread for each row.
+// results = finish(the sum of value(i, half, j) over all columns of the cluster); one thread finishes each row.
 // `block_sums` [blocks][rows].
 template <class Tile, class Value, class Finish>
-__device__ inline void sum_rows(const LaneCoord<Tile>& place, float* block_sums, Value value, Finish finish,
+__device__ inline void sum_rows(const LaneCoord<Tile>& coord, float* block_sums, Value value, Finish finish,
                                 RowValues<Tile>& results) {
   auto* warps = reinterpret_cast<float*>(shared_memory());  // [column_warps][rows], over the stages
   float* finished = warps + Tile::column_warps * Tile::rows;
@@ -84,10 +84,10 @@ __device__ inline void sum_rows(const LaneCoord<Tile>& place, float* block_sums,
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
-      if (place.has_column(j)) sum += value(i, half, j);
+      if (coord.has_column(j)) sum += value(i, half, j);
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
-    if (thread % 4 == 0) store(warps + column_warp * Tile::rows + place.tile_row + 16 * i + 8 * half, sum);
+    if (thread % 4 == 0) store(warps + column_warp * Tile::rows + coord.tile_row + 16 * i + 8 * half, sum);
   });
   sync_threads();
   static_assert(Tile::threads >= Tile::rows);
@@ -107,18 +107,18 @@ __device__ inline void sum_rows(const LaneCoord<Tile>& place, float* block_sums,
     store(finished + thread, finish(sum));
   }
   sync_threads();
-  for_each_row<Tile>([&](int i, int half) { results[i][half] = load(finished + place.tile_row + 16 * i + 8 * half); });
+  for_each_row<Tile>([&](int i, int half) { results[i][half] = load(finished + coord.tile_row + 16 * i + 8 * half); });
 }
 
-// Two neighbours of each of the lane's columns.
+// One value for each of the lane's columns, which come in adjacent pairs.
 template <class Tile>
 using ColumnPairs = Float2[Tile::column_tiles];
 
 template <class Tile>
-__device__ inline void load_columns(const LaneCoord<Tile>& place, const float* row, ColumnPairs<Tile>& pairs) {
+__device__ inline void load_columns(const LaneCoord<Tile>& coord, const float* row, ColumnPairs<Tile>& pairs) {
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j)
-    pairs[j] = load(reinterpret_cast<const Float2*>(row + place.read_column(j)));
+    pairs[j] = load(reinterpret_cast<const Float2*>(row + coord.read_column(j)));
 }
 
 template <class Tile>
@@ -134,50 +134,50 @@ __device__ inline void add_pairs(const ColumnPairs<Tile>& pairs, int i, int half
 }
 
 template <class Tile>
-__device__ inline void add_bias(const LaneCoord<Tile>& place, const float* bias, Accumulators<Tile>& y) {
+__device__ inline void add_bias(const LaneCoord<Tile>& coord, const float* bias, Accumulators<Tile>& y) {
   ColumnPairs<Tile> pairs;
-  load_columns<Tile>(place, bias, pairs);
+  load_columns<Tile>(coord, bias, pairs);
   for_each_row<Tile>([&](int i, int half) { add_pairs<Tile>(pairs, i, half, y); });
 }
 
 template <class Tile>
-__device__ inline void add_residual(const LaneCoord<Tile>& place, const AddLayerNorm& op, Accumulators<Tile>& y) {
+__device__ inline void add_residual(const LaneCoord<Tile>& coord, const AddLayerNorm& op, Accumulators<Tile>& y) {
   for_each_row<Tile>([&](int i, int half) {
-    const int row = place.read_row(i, half);
+    const int row = coord.read_row(i, half);
     const Index from = op.gather ? load(op.gather + row) : row;
     ColumnPairs<Tile> pairs;
-    load_columns<Tile>(place, op.residual + from * place.width, pairs);
+    load_columns<Tile>(coord, op.residual + from * coord.width, pairs);
     add_pairs<Tile>(pairs, i, half, y);
   });
 }
 
-// Calls put(row, column, i, half, j) for the lane's pairs that lie inside [T, D].
+// Calls put(row, column, i, half, j) for the lane's pairs of columns inside [T, D].
 template <class Tile, class Put>
-__device__ inline void for_each_pair(const LaneCoord<Tile>& place, Put put) {
+__device__ inline void for_each_pair(const LaneCoord<Tile>& coord, Put put) {
   for_each_row<Tile>([&](int i, int half) {
-    if (!place.has_row(i, half)) return;
+    if (!coord.has_row(i, half)) return;
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
-      if (place.has_column(j)) put(Index{place.row(i, half)}, place.column(j), i, half, j);
+      if (coord.has_column(j)) put(Index{coord.row(i, half)}, coord.column(j), i, half, j);
   });
 }
 
 template <class Tile>
-__device__ inline void store_accumulators(const LaneCoord<Tile>& place, const Accumulators<Tile>& y, float* sum) {
-  for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
-    store(reinterpret_cast<Float2*>(sum + row * place.width + column), pair_of<Tile>(y, i, half, j));
+__device__ inline void store_accumulators(const LaneCoord<Tile>& coord, const Accumulators<Tile>& y, float* sum) {
+  for_each_pair<Tile>(coord, [&](Index row, int column, int i, int half, int j) {
+    store(reinterpret_cast<Float2*>(sum + row * coord.width + column), pair_of<Tile>(y, i, half, j));
   });
 }
 
-// y -= mean(y); `block_sums` is for this alone.
+// y -= mean(y); nothing else uses these `block_sums`.
 template <class Tile>
-__device__ inline void subtract_mean(const LaneCoord<Tile>& place, float* block_sums, Accumulators<Tile>& y) {
+__device__ inline void subtract_mean(const LaneCoord<Tile>& coord, float* block_sums, Accumulators<Tile>& y) {
   const auto sum = [&](int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
     return pair.x + pair.y;
   };
   RowValues<Tile> means;
-  sum_rows<Tile>(place, block_sums, sum, [&](float all) { return all / static_cast<float>(place.width); }, means);
+  sum_rows<Tile>(coord, block_sums, sum, [&](float all) { return all / static_cast<float>(coord.width); }, means);
   for_each_row<Tile>([&](int i, int half) {
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
@@ -190,27 +190,27 @@ struct alignas(2 * sizeof(T)) Pair {
   T x, y;
 };
 
-// out = out_cast = y / sqrt(mean(y^2) + eps) * weight + bias, of a y with the mean subtracted; `block_sums` is for this
-// alone.
+// out = out_cast = y / sqrt(mean(y^2) + eps) * weight + bias, where the mean of y has been subtracted; nothing else
+// uses these `block_sums`.
 template <class T, class Tile>
-__device__ inline void scale(const LaneCoord<Tile>& place, float* block_sums, const AddLayerNorm& op,
-                             const Accumulators<Tile>& y) {
+__device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums, const AddLayerNorm& op,
+                                 const Accumulators<Tile>& y) {
   ColumnPairs<Tile> weight, bias;  // loaded while the squares are summed
-  load_columns<Tile>(place, op.norm.weight, weight);
-  load_columns<Tile>(place, op.norm.bias, bias);
+  load_columns<Tile>(coord, op.norm.weight, weight);
+  load_columns<Tile>(coord, op.norm.bias, bias);
   const auto squares = [&](int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
     return pair.x * pair.x + pair.y * pair.y;
   };
-  const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(place.width) + op.norm.eps); };
+  const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(coord.width) + op.norm.eps); };
   RowValues<Tile> scales;
-  sum_rows<Tile>(place, block_sums, squares, inverse, scales);
-  for_each_pair<Tile>(place, [&](Index row, int column, int i, int half, int j) {
+  sum_rows<Tile>(coord, block_sums, squares, inverse, scales);
+  for_each_pair<Tile>(coord, [&](Index row, int column, int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
     const Float2 out{pair.x * scales[i][half] * weight[j].x + bias[j].x,
                      pair.y * scales[i][half] * weight[j].y + bias[j].y};
-    store(reinterpret_cast<Float2*>(op.out + row * place.width + column), out);
-    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(place.width) + column),
+    store(reinterpret_cast<Float2*>(op.out + row * coord.width + column), out);
+    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(coord.width) + column),
           Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
   });
 }
@@ -220,18 +220,18 @@ template <class T, class Tile>
 __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, int row_tile) {
   static_assert(Tile::k_warps == 1);
   const int rows = load(op.linear.rows), row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
-  if (row0 >= rows) return;  // and so does the whole cluster
-  arrive_cluster();          // waited for before the first block writes to another
+  if (row0 >= rows) return;  // uniform over the cluster
+  arrive_cluster();          // the wait below precedes the first remote store
   Accumulators<Tile> y = {};
   main_loop<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
-  const LaneCoord<Tile> place(row0, column0, rows, op.linear.packed.n);
-  add_bias<Tile>(place, op.linear.packed.bias, y);
-  if (op.add_layer_norm.sum) store_accumulators<Tile>(place, y, op.add_layer_norm.sum);
-  add_residual<Tile>(place, op.add_layer_norm, y);
+  const LaneCoord<Tile> coord(row0, column0, rows, op.linear.packed.n);
+  add_bias<Tile>(coord, op.linear.packed.bias, y);
+  if (op.add_layer_norm.sum) store_accumulators<Tile>(coord, y, op.add_layer_norm.sum);
+  add_residual<Tile>(coord, op.add_layer_norm, y);
   auto* block_sums = reinterpret_cast<float*>(shared_memory() + StageSizes<T, Tile>::all_bytes);
   wait_cluster();
-  subtract_mean<Tile>(place, block_sums, y);
-  scale<T, Tile>(place, block_sums + cluster_size() * Tile::rows, op.add_layer_norm, y);
+  subtract_mean<Tile>(coord, block_sums, y);
+  normalize<T, Tile>(coord, block_sums + cluster_size() * Tile::rows, op.add_layer_norm, y);
 }
 
 }  // namespace

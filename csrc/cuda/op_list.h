@@ -21,18 +21,18 @@ struct Op {
 constexpr int max_ops = 128;  // a model of 17 layers with its head
 constexpr int max_persistent_rows = 64, max_persistent_head = 64;
 
-// A kernel argument, which may have 32 KB.
+// Passed as the kernel's argument, which may have 32 KB.
 struct OpList {
   int count;
   Op ops[max_ops];
 };
 
-// Launches each operation at once, or records it in a list.
+// Launches each operation at once or, given a list, appends it.
 class OpRecorder {
  public:
   OpRecorder(Stream& stream, OpList* op_list) : stream_(stream), op_list_(op_list) {}
 
-  // Always launched: it is for more rows than a list serves.
+  // Always launched: it is for more rows than a persistent kernel runs.
   void add(const LinearAddLayerNorm& op, int bucket_rows) { linear_add_layer_norm(op, bucket_rows, stream_); }
   void add(const Embed& op, int bucket_rows) {
     if (Op* recorded = record(Op::Kind::embed, bucket_rows))
@@ -58,7 +58,7 @@ class OpRecorder {
     else
       add_layer_norm(op, bucket_rows, stream_);
   }
-  // Always launched: W8A8 is for more rows than a list serves.
+  // Always launched: W8A8 is for more rows than a persistent kernel runs.
   void add(const QuantizeActivations& op, int bucket_rows) { quantize_activations(op, bucket_rows, stream_); }
 
  private:
@@ -75,10 +75,10 @@ class OpRecorder {
 
 static_assert(max_w8a16_rows >= max_persistent_rows);
 
-inline bool can_persist(Precision precision) { return precision != Precision::fp32; }
+inline bool has_persistent_kernel(Precision precision) { return precision != Precision::fp32; }
 
-// Enqueues one cooperative launch. Only where can_persist, for operations with at most max_persistent_rows rows and
-// heads of at most max_persistent_head columns.
+// Enqueues one cooperative launch, in a precision that has the kernel, for operations with at most max_persistent_rows
+// rows and heads of at most max_persistent_head columns.
 void run_persistent(Precision precision, const OpList& op_list, Stream& stream);
 void load_persistent(Precision precision);
 

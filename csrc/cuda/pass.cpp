@@ -9,25 +9,25 @@ namespace distilfast::cuda {
 
 namespace {
 
-constexpr int smallest_bucket = 16;
-// Up to here split-K fills the device, and the few clusters that hold whole rows would not.
+constexpr int min_bucket = 16;
+// Up to here split-K fills the device; clusters, which hold whole rows, would be too few to.
 constexpr int max_rows_without_clusters = 256;
 // Results up to this size are copied through pinned memory: the last hidden state of 42 tokens of 768 columns. A copy
 // to pageable memory synchronises with the device each time; for larger results that wait is negligible.
 constexpr std::size_t staged_bytes = 128 * 1024;
-constexpr std::size_t alignment = 256;  // of every piece of the arena, as of device memory itself
+constexpr std::size_t alignment = 256;  // of every buffer in the arena, as of device memory
 
 template <class T>
 T* take(char*& at, std::size_t bytes) {
-  char* piece = at;
+  char* buffer = at;
   at += (bytes + alignment - 1) / alignment * alignment;
-  return reinterpret_cast<T*>(piece);
+  return reinterpret_cast<T*>(buffer);
 }
 
-// Floats of a linear's splits, at most, over all buckets up to `bucket_rows`.
+// The most floats that a linear's partial sums take in any bucket up to `bucket_rows`.
 std::size_t split_sum_floats(const Dense& dense, int bucket_rows) {
   std::size_t floats = 0;
-  for (int rows = smallest_bucket; rows <= bucket_rows; rows *= 2)
+  for (int rows = min_bucket; rows <= bucket_rows; rows *= 2)
     floats = std::max(floats, static_cast<std::size_t>(linear_split_k(dense.precision, dense.n, dense.k, rows)) *
                                   static_cast<std::size_t>(rows) * static_cast<std::size_t>(dense.n));
   return floats;
@@ -36,7 +36,7 @@ std::size_t split_sum_floats(const Dense& dense, int bucket_rows) {
 }  // namespace
 
 int bucket_for(Index count) {
-  int bucket = smallest_bucket;
+  int bucket = min_bucket;
   while (bucket < count) bucket *= 2;
   return bucket;
 }
@@ -46,7 +46,7 @@ int bucket_for(Index count) {
 Pass::Pass(const Model& model, int bucket_tokens, const Options& options)
     : model_(model),
       bucket_tokens_(bucket_tokens),
-      persistent_(options.persistent && can_persist()),
+      persistent_(options.persistent && fits_persistent_kernel()),
       clusters_(options.clusters),
       input_bytes_(static_cast<std::size_t>(place_inputs(nullptr, host_) - static_cast<char*>(nullptr))),
       host_memory_(input_bytes_ + staged_bytes),
@@ -56,7 +56,7 @@ Pass::Pass(const Model& model, int bucket_tokens, const Options& options)
   place_buffers(arena_.data());
 }
 
-bool Pass::can_persist() const {
+bool Pass::fits_persistent_kernel() const {
   const EncoderShape& shape = model_.shape;
   const std::size_t ops = 1 + 7 * model_.layers.size() + 2 * model_.head.size();
   return bucket_tokens_ <= max_persistent_rows && shape.width / shape.heads <= max_persistent_head && ops <= max_ops;
@@ -74,7 +74,7 @@ std::size_t Pass::max_packed_a_bytes() const {
   return bytes;
 }
 
-// Returns the end of what it placed.
+// Returns the end of the inputs.
 char* Pass::place_inputs(char* at, BatchInputs& inputs) const {
   const std::size_t bytes = static_cast<std::size_t>(bucket_tokens_) * sizeof(std::int32_t);
   inputs.tokens = take<std::int32_t>(at, 4 * sizeof(std::int32_t));
@@ -139,7 +139,7 @@ Pass::Results Pass::start(const ForwardInput& input, const Chunk& chunk, bool hi
 
 Pass::Results Pass::start(const DeviceInput& input, bool hidden, bool head, Stream& stream) {
   unpack_device_batch(
-      {input.ids, input.cu_seqlens, input.token_types, input.rows, input.rows_are, static_cast<int>(input.tokens),
+      {input.ids, input.cu_seqlens, input.token_types, input.rows, input.row_selection, static_cast<int>(input.tokens),
        static_cast<int>(input.sequences), static_cast<int>(input.num_rows), model_.rows_of(model_.word),
        model_.rows_of(model_.position), model_.rows_of(model_.token_type), device_},
       stream);
@@ -187,7 +187,7 @@ void Pass::run_traced(const ForwardInput& input, const Chunk& chunk, const Forwa
   fetch(input, chunk, output, stream);
 }
 
-// Copies the results to the host; where only some columns of the logits are wanted, by way of all of them.
+// Copies the results to the host; columns of the logits are selected there, out of all of them.
 void Pass::fetch(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) const {
   const Index width = model_.shape.width, columns = model_.head_columns();
   const std::size_t hidden_bytes = output.hidden ? static_cast<std::size_t>(chunk.tokens * width) * sizeof(float) : 0,
@@ -270,7 +270,7 @@ void Pass::attend(const Layer& layer, Index i, OpRecorder& recorder, Tracer* tra
   tracer->record(layer_name(i, names::context), context_, tracer->num_tokens, shape.width);
 }
 
-// context_ and the layer's input -> rows, the layer's output.
+// context_ and residual, the layer's input -> rows, the layer's output.
 void Pass::finish_layer(const Layer& layer, Index i, const float* residual, const std::int32_t* gather,
                         const Rows& rows, OpRecorder& recorder, Tracer* tracer) {
   const EncoderShape& shape = model_.shape;
@@ -321,7 +321,7 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
                                  const float* residual, const std::int32_t* gather, const Rows& rows,
                                  const std::string& name, OpRecorder& recorder, Tracer* tracer) const {
   float* sum = tracer ? reinterpret_cast<float*>(tracer->sum.data()) : nullptr;
-  if (clusters_ && residual && rows.bucket > max_rows_without_clusters) {  // a layer's; a head has no residual
+  if (clusters_ && residual && rows.bucket > max_rows_without_clusters) {  // in a head there is no residual
     recorder.add(LinearAddLayerNorm{{dense.precision, rows.count, source.gather, source.x, dense.packed(rows.bucket),
                                      activation, 1, 0, nullptr, nullptr},
                                     {dense.precision, rows.count, gather, nullptr, 1, 0, nullptr, residual, norm.view(),
@@ -330,7 +330,7 @@ void Pass::linear_add_layer_norm(const Dense& dense, const Norm& norm, Source so
     if (tracer) tracer->record(name, sum, tracer->num_tokens, dense.n);
     return;
   }
-  // add_layer_norm adds the splits up, so there must be no activation between.
+  // add_layer_norm adds the partial sums, and an activation does not distribute over a sum.
   const int split_k =
       activation == Activation::none ? linear_split_k(dense.precision, dense.n, dense.k, rows.bucket) : 1;
   const Index split_stride = static_cast<Index>(rows.bucket) * dense.n;

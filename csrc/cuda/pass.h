@@ -33,7 +33,7 @@ class Pass {
 
   // The results of a forward, on the device.
   struct Results {
-    const float *hidden, *head;  // [T, D] and [R, N], null where they are not wanted
+    const float *hidden, *head;  // [T, D] and [R, N], null where not asked for
   };
   // Enqueues a forward and does not wait.
   Results start(const ForwardInput& input, const Chunk& chunk, bool hidden, bool head, Stream& stream);
@@ -48,20 +48,20 @@ class Pass {
   std::size_t bytes() const { return arena_.bytes(); }
 
  private:
-  // The rows of a layer: the residual stream, and its copy in T that linears read.
+  // A layer's rows: the fp32 residual stream, and its copy in T, which linears read.
   struct Rows {
     const std::int32_t* count;
     int bucket;
-    float* x;      // [most, D]
-    char* x_cast;  // T [most, row_stride(D)]
+    float* x;      // [bucket_tokens, D]
+    char* x_cast;  // T [bucket_tokens, row_stride(D)]
   };
-  // What a linear reads: T [*, row_stride(K)] or packed A, and which of its rows (null: all in order).
+  // What a linear reads: T [*, row_stride(K)] or packed A, and which of its rows (null: all, in order).
   struct Source {
     const char* x;
     const std::int32_t* gather;
   };
 
-  // Contiguous, so that a host batch is one copy.
+  // Lays out the inputs contiguously, so that a batch from the host is one copy.
   char* place_inputs(char* at, BatchInputs& inputs) const;
   char* place_buffers(char* at);
   std::size_t row_bytes(int columns) const;
@@ -70,15 +70,15 @@ class Pass {
   void fill_inputs(const ForwardInput& input, const Chunk& chunk);
   void fetch(const ForwardInput& input, const Chunk& chunk, const ForwardOutput& output, Stream& stream) const;
 
-  // A tracer, where there is one, records the outputs.
+  // The tracer may be null.
   void enqueue(const GraphKey& key, Stream& stream, Tracer* tracer);
   void add_operations(const GraphKey& key, OpRecorder& recorder, Tracer* tracer);
-  bool can_persist() const;
+  bool fits_persistent_kernel() const;
   void embed_tokens(OpRecorder& recorder, Tracer* tracer);
   void attend(const Layer& layer, Index i, OpRecorder& recorder, Tracer* tracer);
   void finish_layer(const Layer& layer, Index i, const float* residual, const std::int32_t* gather, const Rows& rows,
                     OpRecorder& recorder, Tracer* tracer);
-  // What the linear reads: `source` itself, or the packed A that is made of it.
+  // What the linear reads: `source` itself, or packed A, into which it is quantised.
   Source packed_a_for(const Dense& dense, Source source, const Rows& rows, OpRecorder& recorder) const;
   void run_head(const Rows& rows, Source source, OpRecorder& recorder, Tracer* tracer);
   void run_linear(const Dense& dense, Source source, const Rows& rows, Activation activation, float* out,
@@ -95,7 +95,7 @@ class Pass {
   PinnedBuffer host_memory_;
   BatchInputs host_, device_;
   DeviceBuffer arena_;
-  Rows tokens_, rows_;  // all of them; those that the head reads
+  Rows tokens_, rows_;  // all tokens; the rows that the head reads
   char *qkv_, *context_, *ffn_, *packed_a_, *head_cast_[2];
   float *split_sums_, *head_out_;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs_;

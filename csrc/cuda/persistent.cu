@@ -3,11 +3,11 @@
 //
 // The tasks of an operation (CTA tiles, rows, heads) are distributed over the blocks, followed by a grid barrier.
 // Nothing is launched between operations, and before a block waits it prefetches its share of the next linear's W into
-// the L2 cache. The tasks are those of the kernels that run alone, so the bits are the same. The list travels as the
-// kernel's argument, in the constant bank. With int8 the encoder's linears are W8A16 and the head's bf16, so each
-// operation says which it is. fp32 is left to the graph: its split operands and the loop over the list need more
-// registers than a thread has. It has not been measured on a GPU whether this beats a graph of the same operations; a
-// caller asks for it.
+// the L2 cache. The tasks are those of the separate kernels, so the results are equal bit for bit. The list is the
+// kernel's argument, in constant memory. With int8 the encoder's linears are W8A16 and the head's bf16, so each
+// operation has its own precision. fp32 is left to the graph: its split operands and the loop over the list need more
+// registers than a thread has. Whether this beats a graph of the same operations has not been measured on a GPU, so it
+// is off by default.
 #include <algorithm>
 
 #include "cuda/add_layer_norm.cuh"
@@ -25,11 +25,11 @@ static_assert(CtaTile16x16::threads == block_threads && CtaTile64x32::threads ==
 static_assert(max_persistent_rows == CtaTile64x32::rows);
 
 template <class T>
-using PersistentHead = Head<T, max_persistent_head>;
+using PersistentHead = HeadTraits<T, max_persistent_head>;
 
-// Calls task(i) for this block's share of 0 to count - 1.
+// A grid-stride loop over tasks: calls task(i) for this block's share of 0 to count - 1.
 template <class Task>
-__device__ inline void share_out(int count, Task task) {
+__device__ inline void for_each_task(int count, Task task) {
   for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {
     sync_threads();  // the previous task no longer uses the shared memory
     task(i);
@@ -50,21 +50,21 @@ __device__ inline int linear_tasks(const Linear& op) {
 template <class T, class W>
 __device__ inline void run_linear(const Linear& op, int bucket_rows) {
   if (bucket_rows <= CtaTile16x16::rows)
-    return share_out(linear_tasks<CtaTile16x16>(op), [&](int i) { linear_task<T, W, CtaTile16x16>(op, i); });
-  share_out(linear_tasks<CtaTile64x32>(op), [&](int i) { linear_task<T, W, CtaTile64x32>(op, i); });
+    return for_each_task(linear_tasks<CtaTile16x16>(op), [&](int i) { linear_task<T, W, CtaTile16x16>(op, i); });
+  for_each_task(linear_tasks<CtaTile64x32>(op), [&](int i) { linear_task<T, W, CtaTile64x32>(op, i); });
 }
 
-// T: of x and of the head's linears; W: of the encoder's.
+// T: the type of x and of the head's W; W: that of the encoder's.
 template <class T, class W>
 __device__ inline void run_op(const Op& op) {
   switch (op.kind) {
     case Op::Kind::embed:
-      return share_out(op.bucket_rows, [&](int i) { embed_row<T>(op.embed, i); });
+      return for_each_task(op.bucket_rows, [&](int i) { embed_row<T>(op.embed, i); });
     case Op::Kind::add_layer_norm:
-      return share_out(op.bucket_rows, [&](int i) { add_layer_norm_row<T>(op.add_layer_norm, i); });
+      return for_each_task(op.bucket_rows, [&](int i) { add_layer_norm_row<T>(op.add_layer_norm, i); });
     case Op::Kind::attention:
-      // Enough tasks for sequences of 16 tokens; with shorter ones a task loops over several tiles.
-      return share_out(op.attention.heads * divide_up(op.bucket_rows, 16), [&](int i) {
+      // One tile for each task where sequences have at least 16 tokens; with shorter ones a task loops over several.
+      return for_each_task(op.attention.heads * divide_up(op.bucket_rows, 16), [&](int i) {
         const int heads = op.attention.heads;
         attention_tiles<T, PersistentHead<T>>(op.attention, i % heads, i / heads, divide_up(op.bucket_rows, 16));
       });
@@ -82,7 +82,7 @@ __device__ inline Index weight_bytes(const Linear& op) {
   return packed_bytes<T, T>(op.packed.n, op.packed.k);
 }
 
-// This block's share of the next linear's W.
+// Prefetches this block's share of the next linear's W.
 template <class T, class W>
 __device__ inline void prefetch_weight(const OpList& op_list, int next) {
   constexpr int line_bytes = 128;
@@ -95,7 +95,7 @@ __device__ inline void prefetch_weight(const OpList& op_list, int next) {
     prefetch(static_cast<const char*>(op.packed.weight) + at);
 }
 
-static_assert(sizeof(OpList) <= 32764, "more than a kernel's arguments can be");
+static_assert(sizeof(OpList) <= 32764, "exceeds what a kernel's arguments may take");
 
 template <class T, class W>
 __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ OpList op_list) {
@@ -108,15 +108,15 @@ __global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __gr
   }
 }
 
-// W of 8 bits takes no more than W of 16.
+// shared_bytes counts bf16 stages: those of W8A16 must not be larger.
 static_assert(StageSizes<W8A16, CtaTile16x16>::shared_bytes <= StageSizes<BFloat16, CtaTile16x16>::shared_bytes &&
               StageSizes<W8A16, CtaTile64x32>::shared_bytes <= StageSizes<BFloat16, CtaTile64x32>::shared_bytes);
 
 std::size_t shared_bytes(Precision precision, const OpList& op_list) {
   std::size_t bytes = std::max<std::size_t>(StageSizes<BFloat16, CtaTile16x16>::shared_bytes,
                                             StageSizes<BFloat16, CtaTile64x32>::shared_bytes);
-  with_short_element(precision,
-                     [&]<class T>() { bytes = std::max<std::size_t>(bytes, PersistentHead<T>::shared_bytes); });
+  with_16_bit_element(precision,
+                      [&]<class T>() { bytes = std::max<std::size_t>(bytes, PersistentHead<T>::shared_bytes); });
   for (int i = 0; i < op_list.count; ++i) {
     const Op& op = op_list.ops[i];
     if (op.kind == Op::Kind::add_layer_norm)
@@ -129,7 +129,7 @@ std::size_t shared_bytes(Precision precision, const OpList& op_list) {
 template <class Run>
 void with_kernel(Precision precision, Run run) {
   if (precision == Precision::int8) return run(persistent_kernel<BFloat16, W8A16>);
-  with_short_element(precision, [&]<class T>() { run(persistent_kernel<T, T>); });
+  with_16_bit_element(precision, [&]<class T>() { run(persistent_kernel<T, T>); });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The CUDA runtime as the encoder sees it: memory, a stream, a launch, a graph. Errors are exceptions of one sentence.
+// The CUDA runtime as the encoder needs it: memory, a stream, a launch, a graph. Errors are exceptions of one sentence.
 //
-// tests/cuda_host has a second implementation of this header, which keeps device memory on the host and runs at once
-// what is enqueued here.
+// tests/cuda_host has a second implementation of this header, which keeps device memory on the host and runs enqueued
+// work at once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -34,50 +34,51 @@ inline bool is_lost(cudaError_t status) {
   }
 }
 
-// Throws what `status` says, if it is an error.
+// Throws if `status` is an error.
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // clears it, or the next call would report it again
+  cudaGetLastError();  // clears the error, which the next call would report again
   const std::string why = std::string(what) + " failed: " + cudaGetErrorString(status);
-  throw std::runtime_error(
-      why + (is_lost(status) ? "; this process has lost the device, and only a new one can use it." : "."));
+  throw std::runtime_error(why +
+                           (is_lost(status) ? "; this process can no longer use the device, a new process can." : "."));
 }
 
-// Nothing, or why no device can be used, in one sentence.
+// Nullopt, or why no device can be used, in one sentence.
 inline std::optional<std::string> unavailable() {
   int driver = 0, devices = 0, device = 0, major = 0, minor = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "There is no NVIDIA driver.";
   if (driver < CUDART_VERSION / 1000 * 1000)
     return "The NVIDIA driver supports CUDA " + std::to_string(driver / 1000) + "." +
-           std::to_string(driver % 1000 / 10) + " and CUDA " + std::to_string(CUDART_VERSION / 1000) +
+           std::to_string(driver % 1000 / 10) + "; CUDA " + std::to_string(CUDART_VERSION / 1000) +
            ".0 or newer is needed.";
   if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess || devices == 0)
     return std::string("There is no CUDA device: ") + cudaGetErrorString(status) + ".";
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (status != cudaSuccess) return std::string("The CUDA device does not answer: ") + cudaGetErrorString(status) + ".";
+  if (status != cudaSuccess)
+    return std::string("The CUDA device cannot be queried: ") + cudaGetErrorString(status) + ".";
   if (major < 8)
     return "The device's compute capability is " + std::to_string(major) + "." + std::to_string(minor) +
-           " and 8.0 or newer is needed.";
+           "; 8.0 or newer is needed.";
   return std::nullopt;
 }
 
 inline int current_device() {
   int device = 0;
-  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaGetDevice(&device), "querying the current device");
   return device;
 }
 
 inline std::string device_name() {
   cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, current_device()), "asking for the device's name");
+  check(cudaGetDeviceProperties(&properties, current_device()), "querying the device's name");
   return properties.name;
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
   int value = 0;
-  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "asking for a fact of the device");
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "querying a device attribute");
   return value;
 }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
@@ -85,22 +86,22 @@ inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessor
 inline int architecture() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
-// Of shared memory, for one block.
+// Bytes of shared memory that one block can have.
 inline std::size_t max_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
-// Of device memory, in use by anyone.
+// Bytes of device memory in use, by all processes.
 inline std::size_t used_memory() {
   std::size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
+  check(cudaMemGetInfo(&free, &total), "querying the device's memory");
   return total - free;
 }
 
-// Streams, memory and graphs belong to a device, and each thread has a current one: while this lives, it is `device`.
+// Makes `device` the thread's current one for a scope; new streams, memory and graphs belong to the current device.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) : before_(current_device()), device_(device) {
-    if (device_ != before_) check(cudaSetDevice(device_), "choosing the device");
+    if (device_ != before_) check(cudaSetDevice(device_), "selecting the device");
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
@@ -112,44 +113,44 @@ class CurrentDevice {
   int before_, device_;
 };
 
-// A stream of the caller's, as the number that Python passes; 0 and 1 are the default stream, 2 each thread's own.
+// A caller's stream, as an integer from Python; 0 and 1 are the legacy default stream, 2 the per-thread default one.
 using StreamHandle = std::uintptr_t;
 constexpr StreamHandle last_default_stream = 2;
 
-// Throws std::invalid_argument where work of the current device cannot be put in order with the caller's stream.
+// Throws std::invalid_argument where work on the current device cannot be ordered with the caller's stream.
 inline void check_stream(StreamHandle caller) {
   const auto stream = reinterpret_cast<cudaStream_t>(caller);
   int device = 0;
-  if (caller > last_default_stream) {  // those are on whatever device is current
-    check(cudaStreamGetDevice(stream, &device), "asking for the stream's device");
+  if (caller > last_default_stream) {  // a default stream is the current device's
+    check(cudaStreamGetDevice(stream, &device), "querying the stream's device");
     if (device != current_device())
       throw std::invalid_argument("The stream belongs to device " + std::to_string(device) +
                                   " and the model to device " + std::to_string(current_device()) + ".");
   }
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &capture), "asking for the stream's state");
+  check(cudaStreamIsCapturing(stream, &capture), "querying the stream's capture status");
   if (capture != cudaStreamCaptureStatusNone)
-    throw std::invalid_argument("The stream is being captured, and a forward cannot be a part of another graph.");
+    throw std::invalid_argument("The stream is being captured, and a forward cannot be part of another graph.");
 }
 
-// A number that DLPack has for the memory of this device.
+// DLPack's number for this kind of device memory.
 constexpr int dlpack_device_type = 2;  // kDLCUDA
 
-// The device whose memory this is; nothing for the host's.
+// The device that the memory belongs to; nullopt for host memory.
 inline std::optional<int> device_of(const void* memory) {
-  cudaPointerAttributes facts;
-  check(cudaPointerGetAttributes(&facts, memory), "asking where an array lies");
-  if (facts.type != cudaMemoryTypeDevice && facts.type != cudaMemoryTypeManaged) return std::nullopt;
-  return facts.device;
+  cudaPointerAttributes attributes;
+  check(cudaPointerGetAttributes(&attributes, memory), "querying an array's device");
+  if (attributes.type != cudaMemoryTypeDevice && attributes.type != cudaMemoryTypeManaged) return std::nullopt;
+  return attributes.device;
 }
 
 class Stream {
  public:
   Stream() {
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
     if (const cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)) {
       cudaStreamDestroy(stream_);
-      check(status, "making an event");
+      check(status, "creating an event");
     }
   }
   Stream(const Stream&) = delete;
@@ -160,17 +161,17 @@ class Stream {
   }
 
   cudaStream_t get() const { return stream_; }
-  // After the caller's work; and the caller's after this.
+  // `follow`: this stream's next work waits for the caller's work so far; `precede`: the reverse.
   void follow(StreamHandle caller) { order(reinterpret_cast<cudaStream_t>(caller), stream_); }
   void precede(StreamHandle caller) { order(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
 
  private:
-  // What is enqueued on `second` from now on begins after what `first` has now. The event can be recorded again at
-  // once: a wait refers to what was recorded when it was enqueued.
+  // Work enqueued on `second` from now on waits for the work now on `first`. The event can be recorded again at once: a
+  // wait refers to what was recorded when the wait was enqueued.
   void order(cudaStream_t first, cudaStream_t second) {
-    check(cudaEventRecord(event_, first), "waiting for another stream");
-    check(cudaStreamWaitEvent(second, event_, 0), "waiting for another stream");
+    check(cudaEventRecord(event_, first), "ordering two streams");
+    check(cudaStreamWaitEvent(second, event_, 0), "ordering two streams");
   }
 
   cudaStream_t stream_ = nullptr;
@@ -214,7 +215,7 @@ class PinnedBuffer {
   void* data_ = nullptr;
 };
 
-// Inside a graph `host` must be pinned memory that outlives it.
+// While a graph is captured, `host` must be pinned memory that outlives the graph.
 inline void upload(void* device, const void* host, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
   check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.get()), "a copy to the device");
@@ -232,9 +233,9 @@ struct Grid {
 // CUDA loads a kernel when it is first used, which may wait for the whole device and is not allowed during a capture.
 // Always request the maximum: lowering it invalidates captured graphs.
 inline void load_kernel(const char* name, const void* kernel) {
-  cudaFuncAttributes facts;
-  check(cudaFuncGetAttributes(&facts, kernel), name);
-  const std::size_t dynamic = max_shared_bytes() - facts.sharedSizeBytes;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), name);
+  const std::size_t dynamic = max_shared_bytes() - attributes.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
 }
 template <class Op>
@@ -242,7 +243,7 @@ void load_kernel(const char* name, void (*kernel)(Op)) {
   load_kernel(name, reinterpret_cast<const void*>(kernel));
 }
 
-// Enqueues kernel(op), which an error calls `name`, on grid x threads, each block with `shared_bytes` of shared memory.
+// Enqueues kernel(op) on `grid` blocks of `threads`, each with `shared_bytes` of shared memory; errors say `name`.
 template <class Op>
 void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
             Op op) {
@@ -253,10 +254,10 @@ void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, s
         name);
 }
 
-// Most blocks of a cluster: eight on every device that has them.
+// The most blocks of a cluster: eight on every device that has clusters.
 inline int max_cluster_blocks() { return device_attribute(cudaDevAttrClusterLaunch) ? 8 : 1; }
 
-// Like `launch`, with every `cluster` consecutive blocks along x a cluster; grid.x is a multiple of it.
+// Like `launch`, in clusters of `cluster` consecutive blocks along x; grid.x is a multiple of it.
 template <class Op>
 void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Grid grid, unsigned threads,
                      std::size_t shared_bytes, Stream& stream, Op op) {
@@ -275,7 +276,7 @@ void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Gri
   check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), name);
 }
 
-// Blocks of a cooperative launch, which must all be resident at once: one for each multiprocessor.
+// The blocks of a cooperative launch, which must be resident together: one for each multiprocessor.
 inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
 
 // A cooperative launch, for a kernel with grid barriers.
@@ -294,8 +295,8 @@ void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, 
 class Graph {
  public:
   Graph(Stream& stream, const std::function<void()>& enqueue) {
-    // Thread-local: other threads of the process go on using the device meanwhile.
-    check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "beginning a graph");
+    // Thread-local: other threads may use the device during the capture.
+    check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "beginning a graph capture");
     cudaGraph_t graph = nullptr;
     try {
       enqueue();
@@ -304,16 +305,16 @@ class Graph {
       if (graph) cudaGraphDestroy(graph);
       throw;
     }
-    check(cudaStreamEndCapture(stream.get(), &graph), "ending a graph");
+    check(cudaStreamEndCapture(stream.get(), &graph), "ending a graph capture");
     const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
     cudaGraphDestroy(graph);
-    check(status, "making a graph ready");
+    check(status, "instantiating a graph");
   }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
   ~Graph() { cudaGraphExecDestroy(executable_); }
 
-  void run(Stream& stream) { check(cudaGraphLaunch(executable_, stream.get()), "starting a graph"); }
+  void run(Stream& stream) { check(cudaGraphLaunch(executable_, stream.get()), "launching a graph"); }
 
  private:
   cudaGraphExec_t executable_ = nullptr;

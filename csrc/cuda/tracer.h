@@ -1,4 +1,4 @@
-// Copies every intermediate of a pass to the host, as floats, and calls the trace with it.
+// Copies each intermediate of a pass to the host, in fp32, and passes it to the trace.
 #pragma once
 
 #include <cmath>
@@ -31,7 +31,7 @@ class Tracer {
     for (Index i = 0; i < rows; ++i) {
       download(row.data(), device + static_cast<std::size_t>(i) * stride, used, stream_);
       stream_.wait();
-      for (std::size_t at = 0; at < used; at += size) values.push_back(number(row.data() + at));
+      for (std::size_t at = 0; at < used; at += size) values.push_back(value_at(row.data() + at));
     }
     trace_(name, values.data(), rows, columns);
   }
@@ -41,7 +41,7 @@ class Tracer {
   Index num_tokens = 0, num_rows = 0, num_probabilities = 0;
 
  private:
-  float number(const char* at) const {
+  float value_at(const char* at) const {
     if (precision_ == Precision::fp32) {
       float value;
       std::memcpy(&value, at, sizeof(value));

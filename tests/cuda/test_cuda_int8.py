@@ -186,13 +186,9 @@ def test_closer_than_a_scale_for_each_row(extension, linear, inputs):
 def test_what_cannot_be_had_is_said(extension, linear, normal):
     made, x = linear(8, 64), raw(normal(65, 64), "int8")
     alone = extension.Linear(made.weight, normal(8), precision="int8")
-    with pytest.raises(
-        ValueError, match="^int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none"
-    ):
+    with pytest.raises(ValueError, match="^int8 needs channel_shift and outlier_channels for more than 64 rows"):
         alone(x)
-    with pytest.raises(
-        ValueError, match="^int8 of more than 64 rows needs channel_shift and outlier_channels, and of less none"
-    ):
+    with pytest.raises(ValueError, match="^int8 needs channel_shift and outlier_channels for more than 64 rows"):
         on_device(extension, made, normal(8))(x[:64])
     with pytest.raises(ValueError, match="^Activations are quantised for int8 with channel_shift and outlier_channels"):
         alone.quantize_activations(x)

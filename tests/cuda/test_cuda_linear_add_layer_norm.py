@@ -134,10 +134,10 @@ def test_a_nan_stays_in_its_row(case, normal, bucket_rows, place):
 @pytest.mark.parametrize(
     ("width", "precision", "sentence"),
     [
-        (100, "bf16", "linear_add_layer_norm has only widths that are a multiple of 8."),
-        (1544, "bf16", "A row is wider than a cluster of blocks."),
-        (776, "fp32", "A row is wider than a cluster of blocks."),
-        (96, "int8", "linear_add_layer_norm has no weights of 8 bits."),
+        (100, "bf16", "linear_add_layer_norm needs a width that is a multiple of 8."),
+        (1544, "bf16", "A row does not fit a cluster of blocks."),
+        (776, "fp32", "A row does not fit a cluster of blocks."),
+        (96, "int8", "linear_add_layer_norm does not support int8."),
     ],
 )
 def test_an_unsupported_shape_is_an_error(case, normal, width, precision, sentence):

@@ -1,7 +1,7 @@
-// The epilogue of `linear`: accumulators -> bias, activation -> out, by way of shared memory.
+// The epilogue of `linear`: adds the bias, applies the activation and stores out, through shared memory.
 //
-// There the warps that shared K are added in a fixed order, and rows leave in accesses of 16 bytes. With split-K each
-// split stores its own accumulators, and bias and activation are left to the operation that adds them up.
+// There the accumulators of sliced K are added in a fixed order, and rows are stored in accesses of 16 bytes. With
+// split-K each split stores its accumulators alone: the operation that adds them up adds the bias.
 #pragma once
 
 #include "cuda/linear/tiles.cuh"
@@ -9,7 +9,7 @@
 namespace distilfast::cuda {
 namespace {
 
-// All warps' accumulators to shared memory, [k_warps][rows][accumulator_stride].
+// All warps' accumulators into shared memory, [k_warps][rows][accumulator_stride].
 template <class Tile>
 __device__ inline void stage_accumulators(const Accumulators<Tile>& accumulators) {
   const WarpCoord<Tile> at;
@@ -42,7 +42,7 @@ __device__ inline float apply(Activation activation, float x) {
   return x;
 }
 
-// `count` of eight values to consecutive elements, 16 bytes at a time where that is all eight.
+// Stores the first `count` of eight values, 16 bytes at a time where that is all of them and `to` is aligned.
 template <class T>
 __device__ inline void store_row(T* to, const float (&values)[8], int count) {
   constexpr int vector = chunk_bytes / static_cast<int>(sizeof(T));

@@ -1,4 +1,4 @@
-// The launcher of linear.cuh: which CTA tile a bucket of rows takes.
+// The launcher of linear.cuh, which chooses the CTA tile for a bucket of rows.
 #include "cuda/linear/linear.cuh"
 
 #include "cuda/element.cuh"

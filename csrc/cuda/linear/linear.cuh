@@ -1,7 +1,7 @@
 // linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N]; with split-K, each split's partial x Wt.
 //
-// Precision: operands of T, fp32 accumulators, bias and activation in fp32; GELU in its exact form with erf. int8 here
-// is W8A16; more than 64 rows are W8A8 (w8a8.cu). Reference: distilfast/reference.py, linear.
+// Precision: operands of T; accumulators, bias and activation in fp32; GELU in its exact form with erf. int8 here is
+// W8A16; for more than 64 rows it is W8A8 (w8a8.cu). Reference: distilfast/reference.py, linear.
 #pragma once
 
 #include "cuda/linear/epilogue.cuh"

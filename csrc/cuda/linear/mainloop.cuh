@@ -1,9 +1,9 @@
 // The main loop of `linear`: x Wt of one CTA tile, in the registers of its warps.
 //
-// A software pipeline over K: asynchronous copies fill the stages ahead (a prologue fills all but one), and the warps
-// multiply the oldest. Operands of T (fp32 as three tf32 products, see tile.cuh); fp32 accumulators. The order of a
-// reduction is fixed by the CTA tile and the split-K, which are fixed by the bucket of rows: equal from run to run, and
-// for a row the same in every batch of the bucket. x comes as it is and is swizzled on its way to shared memory.
+// A software pipeline over K: asynchronous copies fill the stages ahead (the prologue fills all but one) while the
+// warps multiply the oldest. Operands of T (fp32 as three tf32 products, see tile.cuh); fp32 accumulators. The order of
+// summation is fixed by CTA tile and split-K, that is by the device and the bucket of rows: a row's result is the same
+// in every run and in every batch of the bucket. x is row-major in device memory and swizzled in shared memory.
 #pragma once
 
 #include <type_traits>
@@ -23,11 +23,11 @@ __device__ inline void copy_x(const Linear& op, int row0, int rows, int k_tile0,
   for (int i = static_cast<int>(threadIdx.x); i < Tile::rows * Tile::row_chunks; i += Tile::threads) {
     const int row = i / Tile::row_chunks, chunk = i % Tile::row_chunks;
     const int k = k_tile0 * k_tile_depth<T> + chunk * chunk_depth;
-    const bool there = row0 + row < rows && k < op.packed.k;
+    const bool in_bounds = row0 + row < rows && k < op.packed.k;
     const int left = op.packed.k - k < chunk_depth ? op.packed.k - k : chunk_depth;
     const T* from = static_cast<const T*>(op.x);
-    if (there) from += (op.gather ? load(op.gather + row0 + row) : row0 + row) * stride + k;
-    copy_async(shared + x_offset<Tile>(row, chunk), from, there ? left * static_cast<int>(sizeof(T)) : 0);
+    if (in_bounds) from += (op.gather ? load(op.gather + row0 + row) : row0 + row) * stride + k;
+    copy_async(shared + x_offset<Tile>(row, chunk), from, in_bounds ? left * static_cast<int>(sizeof(T)) : 0);
   }
 }
 
@@ -40,18 +40,18 @@ __device__ inline void copy_w(const Linear& op, int k_tiles, int column0, int k_
   for (int i = static_cast<int>(threadIdx.x); i < Tile::columns / mma_columns * n_tile_chunks; i += Tile::threads) {
     const int n_tile = column0 / mma_columns + i / n_tile_chunks;
     const int k_tile = k_tile0 + i % n_tile_chunks / block_chunks * P::k_tiles;
-    const bool there = n_tile < n_tiles && k_tile < k_tile_end;
+    const bool in_bounds = n_tile < n_tiles && k_tile < k_tile_end;
     const char* from = static_cast<const char*>(op.packed.weight);
-    if (there)
+    if (in_bounds)
       from +=
           (static_cast<Index>(n_tile) * k_tiles + k_tile0) / P::k_tiles * P::bytes + i % n_tile_chunks * chunk_bytes;
-    copy_async(shared + i * chunk_bytes, from, there ? chunk_bytes : 0);
+    copy_async(shared + i * chunk_bytes, from, in_bounds ? chunk_bytes : 0);
   }
 }
 
 // ---- matrix instructions
 
-// Where a k-tile of 8 columns lies in a stage's W, in a packing whose k-tiles have 512 bytes.
+// The offset of a k-tile of 8 columns in a stage's W, for a packing whose k-tiles have 512 bytes.
 template <class W, class Tile>
 __device__ inline int k_tile_offset(int n_tile, int k_tile) {
   using P = Packing<W>;
@@ -59,7 +59,7 @@ __device__ inline int k_tile_offset(int n_tile, int k_tile) {
          k_tile % P::k_tiles * packed_k_tile_bytes;
 }
 
-// One k-tile of the warp tile: two matrix instructions deep, with W of x's type in the blocks of Packing<W>.
+// One k-tile of the warp tile: two matrix instructions deep, both operands of T, W in the blocks of Packing<W>.
 template <class T, class W, class Tile>
 __device__ inline void multiply_k_tile(const char* x, const char* w, const WarpCoord<Tile>& at, int k_tile,
                                        Accumulators<Tile>& accumulators) {
@@ -72,7 +72,7 @@ __device__ inline void multiply_k_tile(const char* x, const char* w, const WarpC
   }
 #pragma unroll
   for (int step = 0; step < k_tile_bytes / step_bytes; ++step) {
-    Operand<T, 2> b[Tile::column_tiles];
+    Fragment<T, 2> b[Tile::column_tiles];
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j) {
       b[j].set(0, packed[j].word[2 * step]);
@@ -80,7 +80,7 @@ __device__ inline void multiply_k_tile(const char* x, const char* w, const WarpC
     }
 #pragma unroll
     for (int i = 0; i < Tile::row_tiles; ++i) {
-      const Operand<T, 4> a = load_operand_a<T>([&](int row, int chunk) {
+      const Fragment<T, 4> a = load_fragment_a<T>([&](int row, int chunk) {
         return x + x_offset<Tile>(at.row + 16 * i + row, (2 * k_tile + step) * 2 + chunk);
       });
 #pragma unroll
@@ -98,12 +98,13 @@ __device__ inline void multiply_any_k_tile(const char* x, const char* w, const W
     multiply_k_tile<T, T, Tile>(x, w, at, k_tile, accumulators);
 }
 
-// One split's share of K.
+// The main loop over one split of K.
 template <class T, class W, class Tile>
 __device__ inline void main_loop(const Linear& op, int row0, int rows, int column0, int split,
                                  Accumulators<Tile>& accumulators) {
-  const int k_tiles = k_tiles_in<T, W>(op.packed.k), share = k_tiles_per_split<Tile>(k_tiles, op.split_k);
-  const int k_tile0 = split * share, k_tile_end = k_tile0 + share < k_tiles ? k_tile0 + share : k_tiles;
+  const int k_tiles = k_tiles_in<T, W>(op.packed.k), split_k_tiles = k_tiles_per_split<Tile>(k_tiles, op.split_k);
+  const int k_tile0 = split * split_k_tiles,
+            k_tile_end = k_tile0 + split_k_tiles < k_tiles ? k_tile0 + split_k_tiles : k_tiles;
   char* shared = shared_memory();
   const WarpCoord<Tile> at;
   const int steps = divide_up(k_tile_end - k_tile0, Tile::k_tiles);
@@ -119,10 +120,10 @@ __device__ inline void main_loop(const Linear& op, int row0, int rows, int colum
   for (int step = 0; step < Tile::stages - 1; ++step) copy_stage(step);  // the prologue
   for (int step = 0; step < steps; ++step) {
     wait_copies<Tile::stages - 2>();
-    sync_threads();  // this stage is complete, and no warp reads the one that is filled next any more
+    sync_threads();  // this stage is complete, and all warps have read the one that is filled next
     copy_stage(step + Tile::stages - 1);
     const char* stage = shared + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
-#pragma unroll 1  // unrolled, two k-tiles would not fit the registers of the largest fp32 tile
+#pragma unroll 1  // unrolled, two k-tiles would need too many registers in the largest fp32 tile
     for (int k_tile = 0; k_tile < Tile::k_tiles / Tile::k_warps; ++k_tile)
       multiply_any_k_tile<T, W, Tile>(stage, stage + Tile::x_bytes, at, k_tile * Tile::k_warps + at.k_warp,
                                       accumulators);

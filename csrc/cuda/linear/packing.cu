@@ -1,4 +1,4 @@
-// Packs W of every format but W8A8's; see packing.cuh and w8a16.cuh.
+// Packs W in every format but W8A8; see packing.cuh and w8a16.cuh.
 #include "cuda/linear/w8a16.cuh"
 
 namespace distilfast::cuda {
@@ -26,15 +26,15 @@ __global__ void pack_kernel(Pack op) {
 #pragma unroll
     for (int i = 0; i < word_depth; ++i) {
       const int k = k_tile * k_tile_depth<T> + word / 2 * step_depth + (word % 2 * 4 + lane % 4) * word_depth + i;
-      const bool there = row < op.n && k < op.k;
+      const bool in_bounds = row < op.n && k < op.k;
       chunk.element[word * word_depth + i] =
-          from_float<T>(there ? load(op.weight + static_cast<Index>(row) * op.k + k) : 0.0f);
+          from_float<T>(in_bounds ? load(op.weight + static_cast<Index>(row) * op.k + k) : 0.0f);
     }
   const Index at = (static_cast<Index>(blockIdx.y) * op.k_tiles + k_tile) * warp_size + lane;
   store(static_cast<Chunk*>(op.packed) + at, chunk);
 }
 
-// One warp writes a block: each lane packs what it will read as operand B.
+// One warp writes a block: each lane packs what it will read as its fragments of B.
 __global__ void pack_w8a16_kernel(Pack op) {
   using P = Packing<W8A16>;
   constexpr int pair = 2, steps = k_tile_bytes / step_bytes, words = P::k_tiles * steps;
@@ -43,19 +43,19 @@ __global__ void pack_w8a16_kernel(Pack op) {
   const int row = static_cast<int>(blockIdx.y) * mma_columns + lane / 4;
   if (block >= op.k_tiles / P::k_tiles) return;
   float values[words][2 * pair];  // of a word's bytes 0, 2, 1 and 3
-  float most = 0.0f;
+  float max_abs = 0.0f;
 #pragma unroll
   for (int word = 0; word < words; ++word)
 #pragma unroll
     for (int i = 0; i < 2 * pair; ++i) {
       const int k = (block * words + word) * 16 + i / pair * 8 + lane % 4 * pair + i % pair;
-      const bool there = row < op.n && k < op.k;
-      values[word][i] = there ? load(op.weight + static_cast<Index>(row) * op.k + k) : 0.0f;
-      most = fmaxf(most, fabsf(values[word][i]));
+      const bool in_bounds = row < op.n && k < op.k;
+      values[word][i] = in_bounds ? load(op.weight + static_cast<Index>(row) * op.k + k) : 0.0f;
+      max_abs = fmaxf(max_abs, fabsf(values[word][i]));
     }
-  most = fmaxf(most, shuffle_xor(most, 1));
-  most = fmaxf(most, shuffle_xor(most, 2));
-  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+  max_abs = fmaxf(max_abs, shuffle_xor(max_abs, 1));
+  max_abs = fmaxf(max_abs, shuffle_xor(max_abs, 2));
+  const float inverse = max_abs > 0.0f ? 127.0f / max_abs : 0.0f;
   char* to = static_cast<char*>(op.packed) +
              (static_cast<Index>(blockIdx.y) * (op.k_tiles / P::k_tiles) + block) * static_cast<Index>(P::bytes);
 #pragma unroll
@@ -70,7 +70,7 @@ __global__ void pack_w8a16_kernel(Pack op) {
       }
     store(reinterpret_cast<Word2*>(to + k_tile * P::k_tile_size) + lane, both);
   }
-  if (lane % 4 == 0) store(reinterpret_cast<float*>(to + P::scales) + lane / 4, most / 127.0f);
+  if (lane % 4 == 0) store(reinterpret_cast<float*>(to + P::scales) + lane / 4, max_abs / 127.0f);
 }
 
 int k_tiles_of(Precision precision, int k) {

@@ -1,8 +1,8 @@
-// How W [N, K] is packed for `linear`: in the order of the matrix instruction's operand B.
+// How W [N, K] is packed for `linear`: in the order of the matrix instruction's fragments of B.
 //
-// A k-tile is 64 bytes of K. W's packed k-tile is 8 columns of out (rows of W) times 64 bytes, 512 bytes, of which each
-// lane owns 16 consecutive bytes: its words of B for two matrix instructions. So a warp reads one contiguous piece,
-// from device memory and from shared memory, without bank conflicts. k-tiles of the same 8 columns follow each other.
+// A k-tile is 64 bytes of K, an n-tile 8 columns of out (rows of W). Packed, a k-tile of an n-tile is 512 contiguous
+// bytes, 16 for each lane: its fragments of B for two matrix instructions. So a warp's loads are coalesced from device
+// memory and free of bank conflicts in shared memory. The k-tiles of an n-tile follow each other.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -17,8 +17,8 @@ constexpr int mma_columns = 8, k_tile_bytes = 64, packed_k_tile_bytes = mma_colu
 
 constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
 
-// A block of packed W: 8 columns and `k_tiles` k-tiles, in `bytes`. W: the type of W, or the tag of a format that has
-// its own block.
+// A block of packed W: `k_tiles` k-tiles of an n-tile, in `bytes`. W: the type of W's elements, or the tag of a format
+// that has its own block.
 template <class W>
 struct Packing {
   static constexpr int k_tiles = 1, bytes = packed_k_tile_bytes;

@@ -1,8 +1,8 @@
 // The tiles of `linear`: of out for a thread block (CTA tile) and for a warp (warp tile), and the pipeline stages of K.
 //
-// For few rows a linear is a stream of W: small CTA tiles spread it over all multiprocessors, the warps of a block take
-// different k-tiles of the same tile of out (sliced K), and K is split over blocks where some multiprocessors would
-// still idle (split-K). For many rows W is read once per 64 or 128 rows, and the warps of a block share both operands.
+// For few rows a linear is bound by reading W: small CTA tiles spread W over all multiprocessors, the warps of a block
+// take different k-tiles of the same CTA tile (sliced K), and K is split over blocks where multiprocessors would still
+// idle (split-K). For many rows W is read once per 64 or 128 rows, and the warps of a block share both operands.
 #pragma once
 
 #include "cuda/linear/packing.cuh"
@@ -20,20 +20,20 @@ struct Tile {
   static constexpr int x_bytes = Rows * row_bytes;
   // The warp tile, in matrix instructions of 16 rows and 8 columns.
   static constexpr int row_tiles = Rows / RowWarps / 16, column_tiles = Columns / ColumnWarps / mma_columns;
-  // A row of accumulators in shared memory is padded by eight floats: two columns of four rows lie in different banks.
+  // Padded by eight floats, so that the four rows that half a warp writes lie in different banks of shared memory.
   static constexpr int accumulator_stride = Columns + 8;
   static constexpr int accumulator_bytes = KWarps * Rows * accumulator_stride * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a CTA tile: the stages, and over them the accumulators in the epilogue.
+// Shared memory of a CTA tile: the stages, which the accumulators overwrite in the epilogue.
 template <class W, class Tile>
 struct StageSizes {
   static constexpr int n_tile_bytes = Tile::k_tiles / Packing<W>::k_tiles * Packing<W>::bytes;  // of W, for 8 columns
   static constexpr int stage_bytes = Tile::x_bytes + Tile::columns / mma_columns * n_tile_bytes;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
   static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
-  // Occupancy: the blocks for which a multiprocessor of compute capability 8.0 has shared memory. Limiting registers
-  // for more would gain nothing.
+  // Resident blocks, for __launch_bounds__: as many as compute capability 8.0 has shared memory for, 163 KB with 1 KB
+  // reserved for each block. Limiting registers to fit more of them would gain nothing.
   static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
 
@@ -43,7 +43,7 @@ using CtaTile64x32 = Tile<64, 32, 2, 1, 2, 2, 4>;      // 17 to 64
 using CtaTile64x64 = Tile<64, 64, 2, 2, 1, 2, 4>;      // 65 to 256
 using CtaTile128x128 = Tile<128, 128, 2, 4, 1, 2, 3>;  // more
 
-// Calls run(tile) with the CTA tile for a bucket of rows: of few rows, and of more than 64.
+// Calls run(tile) with the CTA tile for a bucket of rows: of at most 64 rows, and of more.
 template <class Run>
 auto with_small_tile(int bucket_rows, Run run) {
   return bucket_rows <= CtaTile16x16::rows ? run(CtaTile16x16{}) : run(CtaTile64x32{});
@@ -57,9 +57,9 @@ auto with_large_tile(int bucket_rows, Run run) {
 template <class Tile>
 int split_k_to_fill(int n, int k_tiles, int bucket_rows) {
   const int blocks = divide_up(n, Tile::columns) * divide_up(bucket_rows, Tile::rows);
-  // A split that does not even fill the pipeline gains nothing more.
-  const int most = k_tiles / (Tile::k_tiles * (Tile::stages - 1)), wanted = multiprocessors() / blocks;
-  const int split_k = wanted < most ? wanted : most;
+  // A split too short to fill the pipeline gains nothing.
+  const int max_split_k = k_tiles / (Tile::k_tiles * (Tile::stages - 1)), to_fill = multiprocessors() / blocks;
+  const int split_k = to_fill < max_split_k ? to_fill : max_split_k;
   return split_k < 1 ? 1 : split_k;
 }
 
@@ -69,7 +69,7 @@ constexpr int k_tiles_per_split(int k_tiles, int split_k) {
   return divide_up(divide_up(k_tiles, split_k), Tile::k_tiles) * Tile::k_tiles;
 }
 
-// Where the warp tile begins in the CTA tile, and which of each stage's k-tiles the warp takes.
+// Where the warp tile begins in the CTA tile; and the warp's index among those that slice K.
 template <class Tile>
 struct WarpCoord {
   int row, column, k_warp;
@@ -82,12 +82,12 @@ struct WarpCoord {
   }
 };
 
-// A lane's accumulators of the warp tile; see device.cuh for which four of a matrix instruction.
+// A lane's accumulators of the warp tile, four for each matrix instruction as in device.cuh.
 template <class Tile>
 using Accumulators = float[Tile::row_tiles][Tile::column_tiles][4];
 
-// Where chunk `chunk` (16 bytes) of row `row` of x lies in a stage: swizzled, so that the eight rows of a matrix load
-// lie in different banks.
+// The offset in a stage of chunk `chunk` (16 bytes) of row `row` of x: swizzled, so that the eight rows of a matrix
+// load lie in different banks.
 template <class Tile>
 __device__ inline int x_offset(int row, int chunk) {
   return row * Tile::row_bytes + (chunk ^ row % 8) * chunk_bytes;

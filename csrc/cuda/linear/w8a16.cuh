@@ -1,8 +1,8 @@
-// W8A16: int8 of at most 64 rows, where only the bytes of W count: x and every product are bf16, and W is int8 with a
-// scale for each 64 of K in each column (group-wise, symmetric).
+// W8A16: int8 for at most 64 rows, which are bound by reading W: only W is int8, with a scale for each 64 of K in each
+// column (group-wise, symmetric); x and the operands of all products are bf16.
 //
 // A lane converts W to bf16, exactly, in registers before it multiplies. A k-tile's products (32 of K) have
-// accumulators of their own, which are dequantised in fp32: times the column's scale, added to the tile's.
+// accumulators of their own, which are multiplied by the column's scale and added to the tile's in fp32.
 #pragma once
 
 #include <type_traits>
@@ -15,8 +15,8 @@ namespace {
 
 struct W8A16 {};
 
-// Of each k-tile a lane has 8 bytes: in one word both words of B for a matrix instruction, as bytes 0 and 2, and 1 and
-// 3. The eight columns' scales follow the two k-tiles. A k-tile is 64 bytes of x, and so 32 of K.
+// A lane has 8 bytes of each k-tile, a word for each matrix instruction: bytes 0 and 2 become its first word of B, 1
+// and 3 its second. The eight columns' scales follow the two k-tiles. A k-tile is 64 bytes of x, and so 32 of K.
 template <>
 struct Packing<W8A16> {
   static constexpr int k_tiles = 2, k_tile_size = warp_size * static_cast<int>(sizeof(Word2)),
@@ -24,9 +24,8 @@ struct Packing<W8A16> {
   static constexpr int bytes = scales + mma_columns * static_cast<int>(sizeof(float));
 };
 
-// Magic-number int8 -> bf16 of bytes 0 and 2 of a word. The bf16 with the bits 0x4300 + n is 128 + n for n < 128: so
-// the integer's lower seven bits give 128 + n, and subtracting 128 plus its sign bit, worth 128, leaves the signed
-// integer.
+// Magic-number int8 -> bf16, for bytes 0 and 2 of a word: the bf16 with the bits 0x4300 + n is 128 + n for n <= 128. An
+// int8 with the lower seven bits n and the sign bit s (0 or 128) is n - s = (128 + n) - (128 + s).
 __device__ inline std::uint32_t int8_pair_to_bf16(std::uint32_t bytes) {
   return subtract_pairs((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0x43004300u);
 }
@@ -38,7 +37,7 @@ __device__ inline void multiply_w8a16_k_tile(const char* x, const char* w, const
   using P = Packing<W8A16>;
   constexpr int steps = k_tile_bytes / step_bytes;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  Operand<BFloat16, 2> b[Tile::column_tiles][steps];
+  Fragment<BFloat16, 2> b[Tile::column_tiles][steps];
   Float2 scales[Tile::column_tiles];  // of the lane's columns
 #pragma unroll
   for (int j = 0; j < Tile::column_tiles; ++j) {
@@ -57,7 +56,7 @@ __device__ inline void multiply_w8a16_k_tile(const char* x, const char* w, const
     float products[Tile::column_tiles][4] = {};
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      const Operand<BFloat16, 4> a = load_operand_a<BFloat16>([&](int row, int chunk) {
+      const Fragment<BFloat16, 4> a = load_fragment_a<BFloat16>([&](int row, int chunk) {
         return x + x_offset<Tile>(at.row + 16 * i + row, (steps * k_tile + step) * 2 + chunk);
       });
 #pragma unroll
@@ -80,7 +79,7 @@ auto with_types(Precision precision, Run run) {
       return run.template operator()<Half, Half>();
     case Precision::int8:
       return run.template operator()<BFloat16, W8A16>();
-    case Precision::bf16x3:  // the CPU's; see common/types.h
+    case Precision::bf16x3:  // CPU only, see common/types.h
     case Precision::bf16:
       break;
   }

@@ -1,13 +1,13 @@
-// W8A8: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], for int8 of more than max_w8a16_rows rows.
+// W8A8: out = act(x Wt + b), [T, K] . [N, K] -> [T, N], in int8 for more than max_w8a16_rows rows.
 //
 // Precision: see int8_groups.cuh. A group's products are exact in int32; times both scales they are added to fp32
 // accumulators, after the outlier channels' bf16 products. Reference: tests/cuda/elements.py, Int8Linear.
 //
-// CTA tiles, pipeline and epilogue are linear.cuh's, and W is in the same order: of 8 columns the two k-tiles of a
-// k-block, followed by the scales. Four matrix instructions make a group's 128 products of K, so dequantisation must be
-// cheap. It is a magic-number conversion: the bits of 1.5 x 2^23 as an integer, plus n, are those of the float
-// 1.5 x 2^23 + n, |n| < 2^22. The int32 accumulators therefore begin at these bits, and a subtraction replaces the
-// integer-to-float conversion, which has a lower throughput.
+// CTA tiles, pipeline and epilogue are those of linear.cuh, and W is packed in the same order: the two k-tiles of a
+// k-block, followed by the scales. A group takes only four matrix instructions, so dequantisation must be cheap. It is
+// a magic-number conversion: the bits of 1.5 x 2^23 as an integer, plus n, are those of the float 1.5 x 2^23 + n for
+// |n| < 2^22. The int32 accumulators therefore start from these bits, and a subtraction replaces the integer-to-float
+// conversion, which has a lower throughput.
 #include <cmath>
 
 #include "cuda/linear/int8_groups.cuh"
@@ -23,13 +23,13 @@ static_assert(int8_group * 127 * 127 < 1 << 22);
 // ---- packing
 
 // W of one k-block: two k-tiles, followed by the eight columns' scales of a group.
-struct Groups {};
+struct W8A8 {};
 template <>
-struct Packing<Groups> {
+struct Packing<W8A8> {
   static constexpr int k_tiles = int8_group / k_tile_bytes, scales = k_tiles * packed_k_tile_bytes;
   static constexpr int bytes = scales + mma_columns * 2;
 };
-static_assert(Packing<Groups>::bytes % chunk_bytes == 0);
+static_assert(Packing<W8A8>::bytes % chunk_bytes == 0);
 
 constexpr std::size_t header_bytes(const KBlocks& k_blocks) {
   return static_cast<std::size_t>(k_blocks.groups) * int8_group * sizeof(float) +
@@ -49,9 +49,9 @@ __global__ void pack_header_kernel(W8A8Pack op) {
   const Int8Header header(op.packed, k_blocks);
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < k_blocks.groups * int8_group) {
-    bool is_rounded = i < op.k;
-    for (int j = 0; j < op.num_outliers; ++j) is_rounded = is_rounded && load(op.outlier_channels + j) != i;
-    store(const_cast<float*>(header.channel_shift + i), is_rounded ? load(op.channel_shift + i) : NAN);
+    bool is_quantized = i < op.k;
+    for (int j = 0; j < op.num_outliers; ++j) is_quantized = is_quantized && load(op.outlier_channels + j) != i;
+    store(const_cast<float*>(header.channel_shift + i), is_quantized ? load(op.channel_shift + i) : NAN);
   }
   if (i < k_blocks.outliers * outlier_block) {
     const int channel = i < op.num_outliers ? load(op.outlier_channels + i) : -1;
@@ -61,9 +61,9 @@ __global__ void pack_header_kernel(W8A8Pack op) {
 }
 
 // Words that a lane holds of a row of W in a k-block: four of each k-tile, as in pack_linear.
-constexpr int k_block_words = 4 * Packing<Groups>::k_tiles;
+constexpr int k_block_words = 4 * Packing<W8A8>::k_tiles;
 
-// Where in a k-tile the lane's word `word` begins, in bytes.
+// The offset in a k-tile of the lane's word `word`, in bytes.
 __device__ inline int word_offset(int word) {
   return word / 2 * step_bytes + (word % 2 * 4 + static_cast<int>(threadIdx.x) % 4) * 4;
 }
@@ -72,32 +72,32 @@ __device__ inline void pack_outliers(const Int8Header& header, int k_block, cons
                                      std::uint32_t (&words)[k_block_words]) {
 #pragma unroll
   for (int i = 0; i < 2 * k_block_words; ++i) {
-    const int place = i / 8 * k_tile_bytes + word_offset(i / 2 % 4) + i % 2 * 2;  // in bytes, in the k-block
-    const int channel = load(header.outlier_channels + k_block * outlier_block + place / 2);
-    const auto number = to_float(from_float<BFloat16>(row && channel >= 0 ? load(row + channel) : 0.0f));
-    words[i / 2] |= bits_of(number) >> 16 << i % 2 * 16;
+    const int offset = i / 8 * k_tile_bytes + word_offset(i / 2 % 4) + i % 2 * 2;  // in bytes, in the k-block
+    const int channel = load(header.outlier_channels + k_block * outlier_block + offset / 2);
+    const auto value = to_float(from_float<BFloat16>(row && channel >= 0 ? load(row + channel) : 0.0f));
+    words[i / 2] |= bits_of(value) >> 16 << i % 2 * 16;
   }
 }
 
-// Returns the row's scale. It carries the 1 / 128 of H Ht = 128 I, since both x and W are multiplied by the whole H.
+// Returns the row's scale, divided by 128: x and W are both multiplied by H, and H Ht = 128 I.
 __device__ inline float pack_group(const Int8Header& header, int group, const float* row,
                                    std::uint32_t (&words)[k_block_words]) {
-  float numbers[4 * k_block_words];
+  float values[4 * k_block_words];
 #pragma unroll
   for (int i = 0; i < 4 * k_block_words; ++i) {
     const int k = group * int8_group + i / 16 * k_tile_bytes + word_offset(i / 4 % 4) + i % 4;
     const float channel_shift = load(header.channel_shift + k);
-    numbers[i] = row && channel_shift == channel_shift ? load(row + k) : 0.0f;
+    values[i] = row && channel_shift == channel_shift ? load(row + k) : 0.0f;
   }
-  const auto made = quantize_group(numbers);
+  const auto quantized = quantize_group(values);
 #pragma unroll
-  for (int i = 0; i < k_block_words; ++i) words[i] = made.word[i];
-  return made.scale / int8_group;
+  for (int i = 0; i < k_block_words; ++i) words[i] = quantized.word[i];
+  return quantized.scale / int8_group;
 }
 
 // One warp writes a k-block of eight rows: four lanes for each row.
 __global__ void pack_groups_kernel(W8A8Pack op) {
-  using P = Packing<Groups>;
+  using P = Packing<W8A8>;
   const KBlocks k_blocks(op.k);
   const Int8Header header(op.packed, k_blocks);
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
@@ -126,8 +126,8 @@ __global__ void pack_groups_kernel(W8A8Pack op) {
 // A pipeline stage: a k-block of x and W, followed by the scales of x, [rows].
 template <class Tile>
 struct W8A8StageSizes {
-  static_assert(Tile::k_tiles == Packing<Groups>::k_tiles);
-  static constexpr int scales_at = StageSizes<Groups, Tile>::stage_bytes;
+  static_assert(Tile::k_tiles == Packing<W8A8>::k_tiles);
+  static constexpr int scales_at = StageSizes<W8A8, Tile>::stage_bytes;
   static constexpr int stage_bytes = scales_at + Tile::rows * 2;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
   static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
@@ -140,18 +140,18 @@ struct W8A8Launch {
   int bucket_rows;
 };
 
-// A k-block of the rows of x from `row0`, zero-padded past the last row; with their scales, where it is a group.
+// A k-block of the rows of x from `row0`, with their scales where it is a group; zero-padded past the last row.
 template <class Tile>
 __device__ inline void copy_packed_a(const W8A8Launch& launch, const KBlocks& k_blocks, int row0, int rows, int k_block,
                                      char* stage) {
   const auto* x = static_cast<const char*>(launch.op.x);
   for (int i = static_cast<int>(threadIdx.x); i < Tile::rows * Tile::row_chunks; i += Tile::threads) {
     const int row = i / Tile::row_chunks, chunk = i % Tile::row_chunks;
-    const bool there = row0 + row < rows;
+    const bool in_bounds = row0 + row < rows;
     const char* from = x;
-    if (there)
+    if (in_bounds)
       from += (row0 + row) * static_cast<Index>(k_blocks.row_bytes()) + k_block * int8_group + chunk * chunk_bytes;
-    copy_async(stage + x_offset<Tile>(row, chunk), from, there ? chunk_bytes : 0);
+    copy_async(stage + x_offset<Tile>(row, chunk), from, in_bounds ? chunk_bytes : 0);
   }
   if (k_block < k_blocks.outliers) return;
   constexpr int chunk_scales = chunk_bytes / 2;
@@ -169,7 +169,7 @@ __device__ inline void copy_packed_a(const W8A8Launch& launch, const KBlocks& k_
 // One group: four matrix instructions deep in int32, then dequantised.
 template <class Tile>
 __device__ inline void multiply_group(const char* stage, const WarpCoord<Tile>& at, Accumulators<Tile>& accumulators) {
-  using P = Packing<Groups>;
+  using P = Packing<W8A8>;
   constexpr int k_tile_steps = k_tile_bytes / step_bytes;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   Word4 packed[Tile::column_tiles][P::k_tiles];
@@ -218,13 +218,13 @@ __device__ inline void multiply_group(const char* stage, const WarpCoord<Tile>& 
   }
 }
 
-// The main loop over the split's k-blocks; the pipeline is mainloop.cuh's.
+// The main loop over the split's k-blocks, with the pipeline of mainloop.cuh.
 template <class Tile>
 __device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int rows, int column0, int split,
                                          Accumulators<Tile>& accumulators) {
   const KBlocks k_blocks(launch.op.packed.k);
-  const int share = divide_up(k_blocks.all(), launch.op.split_k), first = split * share;
-  const int end = first + share < k_blocks.all() ? first + share : k_blocks.all();
+  const int per_split = divide_up(k_blocks.all(), launch.op.split_k), first = split * per_split;
+  const int end = first + per_split < k_blocks.all() ? first + per_split : k_blocks.all();
   const WarpCoord<Tile> at;
   // copy_w reads the packed W past its header.
   Linear weight = launch.op;
@@ -235,15 +235,15 @@ __device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int
   const auto copy_stage = [&](int k_block) {
     if (k_block < end) {
       copy_packed_a<Tile>(launch, k_blocks, row0, rows, k_block, stage_of(k_block));
-      copy_w<Groups, Tile>(weight, k_blocks.all() * Tile::k_tiles, column0, k_block * Tile::k_tiles,
-                           end * Tile::k_tiles, stage_of(k_block) + Tile::x_bytes);
+      copy_w<W8A8, Tile>(weight, k_blocks.all() * Tile::k_tiles, column0, k_block * Tile::k_tiles, end * Tile::k_tiles,
+                         stage_of(k_block) + Tile::x_bytes);
     }
     commit_copies();  // an empty group past the last one keeps the number of pending groups constant
   };
   for (int i = 0; i < Tile::stages - 1; ++i) copy_stage(first + i);
   for (int k_block = first; k_block < end; ++k_block) {
     wait_copies<Tile::stages - 2>();
-    sync_threads();  // this stage is complete, and no warp reads the one that is filled next any more
+    sync_threads();  // this stage is complete, and all warps have read the one that is filled next
     copy_stage(k_block + Tile::stages - 1);
     const char* stage = stage_of(k_block);
     if (k_block >= k_blocks.outliers) {
@@ -252,7 +252,7 @@ __device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int
     }
 #pragma unroll
     for (int k_tile = 0; k_tile < Tile::k_tiles; ++k_tile)
-      multiply_k_tile<BFloat16, Groups, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
+      multiply_k_tile<BFloat16, W8A8, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
   }
   wait_copies<0>();
   sync_threads();  // the epilogue reuses the stages
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(Tile::threads, W8A8StageSizes<Tile>::blocks) l
 std::size_t packed_w8a8_bytes(int n, int k) {
   const KBlocks k_blocks(k);
   return header_bytes(k_blocks) + static_cast<std::size_t>(divide_up(n, mma_columns)) *
-                                      static_cast<std::size_t>(k_blocks.all()) * Packing<Groups>::bytes;
+                                      static_cast<std::size_t>(k_blocks.all()) * Packing<W8A8>::bytes;
 }
 
 void pack_w8a8(const float* weight, const float* channel_shift, const std::int32_t* outliers, int n, int k,
