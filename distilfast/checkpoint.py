@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from distilfast.errors import WeightsError
-from distilfast.files import open_regular, parsed_object, read_object
+from distilfast.files import open_regular, parsed, read_object
 
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _FILES = [
@@ -196,7 +196,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError) as error:
         raise _as_weights_error(path, error) from None
     start = 8 + int.from_bytes(data[:8], "little")
-    header = parsed_object(data[8:start], str(path), WeightsError)
+    header = parsed(data[8:start], str(path), WeightsError)
     header.pop("__metadata__", None)
     tensors = {name: _mapped_tensor(path, name, entry, data, start) for name, entry in header.items()}
     return Checkpoint(tensors, (StoredFile(path, status, data),))

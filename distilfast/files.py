@@ -42,27 +42,35 @@ def open_regular(path: Path, error: type[DistilfastError] = ConfigError) -> Buff
 def read_object(path: Path, error: type[DistilfastError] = ConfigError) -> dict[str, Any] | None:
     """The JSON object in ``path``, None where there is no such file; raises ``error``."""
     try:
+        return read_json(path, dict, error)
+    except FileNotFoundError:
+        return None
+
+
+def read_json(path: Path, kind: type, error: type[DistilfastError] = ConfigError) -> Any:
+    """The JSON object (``dict``) or array (``list``) in ``path``; raises FileNotFoundError, or ``error``."""
+    try:
         with open_regular(path, error) as file:
             text = file.read(MOST_JSON_BYTES + 1)
     except FileNotFoundError:
-        return None
+        raise
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}.") from None
     if len(text) > MOST_JSON_BYTES:
         raise error(f"{path} is larger than {MOST_JSON_BYTES >> 20} MiB.")
-    return parsed_object(text, str(path), error)
+    return parsed(text, str(path), error, kind)
 
 
-def parsed_object(text: bytes, name: str, error: type[DistilfastError]) -> dict[str, Any]:
-    """The JSON object that ``text`` is; raises ``error``, which calls it ``name``."""
+def parsed(text: bytes, name: str, error: type[DistilfastError], kind: type = dict) -> Any:
+    """The JSON object, or array, that ``text`` is; raises ``error``, which calls it ``name``."""
     try:
         value = json.loads(text.decode("utf-8"))
     except RecursionError:
         raise error(f"{name} is not readable JSON: it is nested too deeply.") from None
     except ValueError as reason:
         raise error(f"{name} is not readable JSON: {reason}.") from None
-    if not isinstance(value, dict):
-        raise error(f"{name} is not a JSON object.")
+    if not isinstance(value, kind):
+        raise error(f"{name} is not a JSON {'object' if kind is dict else 'array'}.")
     return value
 
 

@@ -6,7 +6,6 @@ these are: Reimers and Gurevych, arXiv 1908.10084.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from distilfast.checkpoint import open_checkpoint
 from distilfast.errors import ConfigError
+from distilfast.files import read_json
 from distilfast.operations import ACTIVATIONS
 
 
@@ -241,9 +241,6 @@ def _prompt(path: Path) -> str:
 
 def _read(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}.") from None
-    if not isinstance(value, kind):
-        raise ConfigError(f"{path} is not a JSON {'object' if kind is dict else 'array'}.")
-    return value
+        return read_json(path, kind)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.") from None

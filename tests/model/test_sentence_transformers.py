@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +317,10 @@ def test_files_that_cannot_be_used(tiny_checkpoint: Make, tmp_path: Path, file: 
     with pytest.raises(ConfigError) as caught:
         distilfast.pipeline("feature-extraction", directory).embed("a")
     assert what in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tiny_checkpoint, tmp_path):
+    directory = shutil.copytree(tiny_checkpoint("distilbert", "feature-extraction"), tmp_path / "tiny")
+    os.mkfifo(directory / "modules.json")
+    with pytest.raises(ConfigError, match=r"modules\.json is not a regular file\.$"):
+        distilfast.pipeline("feature-extraction", directory).embed("a text")
