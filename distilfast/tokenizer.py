@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +49,56 @@ _CLOSED_UP = {
 }
 
 
-@dataclass(frozen=True)
 class Encoding:
-    """One encoded text or pair of T tokens; every field is a list of T.
+    """One encoded text or pair, or a window of it, of T tokens; every field is a list of T.
 
-    ``offsets``: the token's characters in its own text, (0, 0) for special tokens; ``special_mask``: 1 for special
-    tokens that were added; ``sequence_ids``: 0 or 1, the text the token comes from, None for those added.
+    Fields but ``ids`` are made when they are read.
     """
 
-    ids: list[int]
-    type_ids: list[int]
-    offsets: list[tuple[int, int]]
-    special_mask: list[int]
-    sequence_ids: list[int | None]
-    tokens: list[str]
+    __slots__ = ("_made", "ids")
+
+    def __init__(self, made: tokenizers.Encoding) -> None:
+        """From what the library returned."""
+        self._made = made
+        self.ids: list[int] = made.ids
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Encoding):
+            return NotImplemented
+        names = ("ids", "type_ids", "tokens", "offsets", "special_mask", "sequence_ids", "words")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def type_ids(self) -> list[int]:
+        """The token types: 1 for what belongs to the second text of a pair, else 0."""
+        return self._made.type_ids
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens as the vocabulary writes them."""
+        return self._made.tokens
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The characters of each token in its own text (in its own word if it came split); (0, 0) for special ones."""
+        return self._made.offsets
+
+    @property
+    def special_mask(self) -> list[int]:
+        """1 for special tokens that were added, else 0."""
+        return self._made.special_tokens_mask
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """0 or 1, the text the token comes from, None for special tokens that were added."""
+        return self._made.sequence_ids
+
+    @property
+    def words(self) -> list[int | None]:
+        """The word of its text that each token belongs to, counted from 0; None for special tokens that were added."""
+        return self._made.word_ids
 
 
 class Tokenizer:
@@ -130,15 +165,117 @@ class Tokenizer:
         inputs = [checked_text(i, text) for i, text in enumerate(texts)]
         strategy = truncation_strategy(truncation, max_length)
         limit = self._limit(inputs, max_length, add_special_tokens) if strategy else None
+        made = self._encoded(inputs, limit, strategy, add_special_tokens=add_special_tokens)
+        return [Encoding(each) for each in made]
+
+    def encode_windows(
+        self,
+        texts: Sequence[str] | Sequence[list[str]],
+        *,
+        max_length: int | None,
+        stride: int = 0,
+        add_special_tokens: bool = True,
+        is_split_into_words: bool = False,
+    ) -> list[list[Encoding]]:
+        """Windows of at most ``max_length`` tokens, which together hold the whole of each text; None for a single one.
+
+        Two neighbours have ``stride`` tokens of the text in common. ``is_split_into_words``: each text is a list of
+        words. Raises InputError, also where a window has no room for more than the stride.
+        """
+        check: Callable[[int, Any], Any] = checked_words if is_split_into_words else checked_text
+        inputs = [check(i, text) for i, text in enumerate(texts)]
+        if max_length is not None:
+            room = max_length - (self.num_special_tokens() if add_special_tokens else 0)
+            check_stride(stride, room)
+        made = self._encoded(
+            inputs,
+            max_length,
+            None,
+            stride=stride,
+            add_special_tokens=add_special_tokens,
+            is_split_into_words=is_split_into_words,
+        )
+        return [_windows(each) for each in made]
+
+    def encode_pair_windows(
+        self,
+        firsts: Sequence[str],
+        seconds: Sequence[str],
+        *,
+        max_length: int,
+        max_first: int,
+        stride: Callable[[int], int],
+    ) -> list[list[Encoding]]:
+        """Windows of at most ``max_length`` tokens over each of ``seconds``, with the text of ``firsts`` in each.
+
+        Of that, ``max_first`` tokens are kept. ``stride``: from how many tokens of the second text a window has room
+        for to how many of them two neighbours have in common. Raises InputError.
+        """
+        for i, pair in enumerate(zip(firsts, seconds, strict=True)):
+            checked_text(i, pair)
         with self._lock:
+            encoded = self._encoded_once([*firsts, *seconds])
+            heads = [self._cut(first, encoded[first], max_first) for first in firsts]
+            found = []
+            for head, second in zip(heads, seconds, strict=True):
+                room = max_length - len(head.ids) - self.num_special_tokens(pair=True)
+                self._truncate(max_length, "only_second", check_stride(stride(room), room))
+                found.append(_windows(self._backend.post_process(head, encoded[second], True)))
+        return found
+
+    def encode_product(
+        self, texts: Sequence[str], seconds: Sequence[str], *, truncation: str | None, max_length: int | None
+    ) -> list[list[Encoding]]:
+        """Every pair of one of ``texts`` and one of ``seconds``, a list for each text; each text is tokenised once.
+
+        ``truncation`` None leaves the pairs as long as they are. Raises InputError.
+        """
+        for i, text in enumerate((*texts, *seconds)):
+            checked_text(i, text)
+        limit = None if truncation is None else self._limit([("", "")], max_length, True)
+        with self._lock:
+            encoded = self._encoded_once([*texts, *seconds])
+            self._truncate(limit, truncation, 0)
             try:
-                self._truncate(limit, strategy or "longest_first")
-                encodings = self._backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+                return [
+                    [Encoding(self._backend.post_process(encoded[text], encoded[second], True)) for second in seconds]
+                    for text in texts
+                ]
             except Exception as error:  # the library raises plain Exception for what truncation cannot do
                 raise InputError(f"The texts cannot be encoded: {str(error).rstrip('.')}.") from None
-        return [
-            Encoding(e.ids, e.type_ids, e.offsets, e.special_tokens_mask, e.sequence_ids, e.tokens) for e in encodings
-        ]
+
+    def _encoded_once(self, texts: Sequence[str]) -> dict[str, tokenizers.Encoding]:
+        """Each distinct text, whole and without special tokens; the caller holds the lock."""
+        distinct = list(dict.fromkeys(texts))
+        self._truncate(None, None, 0)
+        return dict(zip(distinct, self._backend.encode_batch(distinct, add_special_tokens=False), strict=True))
+
+    def _cut(self, text: str, encoded: tokenizers.Encoding, tokens: int) -> tokenizers.Encoding:
+        """The first ``tokens`` of ``text``, encoded whole as ``encoded``; the caller holds the lock."""
+        if len(encoded.ids) <= tokens:
+            return encoded
+        cut = self._backend.encode(text, add_special_tokens=False)  # `encoded` may be that of another pair too
+        cut.truncate(tokens)
+        return cut
+
+    def _encoded(
+        self,
+        inputs: list[Any],
+        limit: int | None,
+        strategy: str | None,
+        *,
+        stride: int = 0,
+        add_special_tokens: bool,
+        is_split_into_words: bool = False,
+    ) -> list[tokenizers.Encoding]:
+        with self._lock:
+            try:
+                self._truncate(limit, strategy, stride)
+                return self._backend.encode_batch(
+                    inputs, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
+                )
+            except Exception as error:  # the library raises plain Exception for what truncation cannot do
+                raise InputError(f"The texts cannot be encoded: {str(error).rstrip('.')}.") from None
 
     def _limit(self, inputs: list[Text], max_length: int | None, add_special_tokens: bool) -> int | None:
         limit = self.max_length if max_length is None else integer("max_length", max_length)
@@ -149,11 +286,11 @@ class Tokenizer:
             raise InputError(f"max_length is {limit}; the special tokens alone need {added}.")
         return limit
 
-    def _truncate(self, limit: int | None, strategy: str) -> None:
+    def _truncate(self, limit: int | None, strategy: str | None, stride: int) -> None:
         if limit is None:
             self._backend.no_truncation()
         else:
-            self._backend.enable_truncation(limit, strategy=strategy)
+            self._backend.enable_truncation(limit, stride=stride, strategy=strategy or "longest_first")
 
     def lowercased(self) -> Tokenizer:
         """Another tokenizer, which makes the letters of a text small before it does what this one does."""
@@ -172,6 +309,11 @@ class Tokenizer:
         if self._config.get("clean_up_tokenization_spaces", False):
             for spaced, closed in _CLOSED_UP.items():
                 text = text.replace(spaced, closed)
+        return text
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text of tokens as the vocabulary writes them: "##" closed up, and spaces before punctuation."""
+        text: str = self._backend.decoder.decode(list(tokens))
         return text
 
     def num_special_tokens(self, *, pair: bool = False) -> int:
@@ -258,6 +400,28 @@ def checked_text(i: int, text: Any) -> Text:
     except UnicodeEncodeError:
         raise InputError(f"Input {i} holds half of a surrogate pair, which is no character.") from None
     return text if isinstance(text, str) else (text[0], text[1])
+
+
+def check_stride(stride: int, room: int) -> int:
+    """``stride`` if windows with room for so many tokens of a text can overlap by it; raises InputError."""
+    if not 0 <= stride < room:
+        raise InputError(f"stride is {stride}; a window holds {max(room, 0)} tokens of the text, which must be more.")
+    return stride
+
+
+def _windows(made: tokenizers.Encoding) -> list[Encoding]:
+    return [Encoding(window) for window in (made, *made.overflowing)]
+
+
+def checked_words(i: int, words: Any) -> list[str]:
+    """``words`` if it is a list of strings; raises InputError, which calls it input ``i``."""
+    if not isinstance(words, (list, tuple)):
+        raise InputError(f"Input {i} is not a list of words.")
+    for word in words:
+        if not isinstance(word, str):
+            raise InputError(f"Input {i} has {word!r:.40} among its words; strings are needed.")
+        checked_text(i, word)
+    return list(words)
 
 
 def _serialized(directory: Path) -> dict[str, Any]:

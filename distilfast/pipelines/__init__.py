@@ -10,13 +10,24 @@ from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline
 from distilfast.pipelines.feature_extraction import FeatureExtractionPipeline
 from distilfast.pipelines.fill_mask import FillMaskPipeline
+from distilfast.pipelines.multiple_choice import MultipleChoicePipeline
+from distilfast.pipelines.sentence_similarity import SentenceSimilarityPipeline
 from distilfast.pipelines.text_classification import TextClassificationPipeline
-from distilfast.types import BackendName, Precision, Task
+from distilfast.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
+from distilfast.types import BackendName, Precision
 
 PIPELINES: dict[str, type[Pipeline]] = {
-    each.task: each for each in (FillMaskPipeline, TextClassificationPipeline, FeatureExtractionPipeline)
+    each.task: each
+    for each in (
+        FillMaskPipeline,
+        TextClassificationPipeline,
+        ZeroShotClassificationPipeline,
+        FeatureExtractionPipeline,
+        SentenceSimilarityPipeline,
+        MultipleChoicePipeline,
+    )
 }
-_ALIASES: dict[str, Task] = {"sentiment-analysis": "text-classification"}
+_ALIASES = {"sentiment-analysis": "text-classification"}
 
 
 @overload
@@ -47,6 +58,19 @@ def pipeline(
 
 @overload
 def pipeline(
+    task: Literal["zero-shot-classification"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> ZeroShotClassificationPipeline: ...
+
+
+@overload
+def pipeline(
     task: Literal["feature-extraction"],
     model: str | Path | Engine,
     *,
@@ -56,6 +80,32 @@ def pipeline(
     revision: str | None = ...,
     **defaults: Any,
 ) -> FeatureExtractionPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["sentence-similarity"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> SentenceSimilarityPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["multiple-choice"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> MultipleChoicePipeline: ...
 
 
 @overload
@@ -81,7 +131,7 @@ def pipeline(
     revision: str | None = None,
     **defaults: Any,
 ) -> Pipeline:
-    """A callable for ``task`` ("fill-mask", "text-classification" or "feature-extraction").
+    """A callable for ``task``, one of ``PIPELINES`` or an alias that transformers has for it.
 
     ``model`` is a local directory, a hub id, or an ``Engine`` that is loaded already. ``defaults`` are keyword
     arguments of every call (``top_k=3``); see the task's class for them. Raises the errors of
@@ -94,8 +144,8 @@ def pipeline(
     chosen.check_names(defaults)  # before anything is fetched
     if not isinstance(model, Engine):
         model = Engine.from_pretrained(
-            model, task=chosen.task, precision=precision, backend=backend, threads=threads, revision=revision
+            model, task=chosen.engine_task, precision=precision, backend=backend, threads=threads, revision=revision
         )
-    if model.task != chosen.task:
-        raise InputError(f"The engine was loaded for {model.task}, not for {chosen.task}.")
+    if model.task != chosen.engine_task:
+        raise InputError(f"The engine was loaded for {model.task}, not for {chosen.engine_task}.")
     return chosen(model, defaults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import Any, ClassVar
 
@@ -13,7 +13,9 @@ from distilfast.arguments import count, flag, one_of
 from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.tokenizer import Encoding, Text, Tokenizer, checked_text, truncation_strategy
+from distilfast.pipelines.encoders import Encoder, EncodingOptions, TruncationWarning
+from distilfast.pipelines.progress import shown
+from distilfast.tokenizer import Encoding, checked_text
 from distilfast.types import Task
 
 READ_AHEAD = 64
@@ -25,47 +27,65 @@ CHARACTERS = 2**17
 TOKENS = 4096
 """Tokens in one forward: enough to amortise a pass over the weights, few enough to bound the memory of the results."""
 
-Answer = Callable[[Sequence[Encoding], PackedBatch], Iterable[Any]]
-"""From a group of encoded texts, and the same as a batch, to one answer for each, in order."""
+Item = Any
+"""An input that has been checked: a text, a pair of texts, or what else the task takes."""
 
-_SHARED = ("batch_size", "errors")
-_TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-_TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "padding", "truncation")
+Compute = Callable[[Sequence[Encoding], PackedBatch], Iterable[Any]]
+"""From a group of windows, and the same as a batch, to one result for each, in order."""
+
+Combine = Callable[[Item, Sequence[Encoding], Sequence[Any]], Any]
+"""From an input, its windows and their results to its answer."""
+
+_SHARED = ("batch_size", "errors", "return_truncation")
+
+
+def only_result(_: Item, __: Sequence[Encoding], results: Sequence[Any]) -> Any:
+    """The answer to an input that is read whole: the result of its only window."""
+    return results[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A call whose options are checked: how texts become tokens, and tokens answers.
+    """A call whose options are checked: how inputs become windows, windows results, and results answers.
 
-    ``encode`` has arguments of ``Tokenizer.encode_batch``; ``prompt`` is put before every text.
+    ``sequences``: about how many windows a text becomes, whatever its length.
     """
 
-    answer: Answer
-    encode: dict[str, Any]
-    tokenizer: Tokenizer
-    prompt: str = ""
+    encode: Encoder
+    compute: Compute
+    combine: Combine = only_result
+    sequences: int = 1
     batch_size: int = READ_AHEAD
     return_errors: bool = False
+    return_truncation: bool = False
 
 
 class Pipeline:
-    """Texts in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``.
+    """Inputs in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``.
 
     One input gives its answer and a list a list of answers. A generator, or any other iterator, gives an iterator:
     inputs are read as its answers are taken, at most ``batch_size`` ahead. However many and long the inputs are, what
     is kept at a time is bounded: ``batch_size`` texts (64), fewer of long ones, and the results of some 4,000 tokens.
+    Batches hold no padding, so inputs need not be sorted by length. On a terminal a list that takes long has a
+    progress bar.
 
     Options of every call, and of ``pipeline`` as defaults of all calls:
 
     * ``batch_size``: the most texts that are read and computed together; answers do not depend on it.
     * ``errors``: "raise" stops at the first input that cannot be answered; "return" gives its InputError in the place
       of its answer and goes on. Either names the input by its index. ``embed`` has no such option.
+    * ``return_truncation``: True wraps each answer as ``{"answer": …, "tokens_dropped": n}``, n being how many tokens
+      of the input were cut off. Without it the first cut of a process warns.
 
     An option that is not known, or whose value could have no effect, raises InputError, from ``pipeline`` too.
     """
 
-    task: ClassVar[Task]
+    task: ClassVar[str]
+    engine_task: ClassVar[Task]
+    """The task whose head the engine has."""
+
     _how_to_cut: ClassVar[str] = "truncation=True"
+    _how_to_read_all: ClassVar[str] = "stride=0 reads all of it, in windows, and "
     _elsewhere: ClassVar[dict[str, str]] = {
         "device": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
         "device_map": 'backend="cuda" or "triton" runs on a GPU and backend="cpu" on the processor',
@@ -76,17 +96,16 @@ class Pipeline:
     }
     """Arguments of the reference that have another name here, or none."""
 
-    _plan: Callable[..., tuple[dict[str, Any], Answer]]
-    """From the task's options, keywords only, to those of its tokeniser and to its answers; raises InputError."""
+    _plan: Callable[..., Plan]
+    """From the task's options, keywords only, to a plan; raises InputError."""
 
     _known: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls) -> None:
-        """The options of a task are the keywords of its ``_plan``."""
-        cls._known = (
-            *(name for name, each in signature(cls._plan).parameters.items() if each.kind is Parameter.KEYWORD_ONLY),
-            *_SHARED,
-        )
+        """The options of a task are the keywords of its ``_plan``; a class without one is a base of others."""
+        if hasattr(cls, "_plan"):
+            options = signature(cls._plan).parameters.items()
+            cls._known = (*(name for name, each in options if each.kind is Parameter.KEYWORD_ONLY), *_SHARED)
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """``defaults``: keyword arguments of every call, unless the call gives its own."""
@@ -106,7 +125,8 @@ class Pipeline:
             return self._answers(inputs, plan)
         if self._is_one(inputs):
             return next(self._answers([inputs], plan))
-        return list(self._answers(self._listed(inputs), plan))
+        several = self._listed(inputs)
+        return list(shown(self._answers(several, plan), several))
 
     @classmethod
     def check_names(cls, options: Iterable[str]) -> None:
@@ -116,15 +136,15 @@ class Pipeline:
                 instead = cls._elsewhere.get(name, f"there are {', '.join(cls._known)}")
                 raise InputError(f"{name} is not an option of {cls.task}; {instead}.")
 
-    def _checked_plan(self, batch_size: Any = None, errors: Any = "raise", **options: Any) -> Plan:
+    def _checked_plan(
+        self, batch_size: Any = None, errors: Any = "raise", return_truncation: Any = False, **options: Any
+    ) -> Plan:
         self.check_names(options)
-        encode, answer = self._plan(**options)
-        return Plan(
-            answer,
-            encode,
-            self.tokenizer,
+        return replace(
+            self._plan(**options),
             batch_size=READ_AHEAD if batch_size is None else count("batch_size", batch_size),
             return_errors=one_of("errors", errors, ("raise", "return")) == "return",
+            return_truncation=flag("return_truncation", return_truncation),
         )
 
     def _is_one(self, inputs: Any) -> bool:
@@ -136,11 +156,11 @@ class Pipeline:
             raise InputError(f"The input is of type {type(inputs).__name__}; a text or a list of texts is needed.")
         return inputs
 
-    def _text(self, i: int, item: Any) -> Text:
-        """Input ``i`` as what is encoded; raises InputError."""
-        if not isinstance(item, str):
-            raise InputError(f"Input {i} is of type {type(item).__name__}; a string is needed.")
-        return item
+    def _item(self, i: int, given: Any, plan: Plan) -> Item:
+        """Input ``i``, checked; raises InputError."""
+        if not isinstance(given, str):
+            raise InputError(f"Input {i} is of type {type(given).__name__}; a string is needed.")
+        return checked_text(i, given)
 
     def _check_encoding(self, i: int, encoding: Encoding) -> None:
         """Raises InputError for what cannot be answered."""
@@ -153,113 +173,82 @@ class Pipeline:
             )
 
     def _cost(self, encoding: Encoding) -> int:
-        """What a text takes of the memory of a forward, in tokens."""
+        """What a window takes of the memory of a forward, in tokens."""
         return len(encoding.ids)
 
     def _answers(self, inputs: Iterable[Any], plan: Plan) -> Iterator[Any]:
         """An answer, or where the plan returns errors an InputError, for each input in order."""
-        for first, texts in self._read(inputs, plan):
-            encoded = self._encoded(first, texts, plan)
-            answers = self._computed([each for each in encoded if isinstance(each, Encoding)], plan)
-            for each in encoded:
-                if isinstance(each, Encoding):
-                    yield next(answers)
+        for first, items in self._read(inputs, plan):
+            windows = self._encoded(first, items, plan)
+            results = self._computed([each for some in windows if isinstance(some, list) for each in some], plan)
+            for k, some in enumerate(windows):
+                if isinstance(some, list):
+                    answer = plan.combine(items[k], some, [next(results) for _ in some])
+                    yield self._with_truncation(first + k, items[k], some, answer, plan)
                 elif plan.return_errors:
-                    yield each
+                    yield some
                 else:
-                    raise each
+                    raise some
 
-    def _read(self, inputs: Iterable[Any], plan: Plan) -> Iterator[tuple[int, list[Text | InputError]]]:
+    def _read(self, inputs: Iterable[Any], plan: Plan) -> Iterator[tuple[int, list[Item | InputError]]]:
         """The inputs that are encoded together, or their errors, and the index of the first."""
-        texts: list[Text | InputError] = []
+        items: list[Item | InputError] = []
         characters = 0
-        for i, item in enumerate(inputs):
-            text = _or_error(self._checked_item, i, item, plan)
-            texts.append(text)
-            characters += len(text) if isinstance(text, str) else sum(map(len, text)) if isinstance(text, tuple) else 0
-            if len(texts) == plan.batch_size or characters >= CHARACTERS:
-                yield i + 1 - len(texts), texts
-                texts, characters = [], 0
-        if texts:
-            yield i + 1 - len(texts), texts
+        for i, given in enumerate(inputs):
+            item = _or_error(self._item, i, given, plan)
+            items.append(item)
+            characters += plan.sequences * _characters(item)
+            if len(items) == plan.batch_size or characters >= CHARACTERS:
+                yield i + 1 - len(items), items
+                items, characters = [], 0
+        if items:
+            yield i + 1 - len(items), items
 
-    def _computed(self, encodings: list[Encoding], plan: Plan) -> Iterator[Any]:
+    def _computed(self, windows: list[Encoding], plan: Plan) -> Iterator[Any]:
         types = self.engine.config.token_types > 0
-        for group in _groups(encodings, self._cost):
-            yield from plan.answer(group, PackedBatch.from_encodings(group, token_types=types))
+        for group in _groups(windows, self._cost):
+            yield from plan.compute(group, PackedBatch.from_encodings(group, token_types=types))
 
-    def _encoded(self, first: int, texts: list[Text | InputError], plan: Plan) -> list[Encoding | InputError]:
-        """Texts ``first``, ``first + 1``, … encoded; those that cannot be answered as their errors."""
-        found: list[Any] = list(texts)
-        good = [k for k, text in enumerate(found) if not isinstance(text, InputError)]
+    def _encoded(self, first: int, items: list[Item | InputError], plan: Plan) -> list[list[Encoding] | InputError]:
+        """The windows of inputs ``first``, ``first + 1``, …; those that cannot be answered as their errors."""
+        found: list[Any] = list(items)
+        good = [k for k, item in enumerate(found) if not isinstance(item, InputError)]
         try:
-            encodings: list[Any] = plan.tokenizer.encode_batch([found[k] for k in good], **plan.encode)
+            windows: list[Any] = plan.encode([found[k] for k in good])
         except InputError:  # one of them spoils the batch
-            encodings = [_or_error(_encoded_alone, first + k, found[k], plan) for k in good]
-        for k, encoding in zip(good, encodings, strict=True):
-            found[k] = _or_error(self._checked_encoding, first + k, encoding)
+            windows = [_or_error(_encoded_alone, first + k, found[k], plan) for k in good]
+        for k, some in zip(good, windows, strict=True):
+            found[k] = _or_error(self._checked_windows, first + k, some)
         return found
 
-    def _checked_item(self, i: int, item: Any, plan: Plan) -> Text:
-        text = checked_text(i, self._text(i, item))
-        return plan.prompt + text if plan.prompt and isinstance(text, str) else text
+    def _checked_windows(self, i: int, windows: list[Encoding] | InputError) -> list[Encoding]:
+        if isinstance(windows, InputError):
+            raise windows
+        for window in windows:
+            self._check_encoding(i, window)
+        return windows
 
-    def _checked_encoding(self, i: int, encoding: Encoding | InputError) -> Encoding:
-        if isinstance(encoding, InputError):
-            raise encoding
-        self._check_encoding(i, encoding)
-        return encoding
+    def _with_truncation(self, i: int, item: Item, windows: list[Encoding], answer: Any, plan: Plan) -> Any:
+        if plan.return_truncation:
+            return {"answer": answer, "tokens_dropped": plan.encode.dropped(item, windows)}
+        if not TruncationWarning.given and (dropped := plan.encode.dropped(item, windows)):
+            TruncationWarning.give_once(i, dropped, self._how_to_read_all)
+        return answer
 
-    def _encoding_options(
-        self,
-        *,
-        truncation: Any = None,
-        max_length: Any = None,
-        add_special_tokens: Any = True,
-        padding: Any = False,
-        own_limit: int | None = None,
-    ) -> dict[str, Any]:
-        """Arguments of ``encode_batch`` that keep texts within the model's positions wherever they are cut.
-
-        ``own_limit`` is that of texts cut without a ``max_length``, by default the tokeniser's. Padding adds nothing to
-        an answer, and none is done; ``max_length`` beside ``padding="max_length"`` is that of the padding too.
-        """
-        padding = self._checked_padding(padding)
-        options: dict[str, Any] = {"add_special_tokens": flag("add_special_tokens", add_special_tokens)}
-        if max_length is not None:
-            max_length = count("max_length", max_length)
-            if padding == "max_length" and truncation in (None, False, "do_not_truncate"):
-                max_length = None
-            elif padding is not False and truncation is None:  # as the reference: here it does not cut by itself
-                raise InputError(
-                    f"max_length is {max_length}, which cuts nothing beside padding={padding!r}; add truncation."
-                )
-        if isinstance(truncation, str):
-            one_of("truncation", truncation, _TRUNCATIONS)
-        strategy = truncation_strategy(truncation, max_length)
-        if strategy is None:
-            return options
-        positions = self.engine.config.max_positions
-        limit = min(max_length or own_limit or self.tokenizer.max_length or positions, positions)
-        added = self.tokenizer.num_special_tokens() if add_special_tokens else 0
-        if limit < added:
-            raise InputError(f"max_length is {limit}; the special tokens alone need {added}.")
-        return options | {"truncation": strategy, "max_length": limit}
-
-    def _checked_padding(self, padding: Any) -> bool | str:
-        if isinstance(padding, str):
-            return one_of("padding", padding, ("longest", "max_length", "do_not_pad"))
-        return flag("padding", padding)
+    def _encoding_options(self, **given: Any) -> EncodingOptions:
+        """The options of the tokeniser that a task takes, checked; see ``EncodingOptions.checked``."""
+        return EncodingOptions.checked(self.tokenizer, self.engine.config.max_positions, **given)
 
     def _nested_options(self, name: str, options: Any) -> dict[str, Any]:
         """Options of the tokeniser that the task takes as a dict called ``name``; raises InputError."""
+        known = ("add_special_tokens", "max_length", "padding", "truncation")
         if options is None:
             return {}
         if not isinstance(options, dict):
             raise InputError(f"{name} is of type {type(options).__name__}; a dict is needed.")
         for key in options:
-            if key not in _TOKENIZER_OPTIONS:
-                raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(_TOKENIZER_OPTIONS)}.")
+            if key not in known:
+                raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(known)}.")
         return options
 
 
@@ -267,6 +256,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Along the last axis, in float64, so that float32 logits lose no precision."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _characters(item: Item) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(_characters, item)) if isinstance(item, (tuple, list)) else 0
 
 
 def _groups(encodings: Iterable[Encoding], cost: Callable[[Encoding], int]) -> Iterator[list[Encoding]]:
@@ -284,9 +279,9 @@ def _groups(encodings: Iterable[Encoding], cost: Callable[[Encoding], int]) -> I
         yield group
 
 
-def _encoded_alone(i: int, text: Text, plan: Plan) -> Encoding:
+def _encoded_alone(i: int, item: Item, plan: Plan) -> list[Encoding]:
     try:
-        return plan.tokenizer.encode_batch([text], **plan.encode)[0]
+        return plan.encode([item])[0]
     except InputError as error:
         raise InputError(f"Text {i} cannot be encoded: {str(error).partition(': ')[2] or error}") from None
 

@@ -1,23 +1,20 @@
-"""``feature-extraction``: a vector for each token, or one for each text."""
+"""``feature-extraction``: a vector for each token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
-
-from distilfast.arguments import count, flag, one_of
+from distilfast.arguments import flag
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import READ_AHEAD, Answer, Pipeline, Plan
-from distilfast.pipelines.sentence_modules import POOLINGS, SentenceModules, normalized, read_modules, text_settings
-from distilfast.tokenizer import Encoding, Tokenizer
-from distilfast.types import Task
+from distilfast.pipelines.base import Plan
+from distilfast.pipelines.embedding import EmbeddingPipeline
+from distilfast.pipelines.encoders import TextEncoder, checked_padding
+from distilfast.tokenizer import Encoding
 
 
-class FeatureExtractionPipeline(Pipeline):
+class FeatureExtractionPipeline(EmbeddingPipeline):
     """``pipe(texts, truncation=None, tokenize_kwargs=None, return_tensors=False, batch_size=64, errors="raise")``.
 
     A text gives its last hidden state [1, L, D] as nested lists, a list of texts a list of these;
@@ -27,8 +24,8 @@ class FeatureExtractionPipeline(Pipeline):
     See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
-    task: ClassVar[Task] = "feature-extraction"
-    _elsewhere = Pipeline._elsewhere | {"max_length": "tokenize_kwargs takes it"}
+    task: ClassVar[str] = "feature-extraction"
+    _elsewhere = EmbeddingPipeline._elsewhere | {"max_length": "tokenize_kwargs takes it"}
 
     def _plan(
         self,
@@ -36,135 +33,17 @@ class FeatureExtractionPipeline(Pipeline):
         truncation: bool | str | None = None,
         tokenize_kwargs: dict[str, Any] | None = None,
         return_tensors: bool = False,
-    ) -> tuple[dict[str, Any], Answer]:
+    ) -> Plan:
         nested = self._nested_options("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in nested:
             raise InputError("truncation is given twice, by itself and in tokenize_kwargs.")
         as_arrays = return_tensors is not None and flag("return_tensors", return_tensors)
 
-        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+        def compute(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
             states = (rows[None] for rows in self._rows(batch))
             return states if as_arrays else (state.tolist() for state in states)
 
-        return self._encoding_options(**({"truncation": truncation} | nested)), answer
-
-    def _checked_padding(self, padding: Any) -> bool | str:
-        checked = super()._checked_padding(padding)
-        if checked == "max_length":
+        if checked_padding(nested.get("padding", False)) == "max_length":
             raise InputError('padding="max_length" would give rows of padding, and feature-extraction has none.')
-        return checked
-
-    @overload
-    def embed(
-        self,
-        texts: Iterator[str],
-        pooling: str | Sequence[str] | None = ...,
-        normalize: bool | None = ...,
-        truncation: bool | str = ...,
-        max_length: int | None = ...,
-        batch_size: int | None = ...,
-    ) -> Iterator[np.ndarray]: ...
-
-    @overload
-    def embed(
-        self,
-        texts: str | Sequence[str],
-        pooling: str | Sequence[str] | None = ...,
-        normalize: bool | None = ...,
-        truncation: bool | str = ...,
-        max_length: int | None = ...,
-        batch_size: int | None = ...,
-    ) -> np.ndarray: ...
-
-    def embed(
-        self,
-        texts: str | Sequence[str] | Iterator[str],
-        pooling: str | Sequence[str] | None = None,
-        normalize: bool | None = None,
-        truncation: bool | str = True,
-        max_length: int | None = None,
-        batch_size: int | None = None,
-    ) -> np.ndarray | Iterator[np.ndarray]:
-        """One vector for each text, float32 [B, D] (float64 on the reference backend); [] gives [0, D].
-
-        By default the vectors are those of sentence-transformers: ``pooling=None`` runs what the checkpoint's
-        modules.json lists, Pooling, Dense and Normalize, and without that file the mean, normalised. One of "cls",
-        "mean", "max", "mean_sqrt_len_tokens", "weightedmean" and "lasttoken", or several to concatenate, pools the
-        token rows so and runs nothing else of modules.json. ``normalize`` divides the result by its Euclidean length,
-        or with False leaves out a division at the end; None is the checkpoint's own, and True with a ``pooling``.
-
-        Texts are cut to ``max_length`` tokens, by default to ``max_seq_length`` of sentence_bert_config.json or else to
-        the tokeniser's own limit, and at most to the model's positions, unless ``truncation`` is false; its
-        ``do_lower_case``, and a default prompt of config_sentence_transformers.json, hold too.
-
-        An iterator of texts gives an iterator of vectors [D]; at most ``batch_size`` texts (64) are read ahead. There
-        is no ``errors`` here, since an array has no place for one. Raises InputError, and ConfigError for a checkpoint
-        whose modules are not run.
-        """
-        modules = self._modules_for(pooling, normalize)
-        options = self._encoding_options(truncation=truncation, max_length=max_length, own_limit=modules.max_length)
-        plan = Plan(
-            self._pooling(modules, options),
-            options,
-            self._tokenizer_for(modules),
-            modules.prompt,
-            READ_AHEAD if batch_size is None else count("batch_size", batch_size),
-        )
-        if isinstance(texts, Iterator):
-            return self._answers(texts, plan)
-        several: Iterable[Any] = [texts] if isinstance(texts, str) else self._listed(texts)
-        vectors = list(self._answers(several, plan))
-        return np.stack(vectors) if vectors else np.empty((0, modules.width), np.float32)
-
-    def _modules_for(self, pooling: Any, normalize: Any) -> SentenceModules:
-        """The checkpoint's modules, or those that the call asks for."""
-        modules = self._modules if pooling is None else self._chosen_modules(pooling)
-        if normalize is None:
-            return modules
-        kept = modules.steps[:-1] if modules.steps and modules.steps[-1] is normalized else modules.steps
-        return replace(modules, steps=(*kept, normalized) if flag("normalize", normalize) else kept)
-
-    # Each is made on first use, without the lock of cached_property, which a forked child could wait for.
-    _stored_modules: SentenceModules | None = None
-    _lowercased_tokenizer: Tokenizer | None = None
-
-    @property
-    def _modules(self) -> SentenceModules:
-        if self._stored_modules is None:
-            width, directory = self.engine.config.hidden_size, self.engine.directory
-            self._stored_modules = SentenceModules(width) if directory is None else read_modules(directory, width)
-        return self._stored_modules
-
-    def _chosen_modules(self, pooling: str | Sequence[str]) -> SentenceModules:
-        names = pooling if isinstance(pooling, (list, tuple)) else [pooling]
-        chosen = tuple(one_of("pooling", name, POOLINGS) for name in names)
-        if not chosen:
-            raise InputError(f"pooling names none; there are {', '.join(POOLINGS)}.")
-        settings = () if self.engine.directory is None else text_settings(self.engine.directory)
-        return SentenceModules(self.engine.config.hidden_size * len(chosen), chosen, (normalized,), *settings)
-
-    def _tokenizer_for(self, modules: SentenceModules) -> Tokenizer:
-        return self._lowercased if modules.lowercase else self.tokenizer
-
-    @property
-    def _lowercased(self) -> Tokenizer:
-        if self._lowercased_tokenizer is None:
-            self._lowercased_tokenizer = self.tokenizer.lowercased()
-        return self._lowercased_tokenizer
-
-    def _pooling(self, modules: SentenceModules, options: dict[str, Any]) -> Answer:
-        skip = 0
-        if modules.prompt and not modules.pool_prompt:  # all of its tokens but the last [SEP]
-            skip = len(self._tokenizer_for(modules).encode(modules.prompt, **options).ids) - 1
-
-        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[np.ndarray]:
-            vectors = modules.pooled(self._rows(batch), skip)
-            for step in modules.steps:
-                vectors = step(vectors)
-            return iter(vectors)
-
-        return answer
-
-    def _rows(self, batch: PackedBatch) -> list[np.ndarray]:
-        """[L, D] of each text."""
-        return np.split(self.engine.encode(batch), batch.cu_seqlens[1:-1])
+        options = self._encoding_options(**({"truncation": truncation} | nested))
+        return Plan(TextEncoder(self.tokenizer, options), compute)

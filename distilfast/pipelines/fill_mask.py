@@ -11,7 +11,8 @@ import numpy as np
 from distilfast.arguments import count
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Answer, Pipeline, softmax
+from distilfast.pipelines.base import Pipeline, Plan, softmax
+from distilfast.pipelines.encoders import TextEncoder
 from distilfast.tokenizer import Encoding
 from distilfast.types import Task
 
@@ -34,7 +35,8 @@ class FillMaskPipeline(Pipeline):
     text-classification does. See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
-    task: ClassVar[Task] = "fill-mask"
+    task: ClassVar[str] = "fill-mask"
+    engine_task: ClassVar[Task] = "fill-mask"
     _elsewhere = Pipeline._elsewhere | dict.fromkeys(("truncation", "max_length"), "tokenizer_kwargs takes it")
     _how_to_cut = 'tokenizer_kwargs={"truncation": True}'
 
@@ -49,18 +51,19 @@ class FillMaskPipeline(Pipeline):
         top_k: int | None = None,
         targets: str | Sequence[str] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[dict[str, Any], Answer]:
+    ) -> Plan:
         if self.tokenizer.mask_id is None:
             raise InputError("The tokeniser has no mask token, which fill-mask needs.")
         most = 5 if top_k is None else count("top_k", top_k, least=0)
         choices = None if targets is None else self._target_ids(targets)
 
-        def answer(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+        def compute(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
             rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
             ranking = _rankings(self.engine.logits(batch, rows=rows), most, choices)
             return (self._words(encoding.ids, ranking) for encoding in group)
 
-        return self._encoding_options(**self._nested_options("tokenizer_kwargs", tokenizer_kwargs)), answer
+        options = self._encoding_options(**self._nested_options("tokenizer_kwargs", tokenizer_kwargs))
+        return Plan(TextEncoder(self.tokenizer, options), compute)
 
     def _check_encoding(self, i: int, encoding: Encoding) -> None:
         super()._check_encoding(i, encoding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from distilfast.arguments import count, one_of
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Answer, Pipeline, softmax
-from distilfast.tokenizer import Encoding, Text
+from distilfast.pipelines.base import Pipeline, Plan, softmax
+from distilfast.pipelines.encoders import TextEncoder
+from distilfast.pipelines.windows import checked_rule, merged
+from distilfast.tokenizer import Encoding, Text, checked_text
 from distilfast.types import Task
 
 
@@ -41,9 +43,15 @@ class TextClassificationPipeline(Pipeline):
     ``truncation``: True or "longest_first", "only_first", "only_second"; texts are cut to ``max_length`` tokens, at
     most to the positions that the model has. ``max_length`` alone cuts too. ``add_special_tokens=False`` leaves out
     [CLS] and [SEP]; ``padding`` changes no answer. See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
+
+    ``window`` or ``stride`` read the whole of a long text instead, in windows of ``window`` tokens (by default what the
+    model takes), two neighbours having ``stride`` tokens in common (0). ``over_windows``: a text's score for a label is
+    the "mean" of its windows' scores, each weighing the tokens of its window, or the "max"imum, which suits labels that
+    a single passage decides and does not add up to 1.
     """
 
-    task: ClassVar[Task] = "text-classification"
+    task: ClassVar[str] = "text-classification"
+    engine_task: ClassVar[Task] = "text-classification"
     _elsewhere = Pipeline._elsewhere | {"return_all_scores": "top_k=None gives all scores"}
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
@@ -61,20 +69,31 @@ class TextClassificationPipeline(Pipeline):
         max_length: int | None = None,
         add_special_tokens: bool = True,
         padding: bool | str = False,
-    ) -> tuple[dict[str, Any], Answer]:
+        window: int | None = None,
+        stride: int | None = None,
+        over_windows: str = "mean",
+    ) -> Plan:
         best_only = isinstance(top_k, str) and not top_k
         most = None if best_only or top_k is None else count("top_k", top_k, least=0)
         function = _FUNCTIONS[self._function(function_to_apply)]
-
-        def answer(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
-            for scores in function(self.engine.logits(batch)):
-                labels = self._labels(scores)
-                yield labels[0] if best_only else labels[:most]
-
-        encode = self._encoding_options(
-            truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens, padding=padding
+        rule = checked_rule(over_windows)
+        options = self._encoding_options(
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            window=window,
+            stride=stride,
         )
-        return encode, answer
+
+        def compute(_: Sequence[Encoding], batch: PackedBatch) -> Iterable[np.ndarray]:
+            return function(self.engine.logits(batch))
+
+        def combine(_: Text, windows: Sequence[Encoding], scores: Sequence[np.ndarray]) -> Any:
+            labels = self._labels(merged(scores, windows, rule))
+            return labels[0] if best_only else labels[:most]
+
+        return Plan(TextEncoder(self.tokenizer, options), compute, combine)
 
     def _is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, (str, dict))
@@ -84,11 +103,12 @@ class TextClassificationPipeline(Pipeline):
             raise InputError(f"The input is a tuple; pass texts as a list, and a pair of texts as {_PAIR}.")
         return super()._listed(inputs)
 
-    def _text(self, i: int, item: Any) -> Text:
-        if isinstance(item, str):
-            return item
-        if isinstance(item, dict) and isinstance(item.get("text"), str) and set(item) <= {"text", "text_pair"}:
-            return item["text"] if item.get("text_pair") is None else (item["text"], item["text_pair"])
+    def _item(self, i: int, given: Any, plan: Plan) -> Text:
+        if isinstance(given, str):
+            return checked_text(i, given)
+        if isinstance(given, dict) and isinstance(given.get("text"), str) and set(given) <= {"text", "text_pair"}:
+            pair = given.get("text_pair")
+            return checked_text(i, given["text"] if pair is None else (given["text"], pair))
         raise InputError(f"Input {i} is neither a string nor {_PAIR}.")
 
     def _labels(self, scores: np.ndarray) -> list[dict[str, Any]]:

