@@ -10,6 +10,7 @@ import pytest
 from comparison import transformers_model
 
 import distilfast
+from distilfast.pipelines import PIPELINES
 
 TOLERANCE = 1e-5
 """Absolute, of a score; stated by the project."""
@@ -32,7 +33,7 @@ def both(task: str, directory: Path, **defaults: Any) -> Both:
     transformers = pytest.importorskip("transformers")
     reference = transformers.pipeline(
         task,
-        model=transformers_model(directory, task),
+        model=transformers_model(directory, PIPELINES[task].engine_task),
         tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
         **defaults,
     )
