@@ -59,9 +59,18 @@ class Stored:
 
     @classmethod
     def of(cls, make: Callable[[], np.ndarray]) -> Stored:
-        """A float32 tensor that no file holds."""
+        """A tensor that no file holds."""
         array = make()
         return cls(array.shape, array.dtype, lambda: array)
+
+    @classmethod
+    def of_torch(cls, tensor: Any) -> Stored:
+        """A torch tensor; 16-bit floats are widened, others keep their memory where it is in order."""
+        tensor = tensor.detach()
+        if tensor.is_floating_point() and tensor.element_size() == 2:
+            tensor = tensor.float()
+        tensor = tensor.cpu().contiguous()
+        return cls.of(tensor.numpy)
 
     @property
     def array(self) -> np.ndarray:
@@ -238,17 +247,9 @@ def _read_pickle(path: Path) -> dict[str, Stored]:
     open_regular(path, WeightsError).close()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: _from_torch(tensor) for name, tensor in state.items()}
+        return {name: Stored.of_torch(tensor) for name, tensor in state.items()}
     except Exception as error:  # what torch raises for a bad or refused pickle is not documented
         raise WeightsError(f"{path} cannot be read as plain tensors by torch: {_clause(error)}.") from error
-
-
-def _from_torch(tensor: Any) -> Stored:
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.element_size() == 2:
-        tensor = tensor.float()
-    array: np.ndarray = tensor.contiguous().numpy()
-    return Stored(array.shape, array.dtype, lambda: array)
 
 
 def _clause(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from distilfast import backends, integers
 from distilfast.arguments import count
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.batch import DeviceBatch, PackedBatch
+from distilfast.checkpoint import Checkpoint, Stored
 from distilfast.config import ModelConfig, environment_threads
 from distilfast.errors import BackendError, InputError
 from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
 from distilfast.types import BackendName, Precision, Task
-from distilfast.weights import Weights, open_weights, resolve
+from distilfast.weights import Weights, fit_weights, open_weights, resolve
 
 
 class Engine:
@@ -73,6 +74,27 @@ class Engine:
         config = ModelConfig.from_file(directory / "config.json")
         weights, head = open_weights(directory, config, task or config.task)
         return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: dict[str, Any],
+        tensors: Mapping[str, Any],
+        *,
+        task: Task | None = None,
+        precision: Precision = "fp32",
+        backend: BackendName = "auto",
+        threads: int | None = None,
+    ) -> Engine:
+        """From what ``config.json`` says and torch tensors by the names of a checkpoint, a model's ``state_dict()``.
+
+        The engine has copies: later changes of the tensors change no answer. It has no tokeniser, and cannot be
+        pickled. Arguments and errors are those of ``from_pretrained``.
+        """
+        known = ModelConfig.from_dict(config)
+        checkpoint = Checkpoint({name: Stored.of_torch(tensor) for name, tensor in tensors.items()})
+        weights, head = fit_weights(checkpoint, "the model", known, task or known.task)
+        return cls(weights, head, precision=precision, backend=backend, threads=threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies hold no weights: they load the checkpoint again, by its path and with the same arguments.

@@ -15,13 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from distilfast.checkpoint import Stored, StoredFile, open_checkpoint, resolve
+from distilfast.checkpoint import Checkpoint, Stored, StoredFile, open_checkpoint, resolve
 from distilfast.config import ModelConfig
 from distilfast.errors import InputError, WeightsError
 from distilfast.heads import TASKS, Head, head_for
 from distilfast.types import Task
 
-__all__ = ["StoredTensor", "StoredTensors", "Weights", "layout", "load_weights", "open_weights", "resolve"]
+__all__ = [
+    "StoredTensor",
+    "StoredTensors",
+    "Weights",
+    "fit_weights",
+    "layout",
+    "load_weights",
+    "open_weights",
+    "resolve",
+]
 
 Modules = dict[str, tuple[str, str]]
 """Canonical name: (the checkpoint's module or modules, a letter for each dimension of the weight)."""
@@ -97,11 +106,15 @@ class StoredTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(
-        self, directory: Path, needs: Sequence[StoredTensor], stored: dict[str, Stored], files: tuple[StoredFile, ...]
+        self,
+        where: Path | str,
+        needs: Sequence[StoredTensor],
+        stored: dict[str, Stored],
+        files: tuple[StoredFile, ...],
     ) -> None:
         self.files = files
         self.needs = {need.name: need for need in needs}
-        self._directory, self._stored = directory, stored
+        self._where, self._stored = where, stored
         self._joined: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -121,7 +134,7 @@ class StoredTensors(Mapping[str, np.ndarray]):
     def check_finite(self) -> None:
         """Read every value; raises WeightsError naming the stored tensors with NaN or inf."""
         pieces = dict.fromkeys(piece for need in self.needs.values() for piece in need.pieces)
-        _check_finite(self._directory, {piece: self._stored[piece].array for piece in pieces})
+        _check_finite(self._where, {piece: self._stored[piece].array for piece in pieces})
 
 
 @dataclass(frozen=True)
@@ -150,10 +163,14 @@ def load_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
 
 def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
     """Like ``load_weights``, but values are read on first access; the caller has to call ``check_finite``."""
+    return fit_weights(open_checkpoint(directory), directory, config, task)
+
+
+def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
+    """The tensors of ``checkpoint`` that ``task`` needs; errors say ``where`` it is from. See ``open_weights``."""
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
-    checkpoint = open_checkpoint(directory)
-    stored = _plain_names(directory, checkpoint.tensors, config.model_type)
+    stored = _plain_names(where, checkpoint.tensors, config.model_type)
     _add_implied(stored, config)
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)
@@ -164,8 +181,8 @@ def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
         *_listed("misshapen", [text for piece, need in used.items() if (text := _shape_error(piece, need, stored))]),
     ]
     if problems:
-        raise WeightsError(f"The tensors in {directory} do not fit its config.json: {'; '.join(problems)}.")
-    tensors = StoredTensors(directory, needs, stored, checkpoint.files)
+        raise WeightsError(f"The tensors in {where} do not fit its config.json: {'; '.join(problems)}.")
+    tensors = StoredTensors(where, needs, stored, checkpoint.files)
     return Weights(config, tensors), head_for(config, task, pooler=pooler)
 
 
@@ -246,7 +263,7 @@ def _sinusoids(positions: int, width: int) -> np.ndarray:
     return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
 
 
-def _plain_names(directory: Path, tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
+def _plain_names(where: Path | str, tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
     """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``."""
     plain: dict[str, Stored] = {}
     names: dict[str, str] = {}
@@ -256,7 +273,7 @@ def _plain_names(directory: Path, tensors: dict[str, Stored], model_type: str) -
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         if name in plain:
-            raise WeightsError(f"{directory} holds {names[name]} and {stored_name}, which are the same tensor's names.")
+            raise WeightsError(f"{where} holds {names[name]} and {stored_name}, which are the same tensor's names.")
         plain[name], names[name] = tensor, stored_name
     return plain
 
@@ -286,10 +303,10 @@ def _listed(kind: str, names: list[str]) -> list[str]:
     return [f"{kind}: {', '.join(names[:_LISTED])}{more}"]
 
 
-def _check_finite(directory: Path, tensors: dict[str, np.ndarray]) -> None:
+def _check_finite(where: Path | str, tensors: dict[str, np.ndarray]) -> None:
     broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if broken:
-        raise WeightsError(f"Tensors in {directory} hold {_listed('NaN or inf', broken)[0]}.")
+        raise WeightsError(f"Tensors in {where} hold {_listed('NaN or inf', broken)[0]}.")
 
 
 def _is_finite(tensor: np.ndarray) -> bool:

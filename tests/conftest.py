@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import host_build
+import numpy as np
 import pytest
 
 if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/kfd")):
@@ -82,6 +83,18 @@ def texts(data_directory: Path) -> list[str]:
         *(text for path in sorted((data_directory / "wnut17").iterdir()) for text in _sentences(path)),
         *_sentences(data_directory / "wikigold" / "wikigold.conll.txt"),
     ]
+
+
+@pytest.fixture(scope="session")
+def sentences(texts: list[str]) -> Callable[..., list[str]]:
+    """``sentences(count, words=(low, high), seed=0)``: distinct real texts of so many words, drawn by ``seed``."""
+
+    def draw(count: int, words: tuple[int, int] = (1, 40), seed: int = 0) -> list[str]:
+        distinct = sorted({text for text in texts if words[0] <= len(text.split()) <= words[1]})
+        chosen = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
+        return [distinct[i] for i in chosen]
+
+    return draw
 
 
 @pytest.fixture

@@ -13,7 +13,16 @@ from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, Plan
 from distilfast.pipelines.encoders import EncodingOptions, TextEncoder
-from distilfast.pipelines.sentence_modules import POOLINGS, SentenceModules, normalized, read_modules, text_settings
+from distilfast.pipelines.progress import shown
+from distilfast.pipelines.quantized_vectors import quantized
+from distilfast.pipelines.sentence_modules import (
+    POOLINGS,
+    SentenceModules,
+    normalized,
+    read_modules,
+    read_prompts,
+    text_settings,
+)
 from distilfast.pipelines.windows import checked_rule, merged
 from distilfast.tokenizer import Encoding, Tokenizer
 from distilfast.types import Task
@@ -98,8 +107,65 @@ class EmbeddingPipeline(Pipeline):
             plan = replace(plan, batch_size=count("batch_size", batch_size))
         if isinstance(texts, Iterator):
             return self._answers(texts, plan)
-        several: Iterable[Any] = [texts] if isinstance(texts, str) else self._listed(texts)
-        vectors = list(self._answers(several, plan))
+        return self._stacked(texts, plan, modules)
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """What ``SentenceTransformer.encode`` returns: [D] for one text, [B, D] for a list.
+
+        A numpy array, with ``convert_to_tensor`` a torch tensor, with ``convert_to_numpy=False`` a list of tensors.
+        ``prompt``, or the one that the checkpoint has under ``prompt_name``, is put before every text, instead of its
+        default. ``truncate_dim`` keeps the first so many numbers of each vector, and ``normalize_embeddings`` then
+        divides it by its length, beyond what the checkpoint's own modules do. ``precision``: see ``quantized``; of
+        "int8" and "uint8" the values depend on all texts of the call. Raises InputError.
+        """
+        vectors = self._prompted_vectors(sentences, prompt_name, prompt, batch_size)
+        if truncate_dim is not None:
+            vectors = vectors[:, : count("truncate_dim", truncate_dim)]
+        if flag("normalize_embeddings", normalize_embeddings):
+            vectors = normalized(vectors)
+        found: Any = quantized(vectors, precision)
+        as_tensor = flag("convert_to_tensor", convert_to_tensor)
+        if as_tensor or not flag("convert_to_numpy", convert_to_numpy):
+            import torch
+
+            found = torch.from_numpy(np.ascontiguousarray(found))
+            found = found if as_tensor else list(found)
+        return found[0] if isinstance(sentences, str) else found
+
+    def _prompted_vectors(
+        self, sentences: str | Sequence[str], prompt_name: Any, prompt: Any, batch_size: Any
+    ) -> np.ndarray:
+        modules = self._modules
+        if prompt is None and prompt_name is not None:
+            directory = self.engine.directory
+            prompts = {} if directory is None else read_prompts(directory)[0]
+            prompt = prompts[one_of("prompt_name", prompt_name, prompts)]
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InputError(f"prompt is {prompt!r}; a string is needed.")
+            modules = replace(modules, prompt=prompt)
+        options = self._encoding_options(truncation=True, own_limit=modules.max_length)
+        plan = self._vectors(modules, options, "mean")
+        if batch_size is not None:
+            plan = replace(plan, batch_size=count("batch_size", batch_size))
+        return self._stacked(sentences, plan, modules)
+
+    def _stacked(self, texts: str | Iterable[str], plan: Plan, modules: SentenceModules) -> np.ndarray:
+        """[B, D]."""
+        several = [texts] if isinstance(texts, str) else self._listed(texts)
+        vectors = list(shown(self._answers(several, plan), several))
         return np.stack(vectors) if vectors else np.empty((0, modules.width), np.float32)
 
     def _modules_for(self, pooling: Any, normalize: Any) -> SentenceModules:

@@ -215,7 +215,8 @@ def text_settings(directory: Path) -> tuple[int | None, bool, str]:
         return None, False, ""
     path = next((path for name in _TEXT_FILES if (path := directory / name).exists()), None)
     longest, lowercase = (None, False) if path is None else _limits(path, _read(path, dict))
-    return longest, lowercase, _prompt(directory / "config_sentence_transformers.json")
+    prompts, default = read_prompts(directory)
+    return longest, lowercase, "" if default is None else prompts[default]
 
 
 def _limits(path: Path, config: dict[str, Any]) -> tuple[int | None, bool]:
@@ -228,15 +229,14 @@ def _limits(path: Path, config: dict[str, Any]) -> tuple[int | None, bool]:
     return longest, bool(config.get("do_lower_case", False))
 
 
-def _prompt(path: Path) -> str:
+def read_prompts(directory: Path) -> tuple[dict[str, str], str | None]:
+    """What config_sentence_transformers.json puts before texts, by name, and the name used by default."""
+    path = directory / "config_sentence_transformers.json"
     config = _read(path, dict) if path.exists() else {}
-    name = config.get("default_prompt_name")
-    if name is None:
-        return ""
-    prompts = config.get("prompts") or {}
-    if not isinstance(prompts, dict) or name not in prompts:
+    prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or (name is not None and name not in prompts):
         raise ConfigError(f"{path} has no prompt {name!r}, which is its default_prompt_name.")
-    return str(prompts[name] or "")
+    return {str(key): str(value or "") for key, value in prompts.items()}, name
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from isas import isas
 
@@ -33,18 +32,6 @@ def forced_engine(isa: str) -> Callable[..., Engine]:
         return engine
 
     return load
-
-
-@pytest.fixture(scope="session")
-def sentences(texts: list[str]) -> Callable[..., list[str]]:
-    """``sentences(count, words=(low, high), seed=0)``: distinct real texts of so many words, drawn by ``seed``."""
-
-    def draw(count: int, words: tuple[int, int] = (1, 40), seed: int = 0) -> list[str]:
-        distinct = sorted({text for text in texts if words[0] <= len(text.split()) <= words[1]})
-        chosen = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
-        return [distinct[i] for i in chosen]
-
-    return draw
 
 
 @pytest.fixture(scope="session")
