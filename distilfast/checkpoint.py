@@ -36,6 +36,8 @@ _FILES = [
     "sentence_roberta_config.json",  # the library's older names for the same, whatever the model
     "sentence_distilbert_config.json",
     "config_sentence_transformers.json",
+    "adapter_config.json",  # peft: updates of another checkpoint
+    "adapter_model.safetensors",
     _SAFETENSORS,
     _INDEX,
     "model-*-of-*.safetensors",
@@ -176,6 +178,13 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if (directory / _PICKLE).exists():
         return Checkpoint(_read_pickle(directory / _PICKLE))
     raise WeightsError(f"{directory} has no {_SAFETENSORS}, {_INDEX} or {_PICKLE}.")
+
+
+def open_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file; raises WeightsError."""
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist.")
+    return _open_safetensors(path).tensors
 
 
 def _open_shards(index: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distilfast import backends, integers
+from distilfast.adapters import is_adapter, open_adapted
 from distilfast.arguments import count
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.batch import DeviceBatch, PackedBatch
@@ -51,6 +52,7 @@ class Engine:
         last = f"head.{len(head.linears) - 1}.bias"
         self._head_columns = len(weights.tensors[last]) if head.linears else 0
         self._tokenizer: Tokenizer | None = None
+        self._tokenizer_directory = directory
 
     @classmethod
     def from_pretrained(
@@ -63,7 +65,7 @@ class Engine:
         threads: int | None = None,
         revision: str | None = None,
     ) -> Engine:
-        """Load a local directory or a hub id as it is, with no conversion.
+        """Load a local directory or a hub id as it is, with no conversion; a LoRA directory merged with its base.
 
         ``task`` is one of ``distilfast.heads.TASKS``; None takes the one that the checkpoint was saved for.
         ``precision``: "fp32", "bf16x3", "bf16" or "int8" on backend cpu; "fp32", "bf16" or "fp16" on triton; "fp32",
@@ -71,9 +73,17 @@ class Engine:
         that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
         """
         directory = resolve(model, revision=revision)
-        config = ModelConfig.from_file(directory / "config.json")
-        weights, head = open_weights(directory, config, task or config.task)
-        return cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+        tokenizer = directory
+        if is_adapter(directory):
+            adapted = open_adapted(directory)
+            config, tokenizer = adapted.config, adapted.tokenizer
+            weights, head = fit_weights(adapted.checkpoint, directory, config, task or config.task)
+        else:
+            config = ModelConfig.from_file(directory / "config.json")
+            weights, head = open_weights(directory, config, task or config.task)
+        engine = cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
+        engine._tokenizer_directory = tokenizer
+        return engine
 
     @classmethod
     def from_tensors(
@@ -114,9 +124,9 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's own tokeniser, read on first use."""
         if self._tokenizer is None:
-            if self.directory is None:
+            if self._tokenizer_directory is None:
                 raise InputError("This engine was made from bare weights; it has no tokeniser.")
-            self._tokenizer = Tokenizer.from_directory(self.directory)
+            self._tokenizer = Tokenizer.from_directory(self._tokenizer_directory)
         return self._tokenizer
 
     def info(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "layout",
     "load_weights",
     "open_weights",
+    "plain_names",
     "resolve",
 ]
 
@@ -170,7 +171,7 @@ def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, 
     """The tensors of ``checkpoint`` that ``task`` needs; errors say ``where`` it is from. See ``open_weights``."""
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
-    stored = _plain_names(where, checkpoint.tensors, config.model_type)
+    stored = plain_names(where, checkpoint.tensors, config.model_type)
     _add_implied(stored, config)
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)
@@ -263,8 +264,11 @@ def _sinusoids(positions: int, width: int) -> np.ndarray:
     return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
 
 
-def _plain_names(where: Path | str, tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
-    """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``."""
+def plain_names(where: Path | str, tensors: dict[str, Stored], model_type: str) -> dict[str, Stored]:
+    """Names without the model's prefix, and with today's names for a LayerNorm's ``gamma`` and ``beta``.
+
+    Raises WeightsError for two tensors of one name, which says ``where`` they are.
+    """
     plain: dict[str, Stored] = {}
     names: dict[str, str] = {}
     for stored_name, tensor in tensors.items():

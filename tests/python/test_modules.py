@@ -19,10 +19,11 @@ LAYERS = (
     "arithmetic batch heads outputs base_models",
     "checkpoint tokenizer operations",
     "weights reference quantize cache",
-    "synthetic kernels",
+    "adapters synthetic kernels",
     "backends",
     "engine machine",
     "pipelines",
+    "integrations",
     "parity",
     "evaluation",
     "cli",
@@ -31,8 +32,8 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 EXTENSIONS = {"distilfast._cpu": {"arithmetic", "backends"}, "distilfast._cuda": {"backends"}}
 """The compiled modules, below all layers, and who may import them."""
-SHARED_BASENAMES = {"base", "glue", "reference"}
-"""Basenames used twice with one meaning: base classes; GLUE; the reference model and its backend."""
+SHARED_BASENAMES = {"base", "glue", "reference", "transformers"}
+"""Basenames used twice with one meaning: base classes; GLUE; the reference and its backend; transformers."""
 
 
 @cache
