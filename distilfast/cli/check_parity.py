@@ -45,7 +45,7 @@ class Outcome:
     show: Callable[[Console], None]
 
 
-def run(options: Options) -> Outcome:
+def check(options: Options) -> Outcome:
     """One of the two modes; raises a DistilfastError, for wrong arguments before the long computation."""
     _check(options)
     column = int(options.labels) if options.labels and options.labels.isdigit() else None

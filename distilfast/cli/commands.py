@@ -6,17 +6,15 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from distilfast.cli.answer import run
 from distilfast.cli.evaluate import evaluate
 from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 app = typer.Typer(
     name="distilfast",
@@ -26,9 +24,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-
-# Which options of `run` a task takes, by the name of the pipeline's argument.
-_RUN_OPTIONS = {"fill-mask": ("top_k", "targets"), "text-classification": ("top_k", "function_to_apply")}
 
 
 @app.command()
@@ -57,35 +52,7 @@ def info(
             rich_tables.console().print(rich_tables.facts(facts))
 
 
-@app.command()
-def run(
-    task: Annotated[str, typer.Argument(help="fill-mask, text-classification or feature-extraction.")],
-    model: Model,
-    text: Annotated[list[str], typer.Argument(help="One or more texts.")],
-    top_k: Annotated[int | None, typer.Option(help="How many answers to give.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="fill-mask: score only these words.")] = None,
-    function_to_apply: Annotated[
-        str | None, typer.Option(help="text-classification: sigmoid, softmax or none.")
-    ] = None,
-    precision: Precision = "fp32",
-    backend: Backend = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Answer for each TEXT."""
-    with errors(as_json):
-        import distilfast
-        from distilfast.cli import rich_tables
-
-        given = {"top_k": top_k, "targets": target or None, "function_to_apply": function_to_apply}
-        options = _checked(task, {name: value for name, value in given.items() if value is not None})
-        pipe = distilfast.pipeline(task, model, **engine_options(precision, backend, threads))
-        if as_json:
-            print_json({"task": task, "model": model, "results": [pipe(one, **options) for one in text]})
-            return
-        out = rich_tables.console()
-        for one in text:
-            out.print(_answer(task, pipe, one, options))
+app.command()(run)
 
 
 @app.command()
@@ -118,10 +85,12 @@ def parity(
     """Judge every intermediate against float64; exit status 1 where a budget is not kept."""
     with errors(as_json):
         from distilfast.cli import rich_tables
-        from distilfast.cli.check_parity import Options, run
+        from distilfast.cli.check_parity import Options, check
 
         engine = engine_options(precision, backend, threads, revision, task=task)
-        outcome = run(Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html))
+        outcome = check(
+            Options(model, engine, against, text, labels, baseline, limit, invariance, plot=plot, html=html)
+        )
         if as_json:
             print_json(outcome.payload)
         else:
@@ -161,20 +130,3 @@ def bench(context: typer.Context) -> None:
                 "The benchmarks are not installed with the package; run this in a clone of the repository."
             )
     raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args], cwd=root).returncode)
-
-
-def _answer(task: str, pipe: Any, text: str, options: dict[str, Any]) -> Table:
-    """What a reader is shown; of feature-extraction one vector for the text instead of one for each token."""
-    from distilfast.cli import rich_tables
-
-    show = {"fill-mask": rich_tables.fill_mask, "text-classification": rich_tables.text_classification}
-    if task in show:
-        return show[task](text, pipe(text, **options))
-    return rich_tables.embedding(text, pipe.embed([text])[0])
-
-
-def _checked(task: str, options: dict[str, Any]) -> dict[str, Any]:
-    for name in options:
-        if name not in _RUN_OPTIONS.get(task, ()):
-            raise InputError(f"--{name.removesuffix('s').replace('_', '-')} is not an option of {task}.")
-    return options

@@ -84,6 +84,38 @@ def embedding(text: str, vector: Sequence[float]) -> Table:
     return table
 
 
+def zero_shot(text: str, result: Mapping[str, Any]) -> Table:
+    """``result``: the labels and their scores, best first."""
+    pairs = zip(result["labels"], result["scores"], strict=True)
+    return text_classification(text, [{"label": label, "score": score} for label, score in pairs])
+
+
+def any_answer(text: str, result: Any) -> Table:
+    """A dict or a list of dicts: a column for each key."""
+    rows = result if isinstance(result, list) else [result]
+    if not rows or not isinstance(rows[0], dict):
+        return _table(text, "nothing found") if not rows else _plain(text, rows)
+    table = _table(text, *(_label(key) for key in rows[0]))
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    return table
+
+
+def _plain(text: str, values: Sequence[Any]) -> Table:
+    table = _table(text, "answer")
+    for value in values:
+        table.add_row(str(value))
+    return table
+
+
+ANSWERS: dict[str, Callable[[str, Any], Table]] = {
+    "fill-mask": fill_mask,
+    "text-classification": text_classification,
+    "zero-shot-classification": zero_shot,
+}
+"""How the answers of a task are shown; of every other by ``any_answer``."""
+
+
 def _large(value: float) -> str:
     """3e5 for 311,000: as narrow as the small ones."""
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

@@ -26,13 +26,17 @@ def errors(as_json: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on stdout; NaN and infinities, which JSON does not have, become null."""
+    """One line of JSON on stdout."""
+    typer.echo(json_line(value))
+
+
+def json_line(value: Any) -> str:
+    """JSON in one line; NaN and infinities, which JSON does not have, become null."""
     try:
-        line = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:
         plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
-        line = json.dumps(plain, ensure_ascii=False)
-    typer.echo(line)
+        return json.dumps(plain, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         MultipleChoicePipeline,
     )
 }
-_ALIASES = {"sentiment-analysis": "text-classification"}
+ALIASES = {"sentiment-analysis": "text-classification"}
 
 
 @overload
@@ -137,7 +137,7 @@ def pipeline(
     arguments of every call (``top_k=3``); see the task's class for them. Raises the errors of
     ``Engine.from_pretrained``, and InputError for a task or a default that is not known.
     """
-    name = _ALIASES.get(task, task)
+    name = ALIASES.get(task, task)
     chosen = PIPELINES.get(name)
     if chosen is None:
         raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")

@@ -48,7 +48,7 @@ def only_result(_: Item, __: Sequence[Encoding], results: Sequence[Any]) -> Any:
 class Plan:
     """A call whose options are checked: how inputs become windows, windows results, and results answers.
 
-    ``sequences``: about how many windows a text becomes, whatever its length.
+    ``sequences``: about how many windows a text becomes, whatever its length. ``first``: the first input's number.
     """
 
     encode: Encoder
@@ -58,6 +58,7 @@ class Plan:
     batch_size: int = READ_AHEAD
     return_errors: bool = False
     return_truncation: bool = False
+    first: int = 0
 
 
 class Pipeline:
@@ -128,6 +129,15 @@ class Pipeline:
         several = self._listed(inputs)
         return list(shown(self._answers(several, plan), several))
 
+    def stream(self, inputs: Iterable[Any], *, first: int = 0, **options: Any) -> Iterator[Any]:
+        """An answer for each input in order, an InputError in the place of one that cannot be answered.
+
+        Inputs are read as answers are taken; one that is an InputError already is given back. ``first`` is the number
+        that errors give the first input.
+        """
+        plan = self._checked_plan(**(self._defaults | options | {"errors": "return"}))
+        return self._answers(inputs, replace(plan, first=first))
+
     @classmethod
     def check_names(cls, options: Iterable[str]) -> None:
         """Raises InputError for the name of an option that no call takes."""
@@ -194,8 +204,8 @@ class Pipeline:
         """The inputs that are encoded together, or their errors, and the index of the first."""
         items: list[Item | InputError] = []
         characters = 0
-        for i, given in enumerate(inputs):
-            item = _or_error(self._item, i, given, plan)
+        for i, given in enumerate(inputs, plan.first):
+            item = given if isinstance(given, InputError) else _or_error(self._item, i, given, plan)
             items.append(item)
             characters += plan.sequences * _characters(item)
             if len(items) == plan.batch_size or characters >= CHARACTERS:

@@ -109,6 +109,12 @@ class EmbeddingPipeline(Pipeline):
             return self._answers(texts, plan)
         return self._stacked(texts, plan, modules)
 
+    def stream_vectors(self, texts: Iterable[str], *, first: int = 0) -> Iterator[Any]:
+        """A vector of ``embed`` for each text in order; see ``stream`` for errors and ``first``."""
+        options = self._encoding_options(truncation=True, own_limit=self._modules.max_length)
+        plan = self._vectors(self._modules, options, "mean")
+        return self._answers(texts, replace(plan, return_errors=True, first=first))
+
     def encode(
         self,
         sentences: str | Sequence[str],

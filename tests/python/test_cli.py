@@ -31,17 +31,20 @@ def invoke(*args):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Make distilfast.pipeline return ``result`` for every text and record the options of each call."""
+    """Make distilfast.pipeline return a pipeline that answers ``result``, and record the options of each."""
 
     def answer(result):
         calls = []
 
-        def pipe(text, **options):
+        def made(task, model, *, precision, backend, threads, revision, **options):
             calls.append(options)
+            return pipe
+
+        def pipe(text):
             return result
 
         pipe.embed = lambda texts: np.eye(len(texts), 6, dtype=np.float32)
-        monkeypatch.setattr(distilfast, "pipeline", lambda *args, **kwargs: pipe)
+        monkeypatch.setattr(distilfast, "pipeline", made)
         return calls
 
     return answer
