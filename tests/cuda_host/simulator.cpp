@@ -192,20 +192,19 @@ void Device::collective(const char* operation, const std::source_location& where
                         const std::function<void(void* const (&)[32])>& compute) {
   Thread& self = *current_;
   Warp& warp = *self.warp;
-  for (int lane = 0; lane < warp.lanes; ++lane) {
-    const Arrival& other = warp.arrivals[lane];
-    if (warp.waits[lane] && (std::strcmp(other.operation, operation) || other.where.line() != where.line()))
-      fail(std::string("reaches ") + operation + " at " + line(where) + " while lane " + std::to_string(lane) +
-           " of its warp waits at " + other.operation + " at " + line(other.where) + " (a divergent collective)");
-  }
+  if (warp.arrived == 0) warp.first = self.lane;
+  const Arrival& first_arrival = warp.arrivals[warp.first];
+  if (warp.arrived > 0 &&
+      (std::strcmp(first_arrival.operation, operation) || first_arrival.where.line() != where.line()))
+    fail(std::string("reaches ") + operation + " at " + line(where) + " while lane " + std::to_string(warp.first) +
+         " of its warp waits at " + first_arrival.operation + " at " + line(first_arrival.where) +
+         " (a divergent collective)");
   warp.arrivals[self.lane] = {operation, where, operands};
-  warp.waits[self.lane] = true;
   if (++warp.arrived < 32) return wait(operation);
   void* all[32];
   for (int lane = 0; lane < 32; ++lane) all[lane] = warp.arrivals[lane].operands;
   compute(all);
   warp.arrived = 0;
-  std::fill(std::begin(warp.waits), std::end(warp.waits), false);
   const std::size_t first = static_cast<std::size_t>(&warp - self.block->warps.data()) * 32;
   for (std::size_t i = first; i < first + 32; ++i) self.block->threads[i]->ready = true;
 }

@@ -78,9 +78,8 @@ struct Arrival {
 };
 
 struct Warp {
-  int lanes = 0, arrived = 0;
+  int lanes = 0, arrived = 0, first = 0;  // first: the lane that arrived first at the collective
   Arrival arrivals[32];
-  bool waits[32] = {};
   std::uint32_t era = 0;
   int cluster_arrivals = 0, cluster_waits = 0;
   bool waits_for_cluster = false;
