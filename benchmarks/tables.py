@@ -133,6 +133,28 @@ def tasks(rows: Sequence[Row]) -> Cells:
     return [["model", "data", "metric", "precision", "%", "of"], *lines]
 
 
+def pipelines(rows: Sequence[Row]) -> Cells:
+    """Inputs a second, how many times as many ours answers in the same precision, and its share outside the model."""
+    ours = {
+        (row["task"], row["precision"]): row["per_second"]
+        for row in rows
+        if row["contestant"] == "distilfast" and "per_second" in row
+    }
+    lines = []
+    for row in rows:
+        speed, mine = row.get("per_second"), ours.get((row["task"], row["precision"]))
+        lines.append(
+            [
+                f"{row['task']}: {_who(row)}",
+                f"{speed:,.0f}" if speed else row.get("error", "–"),
+                f"{mine / speed:.2f}" if speed and mine else "–",
+                f"{row['outside_forward']:.1%}" if "outside_forward" in row else "–",
+                str(row.get("batch_size") or "–"),
+            ]
+        )
+    return [["pipeline", "inputs/s", "distilfast's / its", "outside the model", "batch"], *lines]
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("roof", "The machine", roofs),
     ("parity", "Right answers first", parity),
@@ -141,6 +163,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("latency_cold_l2", "Latency of the encoder with a cold L2", latencies),
     ("latency_cold_l2", "Against distilfast with a cold L2", ratios),
     ("text", "From strings, the tokeniser included", tails),
+    ("pipeline", "Whole pipelines, from strings to answers", pipelines),
     ("cold_start", "Cold start", cold_start),
     ("memory", "Memory", memory),
     ("neighbour", "Beside a busy process on every core", tails),
