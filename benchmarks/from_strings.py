@@ -6,8 +6,8 @@
 
 10,000 requests of CLINC150 are classified, the tweets of WNUT17's test set searched for entities, XQuAD's questions
 answered in windows; full-size seeded checkpoints with the real vocabulary. Every contestant has a process of its own,
-and they take turns, a fifth of the data at a time. The others run in the fastest of their batch sizes. transformers has no
-question-answering pipeline since 5.3: for that task its contestants run in ``--question-python``.
+and they take turns, a fifth of the data at a time; the others in the fastest of their batch sizes. transformers has had
+no question-answering pipeline since 5.3, so for that task the others run in ``--question-python``.
 """
 
 from __future__ import annotations
