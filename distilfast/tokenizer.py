@@ -100,6 +100,58 @@ class Encoding:
         """The word of its text that each token belongs to, counted from 0; None for special tokens that were added."""
         return self._made.word_ids
 
+    def part(self, sequence: int) -> range:
+        """The tokens of the first text (0) or of the second (1)."""
+        sequences = self.sequence_ids
+        tokens = sequences.count(sequence)
+        first = sequences.index(sequence) if tokens else 0
+        return range(first, first + tokens)
+
+    def characters(self, first: int, last: int, *, whole_words: bool = False) -> tuple[int, int]:
+        """Where tokens ``first`` to ``last`` begin and end in their text.
+
+        ``whole_words``: from the beginning of the word that ``first`` is in to the end of that of ``last``, as far as
+        this window holds them.
+        """
+        if whole_words:
+            words = list(zip(self.sequence_ids, self.words, strict=True))
+            while first > 0 and words[first - 1] == words[first]:
+                first -= 1
+            while last + 1 < len(words) and words[last + 1] == words[last]:
+                last += 1
+        offsets = self.offsets
+        return offsets[first][0], offsets[last][1]
+
+
+class PairWindow(Encoding):
+    """A window over the second text of a pair whose texts were encoded one by one.
+
+    Of such a pair the library has the token types right in the first window only, and the texts in the others.
+    """
+
+    __slots__ = ("_first", "_first_text")
+
+    def __init__(self, made: tokenizers.Encoding, first: tokenizers.Encoding, first_text: int) -> None:
+        """``first``: the first window of the pair; ``first_text``: tokens of the first text, which are in each."""
+        super().__init__(made)
+        self._first = first
+        self._first_text = first_text
+
+    @property
+    def type_ids(self) -> list[int]:
+        """See ``Encoding``."""
+        types, second = self._first.type_ids, self.part(1)
+        return types[: second.stop] + types[len(types) - len(self.ids) + second.stop :]
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """See ``Encoding``."""
+        found: list[int | None] = [None] * len(self.ids)
+        tokens = (place for place, special in enumerate(self.special_mask) if not special)
+        for i, place in enumerate(tokens):
+            found[place] = int(i >= self._first_text)
+        return found
+
 
 class Tokenizer:
     """A checkpoint's tokenizer; safe to use from several threads."""
@@ -216,11 +268,12 @@ class Tokenizer:
         with self._lock:
             encoded = self._encoded_once([*firsts, *seconds])
             heads = [self._cut(first, encoded[first], max_first) for first in firsts]
-            found = []
+            found: list[list[Encoding]] = []
             for head, second in zip(heads, seconds, strict=True):
                 room = max_length - len(head.ids) - self.num_special_tokens(pair=True)
                 self._truncate(max_length, "only_second", check_stride(stride(room), room))
-                found.append(_windows(self._backend.post_process(head, encoded[second], True)))
+                made = self._backend.post_process(head, encoded[second], True)
+                found.append([PairWindow(each, made, len(head.ids)) for each in (made, *made.overflowing)])
         return found
 
     def encode_product(
@@ -255,8 +308,11 @@ class Tokenizer:
         if len(encoded.ids) <= tokens:
             return encoded
         cut = self._backend.encode(text, add_special_tokens=False)  # `encoded` may be that of another pair too
-        cut.truncate(tokens)
-        return cut
+        # What is cut off stays with the rest as further windows, of which this pair would have as many. The first
+        # tokens as the window before the last ones have none.
+        cut.truncate(tokens + 1)
+        cut.truncate(tokens, stride=tokens - 1, direction="left")
+        return cut.overflowing[0]
 
     def _encoded(
         self,

@@ -346,3 +346,74 @@ def test_a_cased_tokenizer_under_a_silent_config_warns(directories: dict[str, Pa
     with pytest.warns(UserWarning, match="texts are lowercased"):
         ours = Tokenizer.from_directory(directory)
     assert ours.encode("Paris").ids == reference(directory)("Paris")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["cased", "uncased"])
+@pytest.mark.parametrize(("length", "stride", "most"), [(40, 7, 8), (64, 0, 30), (384, 128, 64), (24, 9, 1)])
+def test_windows_over_the_second_text_of_a_pair(
+    directories: dict[str, Path],
+    question_pairs: list[tuple[str, str]],
+    kind: str,
+    length: int,
+    stride: int,
+    most: int,
+) -> None:
+    """Also where the first text is cut: as the reference does with the tokens that are kept as its text."""
+    ours, theirs = Tokenizer.from_directory(directories[kind]), reference(directories[kind])
+    pairs = [*question_pairs[::70], ("word " * 100, question_pairs[0][1]), ("?", "é 🙂 " * 30), ("?", "short")]
+    cut, whole = zip(*pairs, strict=True)
+    found = ours.encode_pair_windows(cut, whole, max_length=length, max_first=most, stride=lambda _: stride)
+    for (first, second), windows in zip(pairs, found, strict=True):
+        offsets = ours.encode(first, add_special_tokens=False).offsets[:most]
+        expected = theirs(
+            first[: offsets[-1][1]],
+            second,
+            truncation="only_second",
+            max_length=length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            **EVERYTHING,
+        )
+        assert_same(windows, expected)
+        assert [window.words for window in windows] == [expected.word_ids(i) for i in range(len(windows))]
+        assert sum(window.part(0) == range(1, 1 + len(offsets)) for window in windows) == len(windows)
+
+
+def test_a_stride_is_chosen_by_the_room(directories: dict[str, Path]) -> None:
+    ours = Tokenizer.from_directory(directories["cased"])
+    rooms: list[int] = []
+
+    def half(room: int) -> int:
+        rooms.append(room)
+        return room // 2
+
+    ((first, second, *_),) = ours.encode_pair_windows(
+        ["word word"], ["word " * 50], max_length=25, max_first=9, stride=half
+    )
+    assert rooms == [20] and first.part(1) == second.part(1) == range(4, 24)
+    assert second.offsets[4] == (5 * 10, 5 * 10 + 4)
+    with pytest.raises(InputError, match="stride is 20; a window holds 20 tokens"):
+        ours.encode_pair_windows(["word word"], ["word"], max_length=25, max_first=9, stride=lambda room: room)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "whole", "want"),
+    [
+        (1, 1, False, "Who"),
+        (5, 5, False, "rk"),
+        (5, 5, True, "Merkel"),
+        (4, 6, True, "Merkel"),
+        (6, 8, True, "Merkel e\u0301"),
+        (6, 7, False, "el e"),
+        (9, 9, True, "🙂"),
+    ],
+)
+def test_the_characters_of_tokens(directories: dict[str, Path], first: int, last: int, whole: bool, want: str) -> None:
+    """Of [CLS] Who ##m [SEP] Me …: words of the first text end at the second."""
+    ours = Tokenizer.from_directory(directories["cased"])
+    text, pair = "Whom", "Merkel e\u0301 🙂"
+    encoding = ours.encode(text, pair)
+    tokens = ["[CLS]", "Who", "##m", "[SEP]", "Me", "##rk", "##el", "e", "##\u0301", "[UNK]", "[SEP]"]
+    assert encoding.tokens == tokens
+    start, end = encoding.characters(first, last, whole_words=whole)
+    assert (text if last < 3 else pair)[start:end] == want
