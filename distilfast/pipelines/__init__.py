@@ -11,6 +11,7 @@ from distilfast.pipelines.base import Pipeline
 from distilfast.pipelines.feature_extraction import FeatureExtractionPipeline
 from distilfast.pipelines.fill_mask import FillMaskPipeline
 from distilfast.pipelines.multiple_choice import MultipleChoicePipeline
+from distilfast.pipelines.question_answering import QuestionAnsweringPipeline
 from distilfast.pipelines.sentence_similarity import SentenceSimilarityPipeline
 from distilfast.pipelines.text_classification import TextClassificationPipeline
 from distilfast.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
@@ -25,6 +26,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         FeatureExtractionPipeline,
         SentenceSimilarityPipeline,
         MultipleChoicePipeline,
+        QuestionAnsweringPipeline,
     )
 }
 ALIASES = {"sentiment-analysis": "text-classification"}
@@ -106,6 +108,19 @@ def pipeline(
     revision: str | None = ...,
     **defaults: Any,
 ) -> MultipleChoicePipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["question-answering"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> QuestionAnsweringPipeline: ...
 
 
 @overload

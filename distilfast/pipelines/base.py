@@ -268,6 +268,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def highest(scores: np.ndarray, most: int) -> np.ndarray:
+    """The places of the ``most`` largest of ``scores`` [N], the largest first; of equal ones the first."""
+    if most == 0:
+        return np.empty(0, np.int64)
+    places = np.arange(len(scores))
+    if most < len(scores):
+        places = np.flatnonzero(~(scores < np.partition(scores, -most)[-most]))  # with a NaN, all
+    return places[np.argsort(-scores[places], kind="stable")[:most]]
+
+
 def _characters(item: Item) -> int:
     if isinstance(item, str):
         return len(item)

@@ -11,7 +11,7 @@ import numpy as np
 from distilfast.arguments import count
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, Plan, softmax
+from distilfast.pipelines.base import Pipeline, Plan, highest, softmax
 from distilfast.pipelines.encoders import TextEncoder
 from distilfast.tokenizer import Encoding
 from distilfast.types import Task
@@ -122,16 +122,6 @@ def _rankings(logits: np.ndarray, most: int, choices: np.ndarray | None) -> Iter
     for begin in range(0, len(logits), _ROWS):
         for row in softmax(logits[begin : begin + _ROWS]):
             scores = row if choices is None else row[choices]
-            best = _best(scores, most)
+            best = highest(scores, most)
             ids = best if choices is None else choices[best]
             yield [(int(token), float(row[token])) for token in ids]
-
-
-def _best(scores: np.ndarray, most: int) -> np.ndarray:
-    """The places of the ``most`` largest, the largest first; of equal ones the first."""
-    if most == 0:
-        return np.empty(0, np.int64)
-    places = np.arange(len(scores))
-    if most < len(scores):
-        places = np.flatnonzero(~(scores < np.partition(scores, -most)[-most]))  # with a NaN, all
-    return places[np.argsort(-scores[places], kind="stable")[:most]]

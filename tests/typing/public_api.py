@@ -12,7 +12,13 @@ import numpy as np
 
 import distilfast
 from distilfast import Engine, Outputs, PackedBatch
-from distilfast.pipelines import FeatureExtractionPipeline, FillMaskPipeline, Pipeline, TextClassificationPipeline
+from distilfast.pipelines import (
+    FeatureExtractionPipeline,
+    FillMaskPipeline,
+    Pipeline,
+    QuestionAnsweringPipeline,
+    TextClassificationPipeline,
+)
 from distilfast.types import Task
 
 if TYPE_CHECKING:
@@ -26,6 +32,7 @@ def pipelines(task: str) -> None:
     assert_type(distilfast.pipeline("feature-extraction", "model").embed(["a text"]), np.ndarray)
     assert_type(distilfast.pipeline("feature-extraction", "model").embed(iter(["a text"])), Iterator[np.ndarray])
     assert_type(distilfast.pipeline("feature-extraction", "model"), FeatureExtractionPipeline)
+    assert_type(distilfast.pipeline("question-answering", "model", top_k=3), QuestionAnsweringPipeline)
     assert_type(distilfast.pipeline(task, "model"), Pipeline)
     distilfast.pipeline("fill-mask", "model", backend="gpu")  # type: ignore[call-overload]
 
