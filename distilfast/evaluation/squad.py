@@ -3,13 +3,14 @@
 The procedure is that of run_qa.py and utils_qa.py in transformers' examples: windows of 384 tokens that overlap by
 128, the 20 best starts with the 20 best ends, spans of at most 30 tokens; the question is cut at 64 tokens, as in
 run_squad.py of BERT. Where the data has unanswerable questions, no answer is given where the [CLS] token's score is
-above the best span's.
+above the best span's. The question-answering pipeline has the same windows and another choice of spans: all starts with
+all ends of the context, by the product of their probabilities.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from distilfast.tokenizer import Encoding, Tokenizer
 
 LENGTH, OVERLAP, QUESTION, BEST, ANSWER = 384, 128, 64, 20, 30
 """Tokens of a window, in common with the next, of a question; starts and ends tried; tokens of an answer."""
+
+TOGETHER = 64
+"""Questions that are encoded together: those on one context, which is then tokenised once, are neighbours."""
 
 Span = tuple[float, int, int]
 """Score, first and last token in the window."""
@@ -47,34 +51,39 @@ class Question:
 
 @dataclass(frozen=True)
 class Window:
-    """``ids`` of [CLS] question [SEP] part of the context [SEP]; ``tokens``: how many of the context.
+    """``ids`` of [CLS] question [SEP] part of the context [SEP]; ``offsets``: the characters of each token of the part.
 
-    Token ``begin`` of the window is token ``first`` of the context.
+    ``begin``: the first of these tokens in the window.
     """
 
     ids: Ids
     begin: int
-    first: int
-    tokens: int
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Window:
+        """Without what the tokeniser's own keeps beside that, some ten times as much."""
+        part = encoding.part(1)
+        offsets = np.array(encoding.offsets[part.start : part.stop], np.int32).reshape(-1, 2)
+        return cls(Ids(encoding.ids, encoding.type_ids), part.start, offsets)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A question, its windows, and ``offsets``: the characters of each token of the context."""
+    """A question and its windows."""
 
     question: Question
     windows: tuple[Window, ...]
-    offsets: Sequence[tuple[int, int]]
 
     def best_text(self, logits: Sequence[np.ndarray], may_be_none: bool) -> str:
         """The text of the best span of all windows, whose logits are [L, 2] each; "" for no answer."""
         best, text = -np.inf, ""
         for window, rows in zip(self.windows, logits, strict=True):
-            span = best_span(rows[:, 0], rows[:, 1], range(window.begin, window.begin + window.tokens))
+            span = best_span(rows[:, 0], rows[:, 1], range(window.begin, window.begin + len(window.offsets)))
             if span is not None and span[0] > best:
                 best = span[0]
-                first, last = (place - window.begin + window.first for place in span[1:])
-                text = self.question.context[self.offsets[first][0] : self.offsets[last][1]]
+                first, last = (place - window.begin for place in span[1:])
+                text = self.question.context[window.offsets[first, 0] : window.offsets[last, 1]]
         if may_be_none and min(float(rows[0].sum()) for rows in logits) > best:
             return ""
         return text
@@ -125,38 +134,23 @@ def answer(
 
 
 def readings(tokenizer: Tokenizer, questions: Sequence[Question], length: int) -> list[Reading]:
-    """The windows of each question, of at most ``length`` tokens."""
-    asked = tokenizer.encode_batch([question.text for question in questions], add_special_tokens=False)
-    contexts = _encoded_once(tokenizer, [question.context for question in questions])
-    found = []
-    for each, question in zip(asked, questions, strict=True):
-        context = contexts[question.context]
-        cut = tuple(windows(tokenizer, each.ids, context.ids, length))
-        found.append(Reading(question, cut, context.offsets))
-    return found
+    """The windows of each question, of at most ``length`` tokens.
 
-
-def _encoded_once(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Encoding]:
-    distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, tokenizer.encode_batch(distinct, add_special_tokens=False), strict=True))
-
-
-def windows(
-    tokenizer: Tokenizer, question: Sequence[int], context: Sequence[int], length: int = LENGTH, overlap: int = OVERLAP
-) -> Iterator[Window]:
-    """Windows of at most ``length`` tokens that together hold the context.
-
-    Two neighbours have ``overlap`` tokens of it in common, at most half of what a window holds; in a model of few
-    positions the question is cut to a third of them.
+    Two neighbours have ``OVERLAP`` tokens of the context in common, at most half of what a window holds; in a model of
+    few positions the question is cut to a third of them. Raises InputError.
     """
-    cls, sep = tokenizer.cls_id or 0, tokenizer.sep_id or 0
-    head = [cls, *question[: min(QUESTION, length // 3)], sep]
-    room = length - len(head) - 1
-    step = room - min(overlap, room // 2)
-    for first in range(0, max(len(context) - room, 0) + step, step):
-        part = context[first : first + room]
-        ids = Ids([*head, *part, sep], [0] * len(head) + [1] * (len(part) + 1))
-        yield Window(ids, len(head), first, len(part))
+    found = []
+    for begin in range(0, len(questions), TOGETHER):
+        some = questions[begin : begin + TOGETHER]
+        encoded = tokenizer.encode_pair_windows(
+            [question.text for question in some],
+            [question.context for question in some],
+            max_length=length,
+            max_first=min(QUESTION, length // 3),
+            stride=lambda room: min(OVERLAP, room // 2),
+        )
+        found += [Reading(each, tuple(map(Window.of, windows))) for each, windows in zip(some, encoded, strict=True)]
+    return found
 
 
 def best_span(

@@ -77,13 +77,18 @@ def test_no_span_where_the_best_scores_are_outside() -> None:
 
 @pytest.mark.parametrize(("length", "overlap"), [(64, 16), (40, 30), (384, 128), (512, 128)])
 def test_windows_are_those_of_transformers(
-    data_directory: Path, question_pairs: list[tuple[str, str]], length: int, overlap: int
+    data_directory: Path,
+    question_pairs: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    overlap: int,
 ) -> None:
     transformers = pytest.importorskip("transformers")
     from distilfast.tokenizer import Tokenizer
 
     theirs = transformers.AutoTokenizer.from_pretrained(data_directory / "vocab-cased")
     ours = Tokenizer.from_directory(data_directory / "vocab-cased")
+    monkeypatch.setattr(squad, "OVERLAP", overlap)
     for question, context in question_pairs[::60]:
         asked = ours.encode(question, add_special_tokens=False).ids
         if len(asked) > length // 3:
@@ -96,23 +101,26 @@ def test_windows_are_those_of_transformers(
             stride=min(overlap, (length - len(asked) - 3) // 2),
             return_overflowing_tokens=True,
         )["input_ids"]
-        got = squad.windows(ours, asked, ours.encode(context, add_special_tokens=False).ids, length, overlap)
-        assert [window.ids.ids for window in got] == wanted
+        (got,) = squad.readings(ours, [squad.Question.of(question, context, [])], length)
+        assert [window.ids.ids for window in got.windows] == wanted
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 19, 20, 21, 29, 30, 31, 100])
 def test_windows_contain_every_token(engine: Engine, tokens: int) -> None:
     """30 tokens with a question of 7 leave 20 for the context, and adjacent windows share 10."""
-    context = list(range(1000, 1000 + tokens))
-    windows = list(squad.windows(engine.tokenizer, [7] * 7, context, 30))
+    context = "a" * tokens
+    question = squad.Question.of("q q q q q q q", " ".join(context), [])
+    (reading,) = squad.readings(engine.tokenizer, [question], 30)
     covered: set[int] = set()
-    for window in windows:
-        part = context[window.first : window.first + window.tokens]
-        assert list(window.ids.ids[window.begin : -1]) == part
+    for window in reading.windows:
+        inside = slice(window.begin, window.begin + len(window.offsets))
+        assert window.ids.ids[inside] == [engine.tokenizer.token_to_id("a")] * len(window.offsets)
+        assert window.ids.type_ids == [0] * 9 + [1] * (len(window.offsets) + 1)
         assert len(window.ids.ids) == len(window.ids.type_ids) <= 30
-        covered |= set(part)
-    assert covered == set(context)
-    assert [window.first for window in windows[1:]] == [10 * i for i in range(1, len(windows))]
+        covered |= set(window.offsets[:, 0].tolist())
+    assert covered == {2 * i for i in range(tokens)}
+    firsts = [window.offsets[0, 0] for window in reading.windows[1:]]
+    assert firsts == [2 * 10 * i for i in range(1, len(reading.windows))]
 
 
 def answers_of_transformers(directory: Path, questions: list[tuple[str, str]]) -> list[str]:
