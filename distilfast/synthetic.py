@@ -74,6 +74,22 @@ def write_checkpoint(
     return directory
 
 
+def spread_labels(directory: str | Path, logits: np.ndarray) -> None:
+    """Rewrite a token classifier so that its labels differ from token to token.
+
+    ``logits`` [T, C]: what it gives for some text now, one label for every token, since with seeded weights the large
+    channels decide. The same text then has logits of mean 0 and standard deviation 2.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    path = Path(directory) / "model.safetensors"
+    tensors = load_file(path)
+    scale = 2 / logits.std(axis=0)
+    tensors["classifier.weight"] = tensors["classifier.weight"] * scale[:, None]
+    tensors["classifier.bias"] = ((tensors["classifier.bias"] - logits.mean(axis=0)) * scale).astype(np.float32)
+    save_file(tensors, path, {"format": "pt"})
+
+
 def _tensors(model: ModelConfig, task: Task, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor transformers would save for this architecture: (its full name, float32 values)."""
     rng = np.random.default_rng(seed)

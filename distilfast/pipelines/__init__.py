@@ -14,6 +14,7 @@ from distilfast.pipelines.multiple_choice import MultipleChoicePipeline
 from distilfast.pipelines.question_answering import QuestionAnsweringPipeline
 from distilfast.pipelines.sentence_similarity import SentenceSimilarityPipeline
 from distilfast.pipelines.text_classification import TextClassificationPipeline
+from distilfast.pipelines.token_classification import TokenClassificationPipeline
 from distilfast.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 from distilfast.types import BackendName, Precision
 
@@ -22,6 +23,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     for each in (
         FillMaskPipeline,
         TextClassificationPipeline,
+        TokenClassificationPipeline,
         ZeroShotClassificationPipeline,
         FeatureExtractionPipeline,
         SentenceSimilarityPipeline,
@@ -29,7 +31,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         QuestionAnsweringPipeline,
     )
 }
-ALIASES = {"sentiment-analysis": "text-classification"}
+ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
 
 @overload
@@ -56,6 +58,19 @@ def pipeline(
     revision: str | None = ...,
     **defaults: Any,
 ) -> TextClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"],
+    model: str | Path | Engine,
+    *,
+    precision: Precision = ...,
+    backend: BackendName = ...,
+    threads: int | None = ...,
+    revision: str | None = ...,
+    **defaults: Any,
+) -> TokenClassificationPipeline: ...
 
 
 @overload
