@@ -24,9 +24,11 @@ BUILD = $(BIN)/python tests/host_build.py -DCUDA=OFF $(WARNINGS)
 # A worker has a core of its own: what it would share among threads, BLAS and torch, gets one. Tests ask for theirs.
 PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+FUZZ_NATIVE := fuzz_encoder fuzz_packed
+
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
-CXX_FILES := $(shell find csrc tests/native tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test check lint native sanitize fuzz bench gpu-check wheel format clean distclean
 
@@ -93,6 +95,19 @@ fuzz: .venv/.installed ## every fuzz target for SECONDS= each (600), with a corp
 	@for target in $$($(BIN)/python -c "from tests.fuzz.targets import TARGETS; print(*TARGETS)"); do \
 		echo "· $$target"; \
 		$(BIN)/python -m tests.fuzz.run $$target --seconds $(SECONDS) --corpus build/fuzz/$$target || exit 1; \
+	done
+	@if command -v clang++ >/dev/null; then $(MAKE) --no-print-directory fuzz-native; \
+		else echo "· the native targets are left out: they need clang++ (Debian: apt-get install clang)"; fi
+
+.PHONY: fuzz-native
+fuzz-native: .venv/.tools
+	@$(BIN)/cmake -S . -B build/fuzz-native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DFUZZ=ON \
+		-DCMAKE_CXX_COMPILER=clang++ >/dev/null
+	@$(BIN)/cmake --build build/fuzz-native --target $(FUZZ_NATIVE) -- --quiet
+	@for target in $(FUZZ_NATIVE); do \
+		echo "· $$target" && mkdir -p build/fuzz/$$target && \
+		build/fuzz-native/$$target -max_total_time=$(SECONDS) -max_len=300 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/ build/fuzz/$$target || exit 1; \
 	done
 
 bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for a few minutes, ARGS= for benchmarks/run.py

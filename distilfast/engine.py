@@ -324,16 +324,16 @@ class Engine:
         """``rows``, checked, or for None those that the head reads by itself; None where there is no head."""
         if rows is not None:
             rows = integers.int32("rows", rows)
-            if len(rows) and (rows[0] < 0 or rows[-1] >= batch.num_tokens or not integers.rises(rows)):
-                raise InputError(f"rows must rise strictly and lie within 0 to {batch.num_tokens - 1}.")
+            if len(rows) and (rows[0] < 0 or rows[-1] >= batch.num_tokens or not integers.is_increasing(rows)):
+                raise InputError(f"rows must be strictly increasing and lie within 0 to {batch.num_tokens - 1}.")
         if not self.head.linears or rows is not None:
             return rows if self.head.linears else None
         return batch.first_rows if self.head.rows == "first" else np.arange(batch.num_tokens, dtype=np.int32)
 
     def _checked_columns(self, columns: np.ndarray) -> np.ndarray:
         columns = integers.int32("columns", columns)
-        if not len(columns) or columns[0] < 0 or not integers.rises(columns):
-            raise InputError("columns must be one row of numbers that rise strictly from 0 or more.")
+        if not len(columns) or columns[0] < 0 or not integers.is_increasing(columns):
+            raise InputError("columns must be one row of numbers that are strictly increasing from 0 or more.")
         if columns[-1] >= self._head_columns:
             raise InputError(f"columns has {columns[-1]}; the head's columns are 0 to {self._head_columns - 1}.")
         return columns
@@ -349,8 +349,8 @@ class Engine:
             if values is not None and len(values) != batch.num_tokens:
                 raise InputError(f"{name} has {len(values)} entries; the batch has {batch.num_tokens} tokens.")
         ends = batch.cu_seqlens
-        if len(ends) < 2 or ends[0] != 0 or ends[-1] != batch.num_tokens or not integers.rises(ends):
-            raise InputError("cu_seqlens must rise from 0 to the number of tokens.")
+        if len(ends) < 2 or ends[0] != 0 or ends[-1] != batch.num_tokens or not integers.is_increasing(ends):
+            raise InputError("cu_seqlens must be strictly increasing from 0 to the number of tokens.")
         self._check_numbers(batch, "input_ids", batch.input_ids, self.config.vocab_size)
         self._check_positions(batch)
         if batch.token_types is not None:

@@ -50,7 +50,7 @@ def mask(name: str, values: Any) -> np.ndarray:
     return array != 0
 
 
-def rises(values: np.ndarray) -> bool:
+def is_increasing(values: np.ndarray) -> bool:
     """Whether each number is larger than the one before; by comparison, since a difference could wrap."""
     return bool((values[1:] > values[:-1]).all())
 

@@ -23,8 +23,8 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
             "The tables [rows, D], weight [D] and bias [D] do not belong together.");
     return table.shape(0);
   };
-  const TokenNumbers tokens(ids, positions, token_types,
-                            {rows(word), rows(position), token_type ? rows(*token_type) : 0});
+  const TokenNumbers tokens =
+      token_numbers_of(ids, positions, token_types, {rows(word), rows(position), token_type ? rows(*token_type) : 0});
   Floats out({tokens.tokens(), width});
   Team team(checked(threads));
   const Norm norm(weight.data(), bias.data(), width, eps);
@@ -52,7 +52,8 @@ class BoundLinear {
     Team team(threads);
     require(!channel_shift || channel_shift->size() == k, "channel_shift does not have K numbers.");
     Numbers channels;
-    if (outlier_channels) channels = rising_below(k, "outlier_channels", *outlier_channels);
+    if (outlier_channels)
+      channels = increasing_below(k, "outlier_channels", numbers_of("outlier_channels", *outlier_channels));
     const LinearSource source{weight.data(), n, k, channel_shift ? channel_shift->data() : nullptr,
                               outlier_channels ? channels.data() : nullptr};
     const LinearKernels& kernels = kernels_for(isa).linear(operands);
@@ -81,7 +82,7 @@ py::tuple attention_alone(const Floats& qkv, const Ints& cu_seqlens, Index heads
                           const std::string& precision, int threads, bool probabilities) {
   require(qkv.ndim() == 2 && heads >= 1 && heads <= qkv.shape(1) && qkv.shape(1) % (3 * heads) == 0,
           "qkv [T, 3D] does not hold this many heads.");
-  const Numbers ends = checked_cu_seqlens(cu_seqlens, qkv.shape(0));
+  const Numbers ends = checked_cu_seqlens(numbers_of("cu_seqlens", cu_seqlens), qkv.shape(0));
   const AttentionKernels& kernels = kernels_for(isa).attention(cpu_precision_named(precision));
   const Index width = qkv.shape(1) / 3, d = width / heads, count = static_cast<Index>(ends.size()) - 1;
   Index longest = 0, pairs = 0;

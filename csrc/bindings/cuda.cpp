@@ -44,7 +44,7 @@ class BoundEncoder {
   py::tuple forward_on_device(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                               const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
                               StreamHandle stream) const {
-    const HostBatch batch(ids, positions, token_types, cu_seqlens, rows, {}, sizes_, tables());
+    const HostBatch batch = batch_of(ids, positions, token_types, cu_seqlens, rows, {}, sizes_, tables());
     const ForwardInput input = batch.input();
     std::shared_ptr<DeviceOutput> output;
     {
@@ -68,7 +68,7 @@ class BoundEncoder {
     DeviceInput input{id.values(), ends.values(), {}, {}, RowSelection::all, id.size(), ends.size() - 1, 0};
     require(input.tokens > 0, "The batch is empty; at least one token is needed.");
     require(input.sequences > 0 && input.sequences <= input.tokens,
-            "cu_seqlens must rise from 0 to the number of tokens.");
+            "cu_seqlens must be strictly increasing from 0 to the number of tokens.");
     if (token_types) {
       const DeviceIntegers& types = take(*token_types, "token_types");
       require(types.size() == input.tokens, "token_types and input_ids are not of the same length.");
@@ -79,7 +79,7 @@ class BoundEncoder {
       input.num_rows = input.row_selection == RowSelection::first ? input.sequences : input.tokens;
     } else if (const auto* array = std::get_if<py::object>(&rows)) {
       const DeviceIntegers& given = take(*array, "rows");
-      require(given.size() <= input.tokens, "rows must rise strictly and lie within the tokens.");
+      require(given.size() <= input.tokens, "rows must be strictly increasing and lie within the tokens.");
       input.rows = given.values(), input.row_selection = RowSelection::given, input.num_rows = given.size();
     }
     if (sizes_.head_columns == 0) input.num_rows = 0;

@@ -118,6 +118,8 @@ struct LinearKernels {
   Index (*packed_a_size)(Index rows, Index k);  // 0: `run` reads x itself
   void (*pack_a)(const Linear&, Range rows);
   void (*run)(const Linear&, Range rows, Range panels);
+  // Whether the numbers in a packed W that are used as addresses are inside x [rows, K]; null: there are none.
+  bool (*addresses_are_valid)(Index k, const std::byte* packed) = nullptr;
 };
 
 // `attention` in one precision. Each task packs the keys and values of its head into scratch: split a head into few

@@ -95,8 +95,11 @@ PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& it
   if (packed.size() != bytes_of(kernels, items))
     throw std::invalid_argument("The packed weights do not have the model's size.");
   for (const auto& [name, n, k, precision] : items) {
-    linears_.emplace(name, Dense(kernels.linear(precision), n, k, packed.data()));
-    packed = packed.subspan(Dense::packed_size(kernels.linear(precision), n, k));
+    const LinearKernels& linear = kernels.linear(precision);
+    linears_.emplace(name, Dense(linear, n, k, packed.data()));
+    if (linear.addresses_are_valid && !linear.addresses_are_valid(k, linears_.at(name).packed().weight))
+      throw std::invalid_argument("The packed weights name channels that " + name + " does not have.");
+    packed = packed.subspan(Dense::packed_size(linear, n, k));
   }
 }
 

@@ -157,8 +157,9 @@ void DeviceOutput::wait() const {
   const auto out_of_range = [&](const char* name, const DeviceBuffer& table) {
     return std::string(name) + " holds a number outside 0 to " + std::to_string(model.rows_of(table) - 1) + ".";
   };
-  if (faults & fault_cu_seqlens) throw std::invalid_argument("cu_seqlens must rise from 0 to the number of tokens.");
-  if (faults & fault_rows) throw std::invalid_argument("rows must rise strictly and lie within the tokens.");
+  if (faults & fault_cu_seqlens)
+    throw std::invalid_argument("cu_seqlens must be strictly increasing from 0 to the number of tokens.");
+  if (faults & fault_rows) throw std::invalid_argument("rows must be strictly increasing and lie within the tokens.");
   if (faults & fault_ids) throw std::invalid_argument(out_of_range("input_ids", model.word));
   if (faults & fault_token_types) throw std::invalid_argument(out_of_range("token_types", model.token_type));
   if (faults & fault_positions)

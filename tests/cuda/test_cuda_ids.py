@@ -158,12 +158,12 @@ def test_more_sequences_than_a_block_has_threads(extension, engine):
         ("input_ids", 0, -1, "input_ids holds a number outside 0 to 255.", (0, 5)),
         ("input_ids", 21, 2**32 + 3, "input_ids holds a number outside 0 to 255.", (5, 22)),
         ("token_types", 4, 2, "token_types holds a number outside 0 to 1.", (0, 5)),
-        ("cu_seqlens", 0, 1, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
-        ("cu_seqlens", 1, 22, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
-        ("cu_seqlens", 1, 2**40, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
-        ("cu_seqlens", 1, -5, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
-        ("cu_seqlens", 3, 23, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
-        ("cu_seqlens", 3, 25, "cu_seqlens must rise from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 0, 1, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 1, 22, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 1, 2**40, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 1, -5, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 3, 23, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
+        ("cu_seqlens", 3, 25, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", (0, 24)),
     ],
 )
 def test_wrong_numbers_are_reported_and_give_no_answer(engine, place, what, at, value, sentence, spoiled):
@@ -187,7 +187,7 @@ def test_wrong_numbers_are_reported_and_give_no_answer(engine, place, what, at, 
 def test_wrong_rows(engine, place, rows):
     batch = batch_of(5, 2)
     result = engine().forward_on_device(on_device(place, batch), place(rows, np.int64), stream=0)[1]
-    with pytest.raises(ValueError, match=r"^rows must rise strictly and lie within the tokens\.$"):
+    with pytest.raises(ValueError, match=r"^rows must be strictly increasing and lie within the tokens\.$"):
         result.wait()
     assert np.isnan(fetched(result)).all()
 
@@ -216,10 +216,10 @@ def test_arrays_that_cannot_be_read(engine, place):
     refused(made, "cu_seqlens does not hold int32 or int64.", ids, place(batch.cu_seqlens, np.int16))
     refused(made, "input_ids has 2 dimensions and not 1.", place([[1, 2], [3, 4]]), ends)
     refused(made, "The batch is empty; at least one token is needed.", place([]), ends)
-    refused(made, "cu_seqlens must rise from 0 to the number of tokens.", ids, place([0]))
-    refused(made, "cu_seqlens must rise from 0 to the number of tokens.", ids, place(np.arange(9)))
+    refused(made, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", ids, place([0]))
+    refused(made, "cu_seqlens must be strictly increasing from 0 to the number of tokens.", ids, place(np.arange(9)))
     refused(made, "token_types and input_ids are not of the same length.", ids, ends, place([0, 0]))
-    refused(made, "rows must rise strictly and lie within the tokens.", ids, ends, rows=place(np.arange(8)))
+    refused(made, "rows must be strictly increasing and lie within the tokens.", ids, ends, rows=place(np.arange(8)))
 
 
 def test_arrays_that_lie_elsewhere(extension, engine, place):

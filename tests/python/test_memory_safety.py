@@ -72,7 +72,7 @@ ENDS = {
 @pytest.mark.parametrize("case", ENDS)
 def test_cu_seqlens(engine: Engine, case: str) -> None:
     batch = PackedBatch(IDS, range(8), ENDS[case])
-    raises_one_sentence(InputError, "cu_seqlens must rise from 0", lambda: engine.encode(batch))
+    raises_one_sentence(InputError, "cu_seqlens must be strictly increasing from 0", lambda: engine.encode(batch))
 
 
 SELECTIONS = {

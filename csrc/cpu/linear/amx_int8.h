@@ -252,8 +252,17 @@ inline void tile_int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels tile_int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic,     tile_int8_layout,        tile_panel,       tile_mc_multiple, tile_mc, tile_int8_packed_size,
-          tile_int8_pack, tile_int8_packed_a_size, tile_int8_pack_a, tile_int8_linear};
+  return {arithmetic,
+          tile_int8_layout,
+          tile_panel,
+          tile_mc_multiple,
+          tile_mc,
+          tile_int8_packed_size,
+          tile_int8_pack,
+          tile_int8_packed_a_size,
+          tile_int8_pack_a,
+          tile_int8_linear,
+          outlier_channels_are_valid};
 }
 
 }  // namespace

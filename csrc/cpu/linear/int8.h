@@ -236,9 +236,17 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 
 template <class Dot>
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {
-      arithmetic,       int8_layout,     panel, mc_multiple, mc, int8_packed_size, pack_int8, int8_packed_a_size<Dot>,
-      pack_int8_a<Dot>, int8_linear<Dot>};
+  return {arithmetic,
+          int8_layout,
+          panel,
+          mc_multiple,
+          mc,
+          int8_packed_size,
+          pack_int8,
+          int8_packed_a_size<Dot>,
+          pack_int8_a<Dot>,
+          int8_linear<Dot>,
+          outlier_channels_are_valid};
 }
 
 }  // namespace

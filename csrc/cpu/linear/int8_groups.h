@@ -52,6 +52,15 @@ inline void pack_header(const LinearSource& source, const Int8Header& at, std::b
   }
 }
 
+// Whether a header of unknown origin names channels of x only.
+inline bool outlier_channels_are_valid(Index k, const std::byte* packed) {
+  const Int8Header at(k);
+  const std::int32_t* channels = view<std::int32_t>(packed, at.outlier_channels());
+  for (Index i = 0; i < at.outliers; ++i)
+    if (channels[i] < 0 || channels[i] >= k) return false;
+  return true;
+}
+
 // What a group's quantisation yields beside its int8 values: the scale, and the sum of these values.
 struct GroupQuant {
   float scale;

@@ -48,6 +48,14 @@ Index int8_packed_size(Index n, Index k) {
   return header_size(k) * Index{sizeof(float)} + packed_size(n, int8_depth(k));
 }
 
+// Whether a header of unknown origin names channels of x only; NaN is none.
+inline bool outlier_channels_are_valid(Index k, const std::byte* packed) {
+  const float* channels = view<float>(packed) + 2 * k;
+  for (Index i = 0; i < outlier_count(k); ++i)
+    if (!(channels[i] >= 0.0f && channels[i] < static_cast<float>(k))) return false;
+  return true;
+}
+
 inline void fill_mask(const LinearSource& source, Range channels, float* mask) {
   for (Index k = channels.begin; k < channels.end; ++k) mask[k - channels.begin] = 1.0f;
   for (Index i = 0; i < outlier_count(source.k); ++i)
@@ -103,8 +111,17 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 }
 
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
-  return {arithmetic, int8_layout,        panel,       mc_multiple, mc, int8_packed_size,
-          pack_int8,  int8_packed_a_size, pack_int8_a, int8_linear};
+  return {arithmetic,
+          int8_layout,
+          panel,
+          mc_multiple,
+          mc,
+          int8_packed_size,
+          pack_int8,
+          int8_packed_a_size,
+          pack_int8_a,
+          int8_linear,
+          outlier_channels_are_valid};
 }
 
 }  // namespace
