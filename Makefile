@@ -92,10 +92,8 @@ sanitize: .venv/.installed ## native tests under ASan, UBSan and TSan; bindings 
 		PYTHONPATH=$(CURDIR)/$(SANITIZED):$(CURDIR) $(BIN)/pytest -q $(SANITIZED_TESTS)
 
 fuzz: .venv/.installed ## every fuzz target for SECONDS= each (600), with a corpus that is kept in build/fuzz
-	@for target in $$($(BIN)/python -c "from tests.fuzz.targets import TARGETS; print(*TARGETS)"); do \
-		echo "· $$target"; \
-		$(BIN)/python -m tests.fuzz.run $$target --seconds $(SECONDS) --corpus build/fuzz/$$target || exit 1; \
-	done
+	@$(BIN)/python -m tests.fuzz.run $$($(BIN)/python -c "from tests.fuzz.targets import TARGETS; print(*TARGETS)") \
+		--seconds $(SECONDS) --corpus build/fuzz
 	@if command -v clang++ >/dev/null; then $(MAKE) --no-print-directory fuzz-native; \
 		else echo "· the native targets are left out: they need clang++ (Debian: apt-get install clang)"; fi
 

@@ -23,6 +23,7 @@ from distilfast.checkpoint import open_checkpoint
 from distilfast.config import ModelConfig
 from distilfast.errors import DistilfastError
 from distilfast.heads import TASKS, head_for
+from distilfast.pipelines import PIPELINES
 from distilfast.synthetic import write_checkpoint
 from distilfast.tokenizer import Tokenizer
 
@@ -32,6 +33,7 @@ TINY = {"dim": 32, "n_heads": 4, "n_layers": 1, "hidden_dim": 48, "vocab_size": 
 NUMBERS = (0, 1, -1, 2, 3, 4, 12, 16, 31, 32, 10**6, 10**9, 2**31, 2**63, 10**30, -(10**30))
 FLOATS = (0.5, -1.0, 1e-12, 1e300, math.nan, math.inf)
 WORDS = (
+    *("simple", "first", "average", "max", "none", "return", "{} a", "a, b"),
     *("", "x", "512", "false", "gelu", "relu", "mean", "distilbert", "bert", "absolute", "softmax", "longest_first"),
     *("DistilBertForMaskedLM", "BertForQuestionAnswering", "BertTokenizer", "[MASK]", "[UNK]", "\ud800", "é", "0"),
 )
@@ -171,20 +173,40 @@ def tokenizer(scratch: Path) -> Target:
 
 def arguments(scratch: Path) -> Target:
     """Texts and options of every pipeline."""
-    tasks = {
+    shared = ("batch_size", "errors", "return_truncation")
+    windows = ("truncation", "max_length", "window", "stride", "over_windows")
+    tasks: dict[str, tuple[str, ...]] = {
         "fill-mask": ("top_k", "targets", "tokenizer_kwargs"),
-        "text-classification": ("top_k", "function_to_apply", "truncation", "max_length"),
+        "text-classification": ("top_k", "function_to_apply", *windows),
         "feature-extraction": ("truncation", "tokenize_kwargs", "return_tensors"),
+        "token-classification": ("aggregation_strategy", "ignore_labels", "stride", "is_split_into_words", "delimiter"),
+        "question-answering": (
+            "top_k",
+            "doc_stride",
+            "max_answer_len",
+            "max_seq_len",
+            "max_question_len",
+            "sum_scores",
+        ),
+        "zero-shot-classification": ("candidate_labels", "hypothesis_template", "multi_label"),
+        "sentence-similarity": ("max_length",),
+        "multiple-choice": ("top_k", "truncation", "max_length"),
     }
-    made = {task: pipeline(task, checkpoint_in(scratch / task, task), threads=1) for task in tasks}
+    made = {
+        task: pipeline(task, checkpoint_in(scratch / task, PIPELINES[task].engine_task), threads=1) for task in tasks
+    }
+    inputs = (
+        *("a", "[MASK] a", ["a", "[MASK]"], ("a", "b"), [], "a b " * 20, [["a", "b"]], {"text": "a", "text_pair": "b"}),
+        *({"question": "a", "context": "b c " * 9}, {"prompt": "a", "choices": ["b", "c"]}),
+        {"source_sentence": "a", "sentences": ["b"]},
+    )
 
     def run(data: bytes) -> None:
         provider = FuzzedDataProvider(data)
         task = provider.PickValueInList(list(tasks))
-        options = {name: value(provider) for name in tasks[task] if provider.ConsumeIntInRange(0, 2) == 0}
-        texts = provider.PickValueInList(["a", "[MASK] a", ["a", "[MASK]"], ("a", "b"), [], None])
-        if texts is None:
-            texts = value(provider)
+        names = (*tasks[task], *shared)
+        options = {name: value(provider) for name in names if provider.ConsumeIntInRange(0, 2) == 0}
+        texts = value(provider) if provider.ConsumeIntInRange(0, 3) == 0 else provider.PickValueInList(list(inputs))
         made[task](texts, **options)
 
     return run
