@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz.run TARGET… [--seconds N] [--corpus DIRECTORY]``: fuzz targets with atheris, one after another.
+"""``python -m tests.fuzz.run TARGET… [--seconds N] [--corpus DIRECTORY]``: fuzz targets with atheris, one by one.
 
 Coverage of distilfast's Python guides it. Ends with status 0, or with libFuzzer's at the first input that crashes,
 hangs for ten seconds or takes 2 GB; that input is written to ``--artifacts``, and ``--input FILE`` runs it alone.
