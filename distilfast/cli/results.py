@@ -7,6 +7,8 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,6 +38,7 @@ class Results:
         """Raises InputError for a file that is there, unless it may be overwritten or gone on with."""
         self.format = format
         self.done = 0
+        self._name = path or "standard output"
         if resume and path is None:
             raise InputError("--resume needs --output.")
         if resume and format == "text":
@@ -57,19 +60,31 @@ class Results:
         return open(path, "w", encoding="utf-8", newline="")
 
     def write(self, row: int, answer: Any) -> None:
-        """The answer to a row, or its InputError."""
-        self._file.write(_LINES[self.format](row, answer) + "\n")
+        """The answer to a row, or its InputError; raises InputError where the file cannot take it."""
+        with self._writing():
+            self._file.write(_LINES[self.format](row, answer) + "\n")
         self.done = row
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
-        self._file.flush()
+        """Hand what was written to the system; raises InputError."""
+        with self._writing():
+            self._file.flush()
 
     def close(self) -> None:
-        """After the last row."""
-        self._file.flush()
-        if self._file is not sys.stdout:
-            self._file.close()
+        """After the last row; raises InputError."""
+        with self._writing():
+            self._file.flush()
+            if self._file is not sys.stdout:
+                self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # whoever read has enough
+            raise
+        except OSError as error:
+            raise InputError(f"{self._name} cannot be written: {error.strerror}.") from None
 
 
 def _cut_to_whole_rows(path: str, format: str) -> int:

@@ -64,10 +64,10 @@ class ZeroShotClassificationPipeline(Pipeline):
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """See ``Pipeline``; warns where no label of the model is that of entailment."""
-        names = [name.lower() for name in engine.config.id2label.values()]
+        names = list(engine.config.id2label.values())
         if len(names) < 2:
             raise InputError("The model has one label; zero-shot-classification needs entailment and contradiction.")
-        self._entailment = next((i for i, name in enumerate(names) if name.startswith("entail")), -1)
+        self._entailment = next((i for i, name in enumerate(names) if name.lower().startswith("entail")), -1)
         if self._entailment == -1:
             warnings.warn(
                 f"No label of the model begins with 'entail'; the last, {names[-1]!r}, is taken for entailment.",

@@ -216,6 +216,28 @@ def test_an_output_that_exists_is_kept(model: str, tmp_path: Path) -> None:
     assert (tmp_path / "o.jsonl").read_text() == "mine\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk(model: str) -> None:
+    done = run("text-classification", model, "-", "--output", "/dev/full", "--to", "jsonl", "--overwrite", input="a\n")
+    assert done.exit_code == 2
+    assert done.output == "error: /dev/full cannot be written: No space left on device.\n"
+
+
+def test_an_interrupted_run_keeps_its_rows(model: str, tmp_path: Path) -> None:
+    """Ctrl-C ends with the status of SIGINT and no traceback; the run can go on."""
+    source, out = written(tmp_path / "in.txt", [f"text {i}" for i in range(50_000)]), tmp_path / "out.jsonl"
+    main = [sys.executable, "-c", "from distilfast.cli import main; main()"]
+    command = [*main, "run", "text-classification", model, "-i", str(source), "--output", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and (not out.exists() or out.stat().st_size == 0):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate()[1]
+    assert process.returncode == 130 and "Traceback" not in errors
+    kept = [each["row"] for each in lines(out)]
+    assert kept == list(range(1, len(kept) + 1)) and 0 < len(kept) < 50_000
+
+
 def test_a_column_that_is_missing(model: str, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("a,b\n1,2\n")
     done = run("text-classification", model, "-i", tmp_path / "in.csv")
