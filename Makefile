@@ -68,7 +68,8 @@ native: .venv/.tools ## only the native tests of `make test`
 	@$(BUILD) native_tests
 	@$(MODULES)/native_tests
 
-# The third part is the bindings in a copy of the package, under the tests that hand them arrays of every kind.
+# The third part is the bindings in a copy of the package, under the tests that hand them arrays of every kind. The
+# sanitiser needs libstdc++ from the start, or it does not know how to throw.
 SANITIZED := build/sanitize-address/python
 SANITIZED_TESTS := $(wildcard tests/python/test_b*.py tests/python/test_*safety.py) tests/python/test_engine.py \
 	tests/kernels/test_embed.py tests/kernels/test_linear.py tests/kernels/test_attention.py
@@ -88,7 +89,7 @@ sanitize: .venv/.installed ## native tests under ASan, UBSan and TSan; bindings 
 	@$(BIN)/cmake --build build/sanitize-address --target _cpu -- --quiet
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r distilfast $(SANITIZED) && rm -f $(SANITIZED)/distilfast/_c*.so
 	@cp build/sanitize-address/_cpu*.so $(SANITIZED)/distilfast
-	@OMP_NUM_THREADS=1 LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	@OMP_NUM_THREADS=1 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=$(CURDIR)/$(SANITIZED):$(CURDIR) $(BIN)/pytest -q $(SANITIZED_TESTS)
 
 fuzz: .venv/.installed ## every fuzz target for SECONDS= each (600), with a corpus that is kept in build/fuzz
