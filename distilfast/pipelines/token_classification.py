@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ Entity = dict[str, Any]
 class Found(NamedTuple):
     """The entities of a window, [N] each: label, score, and the tokens of the window where they begin and end.
 
-    ``words``: the tokens where the words of each begin; under "none" and "simple" every token is a word.
+    ``words``: the tokens where the words of each begin; under "none" and "simple" there are none.
     """
 
     labels: list[int]
@@ -125,11 +125,11 @@ class TokenClassificationPipeline(Pipeline):
 
         def combine(item: str | list[str], windows: Sequence[Encoding], found: Sequence[Found]) -> list[Entity]:
             text = item if isinstance(item, str) else joint.join(item)
-            places = None if isinstance(item, str) else _places(item, len(joint))
+            starts = None if isinstance(item, str) else _starts(item, len(joint))
             entities = [
                 entity
                 for window, each in zip(windows, found, strict=True)
-                for entity in self._entities(text, places, window, each, strategy)
+                for entity in self._entities(text, starts, window, each, strategy)
             ]
             return entities if len(windows) == 1 else _without_overlaps(entities)
 
@@ -160,15 +160,16 @@ class TokenClassificationPipeline(Pipeline):
         tokens = np.flatnonzero(~special)  # of the batch
         window_of = np.repeat(np.arange(len(windows)), np.diff(batch.cu_seqlens))[tokens]
         begins = np.diff(window_of, prepend=-1) > 0
-        if strategy in ("none", "simple"):
-            labels = scores[tokens].argmax(axis=1) if len(tokens) else tokens
-            words = Words(np.arange(len(tokens)), labels, scores[tokens, labels], begins)
-        else:
-            words = _words(scores[tokens], begins | ~self._continues(windows, batch, tokens), begins, strategy)
+        by_word = strategy not in ("none", "simple")
+        starts = begins | ~self._continues(windows, batch, tokens) if by_word else np.ones(len(tokens), bool)
+        words = _words(scores[tokens], starts, begins, strategy)
         groups = np.arange(len(words.firsts)) if strategy == "none" else self._groups(words)
         names = self._labels.names if strategy == "none" else self._labels.types
         kept = ~np.array([name in ignored for name in names])[words.labels[groups]]
-        return _split(words, groups, kept, tokens, window_of, batch.cu_seqlens)
+        places = tokens - batch.cu_seqlens[window_of]
+        return _split(
+            _kept_entities(words, groups, kept, places, by_word), window_of[words.firsts[groups[kept]]], len(windows)
+        )
 
     def _continues(self, windows: Sequence[Encoding], batch: PackedBatch, tokens: np.ndarray) -> np.ndarray:
         """Whether each of ``tokens`` goes on a word, as the reference tells: "##" makes it longer than its text."""
@@ -186,42 +187,57 @@ class TokenClassificationPipeline(Pipeline):
     # ---- from entities to dicts
 
     def _entities(
-        self, text: str, places: list[int] | None, window: Encoding, found: Found, strategy: str
-    ) -> Iterator[Entity]:
+        self, text: str, starts: list[int] | None, window: Encoding, found: Found, strategy: str
+    ) -> list[Entity]:
+        """``starts``: where the words of a text that came split begin in ``text``."""
         if not found.labels:
-            return
-        offsets, tokens = window.offsets, window.tokens
-        if places is not None:
-            in_words = zip(offsets, window.words, strict=True)
-            offsets = [
-                (a + places[word], b + places[word]) if word is not None else (a, b) for (a, b), word in in_words
+            return []
+        offsets = window.offsets if starts is None else _in_text(window, starts)
+        tokens = window.tokens
+        if self.tokenizer.unk_id in window.ids:
+            unknown = self.tokenizer.unk_id
+            tokens = [
+                text[slice(*at)] if number == unknown else token
+                for number, token, at in zip(window.ids, tokens, offsets, strict=True)
             ]
-        unknown = self.tokenizer.unk_id
-        for label, score, first, last, words in zip(*found, strict=True):
-            start, end = offsets[first][0], offsets[last][1]
-            parts = [
-                text[slice(*offsets[i])] if window.ids[i] == unknown else tokens[i] for i in range(first, last + 1)
-            ]
-            if strategy == "none":
-                yield {
-                    "entity": self._labels.names[label],
-                    "score": score,
-                    "index": first,
-                    "word": parts[0],
-                    "start": start,
-                    "end": end,
-                }
-                continue
-            if strategy != "simple":
-                bounds = [*(word - first for word in words), len(parts)]
-                parts = [self.tokenizer.join(parts[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-            yield {
-                "entity_group": self._labels.types[label],
+        if strategy == "none":
+            return self._labelled(tokens, offsets, found)
+        return self._grouped(tokens, offsets, found, by_word=strategy != "simple")
+
+    def _labelled(self, tokens: list[str], offsets: list[tuple[int, int]], found: Found) -> list[Entity]:
+        names = self._labels.names
+        return [
+            {
+                "entity": names[label],
                 "score": score,
-                "word": self.tokenizer.join(parts),
-                "start": start,
-                "end": end,
+                "index": place,
+                "word": tokens[place],
+                "start": offsets[place][0],
+                "end": offsets[place][1],
             }
+            for label, score, place in zip(found.labels, found.scores, found.firsts, strict=True)
+        ]
+
+    def _grouped(
+        self, tokens: list[str], offsets: list[tuple[int, int]], found: Found, *, by_word: bool
+    ) -> list[Entity]:
+        types, join = self._labels.types, self.tokenizer.join
+        texts = [tokens[first : last + 1] for first, last in zip(found.firsts, found.lasts, strict=True)]
+        if by_word:
+            texts = [
+                [join(tokens[a:b]) for a, b in pairwise([*words, last + 1])]
+                for words, last in zip(found.words, found.lasts, strict=True)
+            ]
+        return [
+            {
+                "entity_group": types[label],
+                "score": score,
+                "word": join(parts),
+                "start": offsets[first][0],
+                "end": offsets[last][1],
+            }
+            for label, score, first, last, parts in zip(*found[:4], texts, strict=True)
+        ]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -255,32 +271,30 @@ def _highest_of_each(values: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     return np.minimum(places, len(values) - 1)  # where all are NaN
 
 
-def _split(
-    words: Words,
-    groups: np.ndarray,
-    kept: np.ndarray,
-    tokens: np.ndarray,
-    window_of: np.ndarray,
-    cu_seqlens: np.ndarray,
-) -> Iterator[Found]:
-    """The kept entities of each window; ``groups`` are the words that entities begin with."""
-    ends = np.append(groups[1:], len(words.firsts))[kept]  # the word after each
-    groups = groups[kept]
-    token_ends = np.append(words.firsts[1:], len(tokens))
-    firsts, lasts = words.firsts[groups], token_ends[ends - 1] - 1
-    owners = window_of[firsts]
-    bounds = np.searchsorted(owners, np.arange(len(cu_seqlens)))
-    for window in range(len(cu_seqlens) - 1):
-        some = slice(bounds[window], bounds[window + 1])
-        offset = cu_seqlens[window]
-        spans = list(zip(groups[some].tolist(), ends[some].tolist(), strict=True))
-        yield Found(
-            words.labels[groups[some]].tolist(),
-            [float(words.scores[a:b].mean()) for a, b in spans],
-            (tokens[firsts[some]] - offset).tolist(),
-            (tokens[lasts[some]] - offset).tolist(),
-            [(tokens[words.firsts[a:b]] - offset).tolist() for a, b in spans],
-        )
+def _kept_entities(words: Words, groups: np.ndarray, kept: np.ndarray, places: np.ndarray, by_word: bool) -> Found:
+    """The kept entities of all windows; ``groups`` are the words that entities begin with.
+
+    ``places``: where each token stands in its window.
+    """
+    sizes = np.diff(groups, append=len(words.firsts))
+    scores = np.add.reduceat(words.scores, groups) / sizes.astype(words.scores.dtype)
+    begins, ends = groups[kept], (groups + sizes)[kept]
+    bounds = np.append(words.firsts, len(places))
+    starts = places[words.firsts].tolist()
+    return Found(
+        words.labels[begins].tolist(),
+        scores[kept].tolist(),
+        places[bounds[begins]].tolist(),
+        places[bounds[ends] - 1].tolist(),
+        [starts[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)] if by_word else [],
+    )
+
+
+def _split(found: Found, window_of: np.ndarray, windows: int) -> Iterator[Found]:
+    """Those of each window, from those of all and the window of each."""
+    bounds = np.searchsorted(window_of, np.arange(windows + 1)).tolist()
+    for a, b in pairwise(bounds):
+        yield Found(found.labels[a:b], found.scores[a:b], found.firsts[a:b], found.lasts[a:b], found.words[a:b])
 
 
 def _without_overlaps(entities: list[Entity]) -> list[Entity]:
@@ -298,9 +312,15 @@ def _weight(entity: Entity) -> tuple[int, float]:
     return entity["end"] - entity["start"], entity["score"]
 
 
-def _places(words: Sequence[str], gap: int) -> list[int]:
+def _starts(words: Sequence[str], gap: int) -> list[int]:
     """Where each word begins in all of them joined, with ``gap`` characters in between."""
     return [0, *accumulate(len(word) + gap for word in words[:-1])] if words else []
+
+
+def _in_text(window: Encoding, starts: list[int]) -> list[tuple[int, int]]:
+    """The offsets of tokens in a text of which ``starts`` are the words; those of special tokens as they are."""
+    shifts = (0 if word is None else starts[word] for word in window.words)
+    return [(a + shift, b + shift) for (a, b), shift in zip(window.offsets, shifts, strict=True)]
 
 
 def _token_sizes(vocabulary: dict[str, int], size: int) -> np.ndarray:
