@@ -369,8 +369,14 @@ class Tokenizer:
 
     def join(self, tokens: Sequence[str]) -> str:
         """The text of tokens as the vocabulary writes them: "##" closed up, and spaces before punctuation."""
-        text: str = self._backend.decoder.decode(list(tokens))
+        decoder = self._backend.decoder
+        text: str = " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
         return text
+
+    @property
+    def subword_prefix(self) -> str:
+        """What the vocabulary writes before a token that goes on a word, "##"; "" where it marks none."""
+        return getattr(self._backend.model, "continuing_subword_prefix", None) or ""
 
     def num_special_tokens(self, *, pair: bool = False) -> int:
         """How many special tokens ``encode`` adds to a text, or to a pair."""

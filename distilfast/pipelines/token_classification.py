@@ -15,10 +15,11 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, Plan
 from distilfast.pipelines.encoders import EncodingOptions, TextEncoder
-from distilfast.tokenizer import Encoding, checked_text, checked_words
+from distilfast.tokenizer import Encoding, checked_words
 from distilfast.types import Task
 
-STRATEGIES = ("none", "simple", "first", "average", "max")
+BY_WORD = ("first", "average", "max")
+STRATEGIES = ("none", "simple", *BY_WORD)
 
 Entity = dict[str, Any]
 
@@ -86,6 +87,7 @@ class TokenClassificationPipeline(Pipeline):
     task: ClassVar[str] = "token-classification"
     engine_task: ClassVar[Task] = "token-classification"
     _how_to_cut = "a lower stride"
+    _how_to_read_all = "stride=0 beside an aggregation_strategy reads all of it, in windows, and "
     _elsewhere = Pipeline._elsewhere | {
         "offset_mapping": "the tokeniser's own offsets are used",
         "grouped_entities": 'aggregation_strategy="simple" groups entities',
@@ -96,12 +98,13 @@ class TokenClassificationPipeline(Pipeline):
         """See ``Pipeline``."""
         super().__init__(engine, defaults)
         self._labels = Labels.of(list(engine.config.id2label.values()))
-        self._token_sizes = _token_sizes(self.tokenizer.vocab, engine.config.vocab_size)
+        self._tokens = _by_id(self.tokenizer.vocab)
+        self._token_sizes = np.array([len(token) for token in self._tokens])
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """As the reference does: one list of words is a list of one text."""
         split = (self._defaults | options).get("is_split_into_words", False)
-        if split is True and isinstance(inputs, list) and not all(isinstance(each, list) for each in inputs):
+        if split is True and isinstance(inputs, (list, tuple)) and _is_one_text(inputs):
             inputs = [inputs]
         return super().__call__(inputs, **options)
 
@@ -114,7 +117,7 @@ class TokenClassificationPipeline(Pipeline):
         is_split_into_words: bool = False,
         delimiter: str | None = None,
     ) -> Plan:
-        strategy = "none" if aggregation_strategy is None else _strategy(aggregation_strategy)
+        strategy = self._strategy(aggregation_strategy)
         split = flag("is_split_into_words", is_split_into_words)
         joint = _delimiter(delimiter, split)
         ignored = _ignored(ignore_labels)
@@ -135,6 +138,18 @@ class TokenClassificationPipeline(Pipeline):
 
         return Plan(TextEncoder(self.tokenizer, options, is_split_into_words=split), compute, combine)
 
+    def _strategy(self, given: Any) -> str:
+        """One of ``STRATEGIES``; raises InputError, also for words where tokens do not say what goes on one."""
+        if given is None:
+            return "none"
+        strategy = one_of("aggregation_strategy", given.lower() if isinstance(given, str) else given, STRATEGIES)
+        if strategy in BY_WORD and not self.tokenizer.subword_prefix:
+            raise InputError(
+                f"aggregation_strategy {strategy!r} joins the tokens of words, and this tokeniser does not mark those "
+                'that go on a word; "simple" joins tokens of one label.'
+            )
+        return strategy
+
     def _windows(self, stride: Any, strategy: str) -> EncodingOptions:
         if stride is None:
             return self._encoding_options(truncation=True)
@@ -146,9 +161,7 @@ class TokenClassificationPipeline(Pipeline):
     def _item(self, i: int, given: Any, plan: Plan) -> Any:
         if isinstance(plan.encode, TextEncoder) and plan.encode.is_split_into_words:
             return checked_words(i, given)
-        if not isinstance(given, str):
-            raise InputError(f"Input {i} is of type {type(given).__name__}; a string is needed.")
-        return checked_text(i, given)
+        return super()._item(i, given, plan)
 
     # ---- from logits to entities: arrays over all windows of a forward
 
@@ -160,16 +173,14 @@ class TokenClassificationPipeline(Pipeline):
         tokens = np.flatnonzero(~special)  # of the batch
         window_of = np.repeat(np.arange(len(windows)), np.diff(batch.cu_seqlens))[tokens]
         begins = np.diff(window_of, prepend=-1) > 0
-        by_word = strategy not in ("none", "simple")
+        by_word = strategy in BY_WORD
         starts = begins | ~self._continues(windows, batch, tokens) if by_word else np.ones(len(tokens), bool)
         words = _words(scores[tokens], starts, begins, strategy)
         groups = np.arange(len(words.firsts)) if strategy == "none" else self._groups(words)
         names = self._labels.names if strategy == "none" else self._labels.types
         kept = ~np.array([name in ignored for name in names])[words.labels[groups]]
-        places = tokens - batch.cu_seqlens[window_of]
-        return _split(
-            _kept_entities(words, groups, kept, places, by_word), window_of[words.firsts[groups[kept]]], len(windows)
-        )
+        found = _kept_entities(words, groups, kept, tokens - batch.cu_seqlens[window_of], by_word)
+        return _split(found, window_of[words.firsts[groups[kept]]], len(windows))
 
     def _continues(self, windows: Sequence[Encoding], batch: PackedBatch, tokens: np.ndarray) -> np.ndarray:
         """Whether each of ``tokens`` goes on a word, as the reference tells: "##" makes it longer than its text."""
@@ -193,16 +204,16 @@ class TokenClassificationPipeline(Pipeline):
         if not found.labels:
             return []
         offsets = window.offsets if starts is None else _in_text(window, starts)
-        tokens = window.tokens
-        if self.tokenizer.unk_id in window.ids:
-            unknown = self.tokenizer.unk_id
+        tokens = [self._tokens[number] for number in window.ids]
+        unknown = self.tokenizer.unk_id
+        if unknown in window.ids:
             tokens = [
-                text[slice(*at)] if number == unknown else token
-                for number, token, at in zip(window.ids, tokens, offsets, strict=True)
+                text[start:end] if number == unknown else token
+                for number, token, (start, end) in zip(window.ids, tokens, offsets, strict=True)
             ]
         if strategy == "none":
             return self._labelled(tokens, offsets, found)
-        return self._grouped(tokens, offsets, found, by_word=strategy != "simple")
+        return self._grouped(tokens, offsets, found, by_word=strategy in BY_WORD)
 
     def _labelled(self, tokens: list[str], offsets: list[tuple[int, int]], found: Found) -> list[Entity]:
         names = self._labels.names
@@ -222,12 +233,13 @@ class TokenClassificationPipeline(Pipeline):
         self, tokens: list[str], offsets: list[tuple[int, int]], found: Found, *, by_word: bool
     ) -> list[Entity]:
         types, join = self._labels.types, self.tokenizer.join
-        texts = [tokens[first : last + 1] for first, last in zip(found.firsts, found.lasts, strict=True)]
         if by_word:
-            texts = [
+            parts_of_each = [
                 [join(tokens[a:b]) for a, b in pairwise([*words, last + 1])]
                 for words, last in zip(found.words, found.lasts, strict=True)
             ]
+        else:
+            parts_of_each = [tokens[first : last + 1] for first, last in zip(found.firsts, found.lasts, strict=True)]
         return [
             {
                 "entity_group": types[label],
@@ -236,7 +248,7 @@ class TokenClassificationPipeline(Pipeline):
                 "start": offsets[first][0],
                 "end": offsets[last][1],
             }
-            for label, score, first, last, parts in zip(*found[:4], texts, strict=True)
+            for label, score, first, last, parts in zip(*found[:4], parts_of_each, strict=True)
         ]
 
 
@@ -323,16 +335,17 @@ def _in_text(window: Encoding, starts: list[int]) -> list[tuple[int, int]]:
     return [(a + shift, b + shift) for (a, b), shift in zip(window.offsets, shifts, strict=True)]
 
 
-def _token_sizes(vocabulary: dict[str, int], size: int) -> np.ndarray:
-    """Characters of each token as the vocabulary writes it."""
-    sizes = np.zeros(max(size, max(vocabulary.values(), default=0) + 1), np.int64)
+def _by_id(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens in the order of their ids, "" for an id that has none."""
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
     for token, number in vocabulary.items():
-        sizes[number] = len(token)
-    return sizes
+        tokens[number] = token
+    return tokens
 
 
-def _strategy(given: Any) -> str:
-    return one_of("aggregation_strategy", given.lower() if isinstance(given, str) else given, STRATEGIES)
+def _is_one_text(inputs: Sequence[Any]) -> bool:
+    """Whether ``inputs`` are the words of one text and not several texts."""
+    return bool(inputs) and not any(isinstance(each, (list, tuple)) for each in inputs)
 
 
 def _ignored(given: Any) -> frozenset[str]:
