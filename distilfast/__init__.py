@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distilfast.machine import info
     from distilfast.outputs import Outputs
     from distilfast.pipelines import pipeline
+    from distilfast.pipelines.multi_head import MultiHeadPipeline
     from distilfast.tokenizer import Tokenizer
 
 # Public name -> its module, which is imported on first use: `import distilfast` alone imports nothing heavy.
@@ -30,6 +31,7 @@ _PUBLIC = {
     "Engine": "engine",
     "InputError": "errors",
     "ModelConfig": "config",
+    "MultiHeadPipeline": "pipelines.multi_head",
     "Outputs": "outputs",
     "PackedBatch": "batch",
     "Tokenizer": "tokenizer",
@@ -46,6 +48,7 @@ __all__ = [
     "Engine",
     "InputError",
     "ModelConfig",
+    "MultiHeadPipeline",
     "Outputs",
     "PackedBatch",
     "Tokenizer",

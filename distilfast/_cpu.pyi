@@ -3,7 +3,7 @@
 T tokens, B sequences, R rows read by the head, D hidden size, H heads. Errors are ValueError with one sentence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ class Encoder:
         hidden: bool,
         trace: dict[str, Floats] | None,
         columns: Ints | None = None,
+        names: Collection[str] | None = None,
     ) -> tuple[Floats | None, Floats | None]:
         """See ``distilfast.backends.cpu.CpuBackend.forward``. Indices outside their tables are not caught here."""
 
@@ -73,6 +74,25 @@ class Encoder:
     @property
     def scratch_bytes(self) -> int:
         """Of all arenas that no forward is using."""
+
+class Head:
+    """A head by itself, with the bits that it has in an ``Encoder``; safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        eps: float,
+        head: list[tuple[int, str, bool]],
+        tensors: Mapping[str, Floats],
+        isa: str,
+        precision: str,
+        threads: int,
+    ) -> None:
+        """See ``Encoder``; only the tensors of the head are looked up."""
+
+    def forward(self, x: Floats, columns: Ints | None = None) -> Floats:
+        """x [R, D], rows of the last hidden state, to [R, N], or to [R, C] for ``columns`` [C]."""
 
 def packed_layout(isa: str, precision: str) -> str:
     """The id of the layout of packed weights, ``f32/nr48/v1,…``: with the checkpoint it decides all their bytes."""

@@ -5,6 +5,7 @@ device RuntimeError, each with one sentence. ``precision``: fp32, fp16, bf16, in
 precision's elements (bf16 for int8) as bytes; where one is taken, each row is padded to a multiple of 8 elements.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class Encoder:
         hidden: bool,
         trace: dict[str, Floats] | None,
         columns: Ints | None = None,
+        names: Collection[str] | None = None,
     ) -> tuple[Floats | None, Floats | None]:
         """See ``distilfast.backends.base.Backend.forward``; ``columns``: those wanted of the head's last linear.
 

@@ -1,4 +1,4 @@
-"""LoRA directories: low-rank updates of a base checkpoint's tensors, merged when they are loaded.
+"""Models from checkpoints, and from LoRA directories: low-rank updates of a base checkpoint, merged on loading.
 
 W + s · B A for a linear's weight W [N, K], A [r, K] and B [N, r]; s is alpha / r, or alpha / √r where the adapter is
 rank-stabilised. With a magnitude m [N] (DoRA) each row of the sum is scaled to length m. Sources: Hu et al., arXiv
@@ -21,8 +21,9 @@ from distilfast.checkpoint import Checkpoint, Stored, open_checkpoint, open_tens
 from distilfast.config import ModelConfig
 from distilfast.errors import ConfigError, WeightsError
 from distilfast.files import Key, boolean, checked, read_object, string
+from distilfast.heads import Head
 from distilfast.types import Task
-from distilfast.weights import plain_names
+from distilfast.weights import Weights, fit_weights, open_weights, plain_names
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -62,6 +63,30 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A local checkpoint, merged with its base where it is an adapter; values are read on first access.
+
+    ``tokenizer``: the directory that has the tokeniser's files.
+    """
+
+    weights: Weights
+    head: Head
+    directory: Path
+    tokenizer: Path
+
+
+def open_model(model: str | Path, task: Task | None, *, revision: str | None = None) -> OpenModel:
+    """A local directory or a hub id, for ``task`` or the one that it was saved for; see ``Engine.from_pretrained``."""
+    directory = resolve(model, revision=revision)
+    if is_adapter(directory):
+        adapted = open_adapted(directory)
+        weights, head = fit_weights(adapted.checkpoint, directory, adapted.config, task or adapted.config.task)
+        return OpenModel(weights, head, directory, adapted.tokenizer)
+    config = ModelConfig.from_file(directory / "config.json")
+    return OpenModel(*open_weights(directory, config, task or config.task), directory, directory)
 
 
 @dataclass(frozen=True)

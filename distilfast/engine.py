@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distilfast import backends, integers
-from distilfast.adapters import is_adapter, open_adapted
+from distilfast.adapters import open_model
 from distilfast.arguments import count
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
+from distilfast.backends.shared import HeadBackend, SharedEncoder
 from distilfast.batch import DeviceBatch, PackedBatch
 from distilfast.checkpoint import Checkpoint, Stored
 from distilfast.config import ModelConfig, environment_threads
@@ -20,7 +21,7 @@ from distilfast.heads import Head
 from distilfast.outputs import Outputs
 from distilfast.tokenizer import Tokenizer
 from distilfast.types import BackendName, Precision, Task
-from distilfast.weights import Weights, fit_weights, open_weights, resolve
+from distilfast.weights import Weights, check_same_encoder, fit_weights
 
 
 class Engine:
@@ -35,19 +36,24 @@ class Engine:
         backend: BackendName = "auto",
         threads: int | None = None,
         directory: Path | None = None,
+        encoder: SharedEncoder | None = None,
     ) -> None:
-        """From loaded weights; most callers use ``from_pretrained``."""
+        """From loaded weights; most callers use ``from_pretrained``. ``encoder``: that of several engines."""
         if threads is not None:
             threads = count("threads", threads)
-        choice = backends.choose(backend, precision)
-        self._why = choice.why
         self.config: ModelConfig = weights.config
         self.head = head
         self.precision = precision
         self.directory = directory
         path = None if directory is None else str(directory.absolute())  # as long as the working directory is known
         self._opened_with = path, {"task": head.task, "precision": precision, "backend": backend, "threads": threads}
-        self._backend: Backend = backends.create(choice, threads or environment_threads())
+        if encoder is None:
+            choice = backends.choose(backend, precision)
+            self._why = choice.why
+            self._backend: Backend = backends.create(choice, threads or environment_threads())
+        else:
+            self._why = "several heads on one encoder"
+            self._backend = HeadBackend(encoder)
         self._backend.load(weights, head, precision)
         last = f"head.{len(head.linears) - 1}.bias"
         self._head_columns = len(weights.tensors[last]) if head.linears else 0
@@ -72,18 +78,48 @@ class Engine:
         "bf16", "fp16" or "int8" on cuda; "fp64" on reference. ``threads``: None for DISTILFAST_THREADS or all cores
         that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
         """
-        directory = resolve(model, revision=revision)
-        tokenizer = directory
-        if is_adapter(directory):
-            adapted = open_adapted(directory)
-            config, tokenizer = adapted.config, adapted.tokenizer
-            weights, head = fit_weights(adapted.checkpoint, directory, config, task or config.task)
-        else:
-            config = ModelConfig.from_file(directory / "config.json")
-            weights, head = open_weights(directory, config, task or config.task)
-        engine = cls(weights, head, precision=precision, backend=backend, threads=threads, directory=directory)
-        engine._tokenizer_directory = tokenizer
+        opened = open_model(model, task, revision=revision)
+        engine = cls(
+            opened.weights,
+            opened.head,
+            precision=precision,
+            backend=backend,
+            threads=threads,
+            directory=opened.directory,
+        )
+        engine._tokenizer_directory = opened.tokenizer
         return engine
+
+    @classmethod
+    def with_heads(
+        cls,
+        models: Sequence[str | Path],
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+    ) -> tuple[SharedEncoder, list[Engine]]:
+        """An engine for each of ``models``, checkpoints of the same encoder with different heads, which is loaded once.
+
+        The engines have the answers, bit for bit, of ones loaded by themselves, on the CPU; each computes every row of
+        the last layer. Within ``with encoder.encoded(batch):`` all of them read one pass through the encoder. Raises
+        WeightsError where tensors of the encoders differ, naming one, and the errors of ``from_pretrained``.
+        """
+        if not models:
+            raise InputError("There is no model; at least one is needed.")
+        if threads is not None:
+            threads = count("threads", threads)
+        opened = [open_model(model, None) for model in models]
+        for other in opened[1:]:
+            check_same_encoder(opened[0].weights, other.weights, (opened[0].directory, other.directory))
+        encoder = SharedEncoder(opened[0].weights, precision, threads or environment_threads())
+        engines = []
+        for each in opened:
+            engine = cls(
+                each.weights, each.head, precision=precision, threads=threads, directory=each.directory, encoder=encoder
+            )
+            engine._tokenizer_directory = each.tokenizer
+            engines.append(engine)
+        return encoder, engines
 
     @classmethod
     def from_tensors(
@@ -128,6 +164,10 @@ class Engine:
                 raise InputError("This engine was made from bare weights; it has no tokeniser.")
             self._tokenizer = Tokenizer.from_directory(self._tokenizer_directory)
         return self._tokenizer
+
+    def share_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Use ``tokenizer``, which another engine has, in the place of an equal one."""
+        self._tokenizer = tokenizer
 
     def info(self) -> dict[str, Any]:
         """Backend and why it was chosen, ISA, threads, precision, memory, and the model's shape."""
@@ -214,10 +254,11 @@ class Engine:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """``Backend.forward``, after a check of all that its kernels rely on; ``rows`` as in ``logits``."""
         self._check(batch)
-        return self._backend.forward(batch, self._rows_of_head(batch, rows), hidden, trace, columns)
+        return self._backend.forward(batch, self._rows_of_head(batch, rows), hidden, trace, columns, names)
 
     def forward_on_device(
         self,
@@ -289,17 +330,25 @@ class Engine:
         _check_range("input_ids", ids, self.config.vocab_size)
         if types is not None and self.config.token_types:
             _check_range("token_type_ids", types, self.config.token_types)
+        if dimensions == 3:
+            self._check_choices(ids, mask)
         batch = PackedBatch.from_padded(*_flatten(ids, mask, types if self.config.token_types else None))
-        trace: Trace | None = {} if output_hidden_states or output_attentions else None
-        hidden, output = self._forward(batch, None, hidden=self.task == "feature-extraction", trace=trace)
+        states = self._names_of_states() if output_hidden_states else []
+        attentions = self._names_of_attentions() if output_attentions else []
+        trace: Trace | None = {} if states or attentions else None
+        hidden, output = self._forward(
+            batch, None, hidden=self.task == "feature-extraction", trace=trace, names={*states, *attentions}
+        )
         if hidden is not None:
             outputs = Outputs(last_hidden_state=batch.unpack(hidden), pooler_output=output)
         else:
             outputs = self._answers(batch, _computed(output), ids.shape)
-        if output_hidden_states:
-            outputs.hidden_states = self._hidden_states(batch, trace or {})
-        if output_attentions:
-            outputs.attentions = self._attentions(batch, trace or {})
+        # Taken from the trace one by one, so that no two copies of all of them are in memory.
+        if trace is not None and states:
+            outputs.hidden_states = tuple(batch.unpack(trace.pop(name)) for name in states)
+        if trace is not None and attentions:
+            heads = self.config.num_heads
+            outputs.attentions = tuple(_unpack_probabilities(batch, trace.pop(name), heads) for name in attentions)
         return _as_torch(outputs, input_ids.device) if integers.is_torch(input_ids) else outputs
 
     def _answers(self, batch: PackedBatch, output: np.ndarray, shape: tuple[int, ...]) -> Outputs:
@@ -312,13 +361,11 @@ class Engine:
             return Outputs(start_logits=logits[..., 0].copy(), end_logits=logits[..., 1].copy())
         return Outputs(logits=logits)
 
-    def _hidden_states(self, batch: PackedBatch, trace: Trace) -> tuple[np.ndarray, ...]:
-        names = ["embed", *(f"layer.{i}.output" for i in range(self.config.num_layers))]
-        return tuple(batch.unpack(trace[name]) for name in names)
+    def _names_of_states(self) -> list[str]:
+        return ["embed", *(f"layer.{i}.output" for i in range(self.config.num_layers))]
 
-    def _attentions(self, batch: PackedBatch, trace: Trace) -> tuple[np.ndarray, ...]:
-        names = [f"layer.{i}.probabilities" for i in range(self.config.num_layers)]
-        return tuple(_unpack_probabilities(batch, trace[name], self.config.num_heads) for name in names)
+    def _names_of_attentions(self) -> list[str]:
+        return [f"layer.{i}.probabilities" for i in range(self.config.num_layers)]
 
     def _rows_of_head(self, batch: PackedBatch, rows: np.ndarray | None) -> np.ndarray | None:
         """``rows``, checked, or for None those that the head reads by itself; None where there is no head."""
@@ -373,6 +420,19 @@ class Engine:
             first, end = batch.cu_seqlens[_sequence_of(batch, token) :][:2]
             longest = int(positions[first:end].max()) + 1
             raise InputError(f"{self._named(batch, token)} has {longest} tokens; the model has {size} positions.")
+
+    def _check_choices(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        """What ``_check`` and ``PackedBatch`` would name by the row among all choices of all questions."""
+        keep = np.ones(ids.shape, bool) if mask is None else mask
+        lengths = np.where(keep.any(axis=-1), keep.shape[-1] - keep[..., ::-1].argmax(axis=-1), 0)
+        for wrong, what in (
+            (lengths == 0, "has an attention_mask of zeros; no token is left to attend to"),
+            (lengths > self.config.max_positions, "has {} tokens; the model has {} positions"),
+        ):
+            if wrong.any():
+                row, choice = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+                sentence = what.format(lengths[row, choice], self.config.max_positions)
+                raise InputError(f"Row {row}, choice {choice} {sentence}.")
 
     def _named(self, batch: PackedBatch, token: int) -> str:
         """The sequence that a token belongs to, as the caller counts it: by its row where the input was padded."""

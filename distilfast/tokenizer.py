@@ -222,7 +222,7 @@ class Tokenizer:
 
     def encode_windows(
         self,
-        texts: Sequence[str] | Sequence[list[str]],
+        texts: Sequence[Text] | Sequence[list[str]],
         *,
         max_length: int | None,
         stride: int = 0,
@@ -231,23 +231,63 @@ class Tokenizer:
     ) -> list[list[Encoding]]:
         """Windows of at most ``max_length`` tokens, which together hold the whole of each text; None for a single one.
 
-        Two neighbours have ``stride`` tokens of the text in common. ``is_split_into_words``: each text is a list of
-        words. Raises InputError, also where a window has no room for more than the stride.
+        Two neighbours have ``stride`` tokens of the text in common. The windows of a pair are over the longer of its
+        texts, and hold the whole of the other. ``is_split_into_words``: each text is a list of words. Raises
+        InputError, also where a window has no room for more than the stride.
         """
         check: Callable[[int, Any], Any] = checked_words if is_split_into_words else checked_text
         inputs = [check(i, text) for i, text in enumerate(texts)]
         if max_length is not None:
             room = max_length - (self.num_special_tokens() if add_special_tokens else 0)
             check_stride(stride, room)
+        is_pair = [max_length is not None and isinstance(each, tuple) for each in inputs]
         made = self._encoded(
-            inputs,
+            [each for each, pair in zip(inputs, is_pair, strict=True) if not pair],
             max_length,
             None,
             stride=stride,
             add_special_tokens=add_special_tokens,
             is_split_into_words=is_split_into_words,
         )
-        return [_windows(each) for each in made]
+        singles = (_windows(each) for each in made)
+        return [
+            self._pair_windows(each, max_length or 0, stride, add_special_tokens) if pair else next(singles)
+            for each, pair in zip(inputs, is_pair, strict=True)
+        ]
+
+    def _pair_windows(
+        self, pair: tuple[str, str], max_length: int, stride: int, add_special_tokens: bool
+    ) -> list[Encoding]:
+        """Over the longer text of a pair, the first of two as long."""
+        with self._lock:
+            encoded = self._encoded_once(pair)
+            lengths = [len(encoded[text].ids) for text in pair]
+            longer = int(lengths[1] > lengths[0])
+            added = self.num_special_tokens(pair=True) if add_special_tokens else 0
+            room = max_length - lengths[1 - longer] - added
+            windows = self._text_windows(pair[longer], encoded[pair[longer]], room, check_stride(stride, room))
+            other = encoded[pair[1 - longer]]
+            parts = [(other, window) if longer else (window, other) for window in windows]
+            return [self._joined(*part, add_special_tokens) for part in parts]
+
+    def _joined(self, first: tokenizers.Encoding, second: tokenizers.Encoding, add_special_tokens: bool) -> Encoding:
+        """A pair of what was encoded by itself; the caller holds the lock."""
+        made = self._backend.post_process(first, second, add_special_tokens)
+        return PairWindow(made, made, len(first.ids))
+
+    def _text_windows(
+        self, text: str, encoded: tokenizers.Encoding, room: int, stride: int
+    ) -> list[tokenizers.Encoding]:
+        """Windows of ``room`` tokens over ``text``, encoded whole as ``encoded``; the caller holds the lock.
+
+        Each is by itself: the library keeps the others with the first one, and pairs made of that would have them too,
+        with token types that are wrong.
+        """
+        if len(encoded.ids) <= room:
+            return [encoded]
+        whole = self._backend.encode(text, add_special_tokens=False)
+        whole.truncate(room, stride=stride)
+        return [self._cut(text, encoded, room), *whole.overflowing]
 
     def encode_pair_windows(
         self,
@@ -277,14 +317,24 @@ class Tokenizer:
         return found
 
     def encode_product(
-        self, texts: Sequence[str], seconds: Sequence[str], *, truncation: str | None, max_length: int | None
+        self,
+        texts: Sequence[str],
+        seconds: Sequence[str],
+        *,
+        truncation: str | None,
+        max_length: int | None,
+        stride: int | None = None,
     ) -> list[list[Encoding]]:
         """Every pair of one of ``texts`` and one of ``seconds``, a list for each text; each text is tokenised once.
 
-        ``truncation`` None leaves the pairs as long as they are. Raises InputError.
+        ``truncation`` None leaves the pairs as long as they are. With a ``stride`` the text is read in windows, as of
+        ``encode_windows``, the same beside each of ``seconds``: all pairs of the first window, then of the next. Raises
+        InputError.
         """
         for i, text in enumerate((*texts, *seconds)):
             checked_text(i, text)
+        if stride is not None and max_length is not None:
+            return self._products_in_windows(texts, seconds, max_length, stride)
         limit = None if truncation is None else self._limit([("", "")], max_length, True)
         with self._lock:
             encoded = self._encoded_once([*texts, *seconds])
@@ -296,6 +346,23 @@ class Tokenizer:
                 ]
             except Exception as error:  # the library raises plain Exception for what truncation cannot do
                 raise InputError(f"The texts cannot be encoded: {str(error).rstrip('.')}.") from None
+
+    def _products_in_windows(
+        self, texts: Sequence[str], seconds: Sequence[str], max_length: int, stride: int
+    ) -> list[list[Encoding]]:
+        with self._lock:
+            encoded = self._encoded_once([*texts, *seconds])
+            longest = max(len(encoded[second].ids) for second in seconds)
+            room = max_length - longest - self.num_special_tokens(pair=True)
+            check_stride(stride, room)
+            return [
+                [
+                    self._joined(window, encoded[second], True)
+                    for window in self._text_windows(text, encoded[text], room, stride)
+                    for second in seconds
+                ]
+                for text in texts
+            ]
 
     def _encoded_once(self, texts: Sequence[str]) -> dict[str, tokenizers.Encoding]:
         """Each distinct text, whole and without special tokens; the caller holds the lock."""
@@ -347,6 +414,19 @@ class Tokenizer:
             self._backend.no_truncation()
         else:
             self._backend.enable_truncation(limit, stride=stride, strategy=strategy or "longest_first")
+
+    def is_same_as(self, other: Tokenizer) -> bool:
+        """Whether both make the same tokens of every text, and the same text of tokens."""
+        settings = [
+            (each.max_length, each._config.get("clean_up_tokenization_spaces", False)) for each in (self, other)
+        ]
+        return settings[0] == settings[1] and self._serialized() == other._serialized()
+
+    def _serialized(self) -> str:
+        with self._lock:
+            self._truncate(None, None, 0)  # the setting of the last call
+            text: str = self._backend.to_str()
+            return text
 
     def lowercased(self) -> Tokenizer:
         """Another tokenizer, which makes the letters of a text small before it does what this one does."""

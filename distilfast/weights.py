@@ -87,6 +87,19 @@ _KNOWN = (
     "classifier.",
     "qa_outputs.",
 )
+_ENCODER_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "ffn_size",
+    "max_positions",
+    "activation",
+    "layer_norm_eps",
+    "token_types",
+)
+"""What the configs of two models with the same encoder have in common."""
 _LISTED = 8  # names of one kind in one error message
 
 
@@ -185,6 +198,18 @@ def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, 
         raise WeightsError(f"The tensors in {where} do not fit its config.json: {'; '.join(problems)}.")
     tensors = StoredTensors(where, needs, stored, checkpoint.files)
     return Weights(config, tensors), head_for(config, task, pooler=pooler)
+
+
+def check_same_encoder(one: Weights, other: Weights, directories: tuple[Path, Path]) -> None:
+    """Raises WeightsError for two models whose encoders differ, naming a size or a tensor."""
+    where = " and ".join(map(str, directories))
+    for name in _ENCODER_FIELDS:
+        values = getattr(one.config, name), getattr(other.config, name)
+        if values[0] != values[1]:
+            raise WeightsError(f"{where} have different encoders: {name} is {values[0]} and {values[1]}.")
+    for name in one.tensors:
+        if not name.startswith("head.") and not np.array_equal(one.tensors[name], other.tensors[name]):
+            raise WeightsError(f"{where} have different encoders: {name} differs.")
 
 
 def layout(config: ModelConfig, task: Task, *, pooler: bool = False) -> list[StoredTensor]:

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <tuple>
@@ -90,30 +91,45 @@ inline std::vector<HeadLinear> head_of(const HeadArgument& head) {
 
 // ---- a forward
 
-// The intermediates of a forward, copied while the GIL is released and given to Python afterwards.
+// The intermediates of a forward, copied chunk by chunk while the GIL is released and given to Python afterwards.
 class Recorder {
  public:
+  // `names`: the intermediates to keep, or null: all.
+  explicit Recorder(const std::set<std::string>* names) : names_(names) {}
+
   Trace trace() {
     return [this](const std::string& name, const float* data, Index rows, Index columns) {
-      recorded_.push_back({name, std::vector<float>(data, data + rows * columns), rows, columns});
+      if (names_ && !names_->contains(name)) return;
+      const auto [at, is_new] = places_.emplace(name, recorded_.size());
+      if (is_new) recorded_.push_back({name, columns, {}});
+      recorded_[at->second].chunks.emplace_back(data, data + rows * columns);
     };
   }
 
-  void move_to(py::dict trace) const {
-    for (const Intermediate& each : recorded_) {
-      std::vector<Index> shape = {each.rows, each.columns};
-      if (each.name.ends_with(".probabilities")) shape = {each.columns};  // [H, L, L] of each sequence
-      trace[py::str(each.name)] = Floats(shape, each.data.data());
+  // Each is freed when it has been given.
+  void move_to(py::dict trace) {
+    for (Intermediate& each : recorded_) {
+      Index size = 0;
+      for (const std::vector<float>& chunk : each.chunks) size += static_cast<Index>(chunk.size());
+      const bool flat = each.name.ends_with(".probabilities");  // [H, L, L] of each sequence
+      Floats array(flat ? std::vector<Index>{size} : std::vector<Index>{size / each.columns, each.columns});
+      float* to = array.mutable_data();
+      for (const std::vector<float>& chunk : each.chunks) to = std::copy(chunk.begin(), chunk.end(), to);
+      each.chunks.clear();
+      trace[py::str(each.name)] = std::move(array);
     }
   }
 
  private:
   struct Intermediate {
     std::string name;
-    std::vector<float> data;
-    Index rows, columns;
+    Index columns;
+    std::vector<std::vector<float>> chunks;  // [rows, columns] each
   };
-  std::vector<Intermediate> recorded_;
+
+  const std::set<std::string>* names_;
+  std::vector<Intermediate> recorded_;  // in the order of computation
+  std::map<std::string, std::size_t> places_;
 };
 
 // (hidden [T, D] or None, head [R, C] or None), both in host memory.
@@ -121,7 +137,7 @@ template <class Encoder>
 py::tuple forward_on_host(const Encoder& encoder, const ResultSizes& sizes, const TableRows& tables, const Ints& ids,
                           const Ints& positions, const std::optional<Ints>& token_types, const Ints& cu_seqlens,
                           const std::optional<Ints>& rows, bool hidden, const std::optional<py::dict>& trace,
-                          const std::optional<Ints>& columns) {
+                          const std::optional<Ints>& columns, const std::optional<std::set<std::string>>& names) {
   const HostBatch batch = batch_of(ids, positions, token_types, cu_seqlens, rows, columns, sizes, tables);
   const ForwardInput input = batch.input();
   require(!columns || (batch.has_head() && !trace && !sizes.ends_with_norm),
@@ -138,7 +154,7 @@ py::tuple forward_on_host(const Encoder& encoder, const ResultSizes& sizes, cons
     output.head = array.mutable_data();
     head_out = std::move(array);
   }
-  Recorder recorder;
+  Recorder recorder(names ? &*names : nullptr);
   Interruption interruption;
   {
     const ReleasedGil released;

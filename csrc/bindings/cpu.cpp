@@ -5,6 +5,7 @@
 #include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
+#include "cpu/head.h"
 
 namespace distilfast {
 
@@ -43,9 +44,10 @@ class BoundEncoder {
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
-                    const std::optional<py::dict>& trace, const std::optional<Ints>& columns) const {
+                    const std::optional<py::dict>& trace, const std::optional<Ints>& columns,
+                    const std::optional<std::set<std::string>>& names) const {
     return forward_on_host(*encoder_, sizes_, tables_, ids, positions, token_types, cu_seqlens, rows, hidden, trace,
-                           columns);
+                           columns, names);
   }
 
   const Encoder& encoder() const { return *encoder_; }
@@ -62,6 +64,50 @@ class BoundEncoder {
   std::vector<Floats> kept_;
   std::optional<Bytes> packed_;
   std::unique_ptr<Encoder> encoder_;
+};
+
+// A head by itself, which has copies of its weights.
+class BoundHead {
+ public:
+  BoundHead(int width, float eps, const HeadArgument& head, const py::object& tensors, const std::string& isa,
+            const std::string& precision, int threads)
+      : sizes_(width, head_of(head)) {
+    require(threads >= 1, "threads must be at least 1.");
+    require(width >= 1, "width must be at least 1.");
+    require(sizes_.head_columns > 0, "A head has at least one linear.");
+    std::vector<Floats> used;
+    const ReleasedGil released;
+    const FindTensor find = [&](const std::string& name) -> HostTensor {
+      const TakenGil taken(released);
+      if (!tensors.contains(name)) return {};
+      used.push_back(tensors[py::str(name)].cast<Floats>());
+      return {used.back().data(), static_cast<std::size_t>(used.back().size())};
+    };
+    head_ = std::make_unique<Head>(width, eps, head_of(head), find, kernels_for(isa), cpu_precision_named(precision),
+                                   threads);
+  }
+
+  Floats forward(const Floats& x, const std::optional<Ints>& columns) const {
+    require(x.ndim() == 2 && x.shape(1) == sizes_.width, "x must be [R, D] for the head's D.");
+    require(!columns || !sizes_.ends_with_norm, "columns need a head that ends with a linear.");
+    ForwardInput input{};
+    Numbers selected;
+    if (columns) {
+      selected = increasing_below(sizes_.head_columns, "columns", numbers_of("columns", *columns));
+      input.columns = selected.data(), input.num_columns = static_cast<Index>(selected.size());
+    }
+    Floats out({Index{x.shape(0)}, columns ? input.num_columns : sizes_.head_columns});
+    const HeadOutput output{input, out.mutable_data()};
+    if (x.shape(0) > 0) {
+      const ReleasedGil released;
+      head_->forward(x.data(), x.shape(0), output);
+    }
+    return out;
+  }
+
+ private:
+  ResultSizes sizes_;
+  std::unique_ptr<Head> head_;
 };
 
 std::string packed_layout(const std::string& isa, const std::string& precision) {
@@ -140,7 +186,7 @@ PYBIND11_MODULE(_cpu, module) {
            arg("head"), arg("tensors"), arg("isa"), arg("precision"), arg("packed").none(true), arg("threads"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true),
-           arg("columns") = py::none())
+           arg("columns") = py::none(), arg("names") = py::none())
       .def_property_readonly("isa", [](const BoundEncoder& self) { return self.encoder().kernels().isa; })
       .def_property_readonly(
           "arithmetic",
@@ -152,6 +198,12 @@ PYBIND11_MODULE(_cpu, module) {
           "packed_bytes", [](const BoundEncoder& self) { return self.encoder().model().packed_weights.bytes().size(); })
       .def_property_readonly("packed", &packed_of)
       .def_property_readonly("scratch_bytes", [](const BoundEncoder& self) { return self.encoder().scratch_bytes(); });
+
+  py::class_<BoundHead>(module, "Head")
+      .def(py::init<int, float, const HeadArgument&, const py::object&, const std::string&, const std::string&, int>(),
+           py::kw_only(), arg("width"), arg("eps"), arg("head"), arg("tensors"), arg("isa"), arg("precision"),
+           arg("threads"))
+      .def("forward", &BoundHead::forward, arg("x"), arg("columns") = py::none());
 
   module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
              "The id of the layout of packed weights, which with the checkpoint decides all their bytes.");

@@ -95,9 +95,10 @@ class BoundEncoder {
 
   py::tuple forward(const Ints& ids, const Ints& positions, const std::optional<Ints>& token_types,
                     const Ints& cu_seqlens, const std::optional<Ints>& rows, bool hidden,
-                    const std::optional<py::dict>& trace, const std::optional<Ints>& columns) const {
+                    const std::optional<py::dict>& trace, const std::optional<Ints>& columns,
+                    const std::optional<std::set<std::string>>& names) const {
     return forward_on_host(*encoder_, sizes_, tables(), ids, positions, token_types, cu_seqlens, rows, hidden, trace,
-                           columns);
+                           columns, names);
   }
 
   const Encoder& encoder() const { return *encoder_; }
@@ -132,7 +133,7 @@ void bind(py::module_& module) {
            arg("head"), arg("tensors"), arg("precision"), arg("chunk_tokens"), arg("persistent"), arg("clusters"))
       .def("forward", &BoundEncoder::forward, arg("ids"), arg("positions"), arg("token_types").none(true),
            arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("trace").none(true),
-           arg("columns") = py::none())
+           arg("columns") = py::none(), arg("names") = py::none())
       .def("forward_on_device", &BoundEncoder::forward_on_device, arg("ids"), arg("positions"),
            arg("token_types").none(true), arg("cu_seqlens"), arg("rows").none(true), arg("hidden"), arg("stream"))
       .def("forward_from_device", &BoundEncoder::forward_from_device, arg("ids"), arg("cu_seqlens"),

@@ -53,10 +53,9 @@ inline std::array<LinearShape, 4> layer_linears(const EncoderShape& shape, Index
            {layer_name(layer, names::ffn_out), d, f, precision}}};
 }
 
-inline std::vector<LinearShape> head_linears(const EncoderShape& shape, const std::vector<HeadLinear>& head,
-                                             Precision precision) {
+// Of a head on hidden states of so many columns.
+inline std::vector<LinearShape> head_linears(int width, const std::vector<HeadLinear>& head, Precision precision) {
   std::vector<LinearShape> linears;
-  int width = shape.width;
   for (std::size_t i = 0; i < head.size(); ++i) {
     linears.push_back({head_name(i), head[i].columns, width, head_precision(precision)});
     width = head[i].columns;

@@ -73,7 +73,8 @@ inline HostTensor require_tensor(const FindTensor& find, const std::string& name
   return tensor;
 }
 
-// Called with every intermediate in the order of computation, [rows, columns].
+// Called with every intermediate in the order of computation, [rows, columns]; where a batch runs in chunks, with each
+// chunk's.
 using Trace = std::function<void(const std::string& name, const float* data, Index rows, Index columns)>;
 
 // Called between two chunks of a batch: false ends the forward, whose results are then incomplete.

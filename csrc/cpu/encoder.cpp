@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/chunks.h"
+#include "cpu/head.h"
 #include "cpu/parallel.h"
 
 namespace distilfast {
@@ -55,19 +56,20 @@ void gather(const float* from, const std::vector<std::int32_t>& rows, Index widt
 // One chunk through the whole model.
 class Pass {
  public:
-  Pass(const Kernels& kernels, const AttentionKernels& attention, const Model& model, Workspace& workspace, Team& team,
-       const Trace& trace)
+  Pass(const Kernels& kernels, const AttentionKernels& attention, const Model& model, const ForwardInput& input,
+       Workspace& workspace, Team& team, const Trace& trace)
       : kernels_(kernels),
         attention_(attention),
         model_(model),
+        input_(input),
         chunk_(workspace.chunk),
         plan_(workspace.plan),
         team_(team),
         trace_(trace),
-        width_(model.shape.width) {
+        width_(model.shape.width),
+        head_width_(widest_intermediate(model.head, input.columns)) {
     Arena& arena = workspace.arena;
     const Index t = chunk_.tokens, r = chunk_.rows;
-    for (const HeadLayer& layer : model.head) head_width_ = std::max(head_width_, layer.dense.columns());
     const Index scratch = attention.scratch(width_ / model.shape.heads, chunk_.longest);
     scratch_.stride = static_cast<Index>(Arena::padded(scratch));
     const Index all_probabilities = trace ? probabilities_size() : 0;
@@ -90,8 +92,8 @@ class Pass {
     if (!all_probabilities) probabilities_ = nullptr;
   }
 
-  void run(const ForwardInput& input, const ForwardOutput& output) {
-    embed(input);
+  void run(const ForwardOutput& output) {
+    embed();
     plan(chunk_.cu_seqlens);
     const bool skip = !output.hidden && !trace_ && chunk_.rows < chunk_.tokens;
     for (Index i = 0; i < model_.shape.layers; ++i) {
@@ -103,8 +105,9 @@ class Pass {
     if (output.hidden) std::copy_n(x_, chunk_.tokens * width_, output.hidden + chunk_.first_token * width_);
     if (!output.head || chunk_.rows == 0) return;
     if (!skip) gather(x_, chunk_.gather, width_, rows_x_);
-    const Index columns = input.columns ? input.num_columns : model_.head.back().dense.columns();
-    head(input, output.head + chunk_.first_row * columns);
+    const Index columns = input_.columns ? input_.num_columns : model_.head.back().dense.columns();
+    const HeadOutput out{input_, output.head + chunk_.first_row * columns};
+    run_head(kernels_, model_.head, rows_x_, chunk_.rows, out, {ffn_, head_width_, packed_a_}, team_, trace_);
   }
 
  private:
@@ -129,11 +132,11 @@ class Pass {
     if (trace_) trace_(layer_name(layer, name), data, rows, columns);
   }
 
-  void embed(const ForwardInput& input) {
+  void embed() {
     const Index at = chunk_.first_token;
-    const Embed op{input.ids + at,
-                   input.positions + at,
-                   input.token_types ? input.token_types + at : nullptr,
+    const Embed op{input_.ids + at,
+                   input_.positions + at,
+                   input_.token_types ? input_.token_types + at : nullptr,
                    model_.word,
                    model_.position,
                    model_.token_type,
@@ -207,45 +210,15 @@ class Pass {
     record(i, names::output, x, rows, width_);
   }
 
-  // rows_x_ -> out; the last linear writes to `out` itself unless only some of its columns are asked for.
-  void head(const ForwardInput& input, float* out) {
-    const Index r = chunk_.rows;
-    const float* x = rows_x_;
-    for (std::size_t i = 0; i < model_.head.size(); ++i) {
-      const HeadLayer& layer = model_.head[i];
-      const bool last = i + 1 == model_.head.size();
-      float* const between = ffn_ + (i % 2) * r * head_width_;
-      if (last && input.columns) return last_linear(layer, x, input, between, out);
-      float* y = last ? out : between;
-      parallel_linear(layer.dense, x, r, layer.activation, y, packed_a_, false, team_);
-      if (layer.norm) parallel_add_layer_norm(kernels_, *layer.norm, y, nullptr, r, y, team_);
-      if (trace_) trace_(head_name(i), y, r, layer.dense.columns());
-      x = y;
-    }
-  }
-
-  // Only the panels that hold the input's columns, into y [R, N], and from there the columns into out [R, C].
-  void last_linear(const HeadLayer& layer, const float* x, const ForwardInput& input, float* y, float* out) {
-    const Index r = chunk_.rows, n = layer.dense.columns(), panel = layer.dense.kernels().panel;
-    for (Index begin = 0, end; begin < input.num_columns; begin = end) {
-      const Index first = input.columns[begin] / panel;
-      Index panels = 1;
-      for (end = begin + 1; end < input.num_columns && input.columns[end] / panel <= first + panels; ++end)
-        panels = input.columns[end] / panel - first + 1;
-      parallel_linear(layer.dense, {first, first + panels}, x, r, layer.activation, y, n, packed_a_, begin > 0, team_);
-    }
-    select_columns(input, y, r, n, out);
-  }
-
   const Kernels& kernels_;
   const AttentionKernels& attention_;
   const Model& model_;
+  const ForwardInput& input_;
   const LocalChunk& chunk_;
   AttentionPlan& plan_;
   Team& team_;
   const Trace& trace_;
-  const Index width_;
-  Index head_width_ = 0;
+  const Index width_, head_width_;
   Scratch scratch_;
   // Scratch: the hidden state [T, D], a linear's output [T, D], attention's output [T, D], [T, 3D], [T, F] or two of
   // the head's outputs; of the rows that the head reads, the hidden state [R, D] and the queries [R, 3D]; a linear's
@@ -276,13 +249,13 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
                       const ShouldContinue& should_continue) const {
   Team team(threads_);
   std::unique_ptr<Workspace> workspace = workspaces_.borrow();
-  const Index limit = trace ? input.cu_seqlens[input.sequences] : chunk_tokens;  // a trace is of one chunk
-  for (Chunk chunk = next_chunk(input, {}, limit); chunk.sequences > 0; chunk = next_chunk(input, chunk, limit)) {
+  for (Chunk chunk = next_chunk(input, {}, chunk_tokens); chunk.sequences > 0;
+       chunk = next_chunk(input, chunk, chunk_tokens)) {
     if (chunk.first_sequence > 0 && should_continue && !should_continue()) break;
     workspace->chunk.assign(input, chunk);
-    Pass(kernels_, attention_, model_, *workspace, team, trace).run(input, output);
+    Pass(kernels_, attention_, model_, input, *workspace, team, trace).run(output);
   }
-  // A trace's workspace is as large as its batch: it is not kept.
+  // A trace's workspace has room for probabilities: it is not kept.
   if (!trace) workspaces_.give_back(std::move(workspace));
 }
 

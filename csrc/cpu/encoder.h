@@ -22,7 +22,7 @@ class Encoder {
           const Kernels& kernels, Precision precision, std::span<const std::byte> packed, int threads);
   ~Encoder();
 
-  // Safe to call from several threads at once. With `trace` all rows are computed.
+  // Safe to call from several threads at once. With `trace`, which is called for each chunk, all rows are computed.
   void forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace = {},
                const ShouldContinue& should_continue = {}) const;
 

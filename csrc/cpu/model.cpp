@@ -22,7 +22,7 @@ std::vector<PackedWeights::Item> linears_of(const EncoderShape& shape, const std
   std::vector<PackedWeights::Item> items;
   for (Index i = 0; i < shape.layers; ++i)
     for (LinearShape& linear : layer_linears(shape, i, precision)) items.push_back(std::move(linear));
-  for (LinearShape& linear : head_linears(shape, head, precision)) items.push_back(std::move(linear));
+  for (LinearShape& linear : head_linears(shape.width, head, precision)) items.push_back(std::move(linear));
   return items;
 }
 
@@ -48,6 +48,8 @@ void pack(const Kernels& kernels, const PackedWeights::Item& item, const FindTen
 Norm norm_of(const FindTensor& find, const std::string& name, Index width, float eps) {
   return Norm(tensor(find, name + ".weight"), tensor(find, name + ".bias"), width, eps);
 }
+
+Index size_of_packed_a(const Dense& dense, Index rows) { return dense.kernels().packed_a_size(rows, dense.packed().k); }
 
 PackedWeights packed_weights_of(const Kernels& kernels, const std::vector<PackedWeights::Item>& items,
                                 const FindTensor& find, std::span<const std::byte> packed, Team& team) {
@@ -116,6 +118,23 @@ std::string packed_weights_layout(const Kernels& kernels, Precision precision) {
 Norm::Norm(const float* weight, const float* bias, Index width, float eps)
     : weight_(weight, weight + width), bias_(bias, bias + width), eps_(eps) {}
 
+std::vector<HeadLayer> head_layers(const PackedWeights& packed_weights, const std::vector<HeadLinear>& linears,
+                                   const FindTensor& find, float eps) {
+  std::vector<HeadLayer> head;
+  for (const HeadLinear& linear : linears) {
+    const std::string name = head_name(head.size());
+    head.push_back({packed_weights.linear(name), linear.activation, std::nullopt});
+    if (linear.norm) head.back().norm = norm_of(find, head_norm_name(head.size() - 1), linear.columns, eps);
+  }
+  return head;
+}
+
+Index packed_a_size(const std::vector<HeadLayer>& head, Index rows) {
+  Index largest = 0;
+  for (const HeadLayer& layer : head) largest = std::max(largest, size_of_packed_a(layer.dense, rows));
+  return largest;
+}
+
 Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, const FindTensor& find,
              const Kernels& kernels, Precision precision, std::span<const std::byte> packed, Team& team)
     : shape(shape),
@@ -130,21 +149,14 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, 
     layers.push_back({linear(names::qkv), linear(names::attention_out), norm(names::attention_norm),
                       linear(names::ffn_in), linear(names::ffn_out), norm(names::output_norm)});
   }
-  for (const HeadLinear& linear : linears) {
-    const std::string name = head_name(head.size());
-    head.push_back({packed_weights.linear(name), linear.activation, std::nullopt});
-    if (linear.norm) head.back().norm = norm_of(find, head_norm_name(head.size() - 1), linear.columns, shape.eps);
-  }
+  head = head_layers(packed_weights, linears, find, shape.eps);
 }
 
 Index Model::packed_a_size(Index tokens, Index rows) const {
-  Index largest = 0;
-  const auto count = [&](const Dense& dense, Index of_rows) {
-    largest = std::max(largest, dense.kernels().packed_a_size(of_rows, dense.packed().k));
-  };
+  Index largest = distilfast::packed_a_size(head, rows);
+  const auto count = [&](const Dense& dense) { largest = std::max(largest, size_of_packed_a(dense, tokens)); };
   // All layers are alike, and attention_out has the K of qkv.
-  for (const Layer& layer : layers) count(layer.qkv, tokens), count(layer.ffn_in, tokens), count(layer.ffn_out, tokens);
-  for (const HeadLayer& layer : head) count(layer.dense, rows);
+  for (const Layer& layer : layers) count(layer.qkv), count(layer.ffn_in), count(layer.ffn_out);
   return largest;
 }
 

@@ -76,6 +76,13 @@ class Norm {
 using Layer = LayerOf<Dense, Norm>;
 using HeadLayer = HeadLayerOf<Dense, Norm>;
 
+// The linears of a head, whose weights are among the packed ones.
+std::vector<HeadLayer> head_layers(const PackedWeights& packed_weights, const std::vector<HeadLinear>& linears,
+                                   const FindTensor& find, float eps);
+
+// Bytes of packed A that suffice for every linear of a head, with so many rows.
+Index packed_a_size(const std::vector<HeadLayer>& head, Index rows);
+
 struct Model {
   // `find` is used only here, but the three embedding tables that it returns are not copied and must outlive this.
   // `packed` is empty, or weights packed before that must outlive this too; then `find` is not asked for linears. With

@@ -90,7 +90,7 @@ Model::Model(const EncoderShape& shape, const std::vector<HeadLinear>& linears, 
   token_type = loader.table_or_none(names::embed_token_type);
   embed_norm = loader.norm(names::embed_norm, shape.width);
   for (int i = 0; i < shape.layers; ++i) layers.push_back(loader.layer(i, precision));
-  for (const LinearShape& linear : head_linears(shape, linears, precision)) {
+  for (const LinearShape& linear : head_linears(shape.width, linears, precision)) {
     const HeadLinear& source = linears[head.size()];
     head.push_back({loader.dense(linear), source.activation, std::nullopt});
     if (source.norm) head.back().norm = loader.norm(head_norm_name(head.size() - 1), linear.n);

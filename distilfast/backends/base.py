@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,7 +29,11 @@ class Backend(Protocol):
     """One implementation of the encoder, chosen once, at load; it owns its packed weights and its scratch memory."""
 
     name: str  # "cpu", "reference"
-    detail: str  # "avx512 fp32, 2 threads": what `info` and every benchmark row print
+
+    @property
+    def detail(self) -> str:
+        """As "avx512 fp32, 2 threads": what ``info`` and every benchmark row print."""
+        ...
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Load the weights; raises BackendError for a precision that this backend does not have.
@@ -45,14 +50,15 @@ class Backend(Protocol):
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """Run the encoder and its head.
 
         ``rows`` int32 [R], strictly increasing: the token rows that the head reads; None: the head is not run.
         ``hidden``: whether to return the last hidden state of all T rows; without it, rows that the head does not read
-        are not computed. ``trace`` is filled with every intermediate, all rows computed. ``columns`` int32 [C],
-        strictly increasing: the columns of the head's output to return, the same bits as among all N; only with
-        ``rows`` and without ``trace``.
+        are not computed. ``trace`` is filled with the intermediates that ``names`` lists, or all, every row computed.
+        ``columns`` int32 [C], strictly increasing: the columns of the head's output to return, the same bits as among
+        all N; only with ``rows`` and without ``trace``.
         Returns (last hidden state [T, D] or None, head output [R, N] or [R, C] or None).
         """
         ...

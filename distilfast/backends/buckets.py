@@ -6,6 +6,7 @@ backend is loaded only where each of the two is the faster one in some bucket.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,10 @@ class BucketBackend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """See ``Backend.forward``."""
-        return self._backends[self.chosen(batch.num_tokens)].forward(batch, rows, hidden, trace, columns)
+        return self._backends[self.chosen(batch.num_tokens)].forward(batch, rows, hidden, trace, columns, names)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import cast
 
@@ -75,12 +75,12 @@ class CpuBackend:
     def __init__(self, threads: int | None = None) -> None:
         """``threads``: how many a forward uses; None for all available cores."""
         self._isa, self._why = chosen_isa()
-        self._threads = threads or available_cores()
+        self.threads = threads or available_cores()
 
     @property
     def detail(self) -> str:
         """ISA, precision and threads."""
-        return f"{self._isa} {self._precision}, {self._threads} thread{'s' if self._threads > 1 else ''}"
+        return f"{self._isa} {self._precision}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Pack the weights for the chosen ISA, or map what was packed; raises BackendError for an unknown precision."""
@@ -98,7 +98,7 @@ class CpuBackend:
             if precision == "int8":
                 tensors = dict(tensors) | quantize.channels(weights.config, tensors)
         encoder = partial(
-            _cpu.Encoder, **encoder_arguments(weights, head), isa=self._isa, precision=precision, threads=self._threads
+            _cpu.Encoder, **encoder_arguments(weights, head), isa=self._isa, precision=precision, threads=self.threads
         )
 
         def over(body: np.ndarray) -> _cpu.Encoder:
@@ -131,8 +131,8 @@ class CpuBackend:
             "shape": [config.num_layers, config.hidden_size, config.ffn_size, columns],
             "tensors": [[need.name, need.pieces, need.shape] for need in needs],
         }
-        checksum = partial(_cpu.checksum, threads=self._threads)
-        return cache.find(stored.files if stored else (), facts, checksum, self._threads)
+        checksum = partial(_cpu.checksum, threads=self.threads)
+        return cache.find(stored.files if stored else (), facts, checksum, self.threads)
 
     def forward(
         self,
@@ -141,10 +141,11 @@ class CpuBackend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """See ``Backend.forward``; results are float32."""
         return self._encoder.forward(
-            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
+            batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns, names
         )
 
     def info(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -98,11 +99,20 @@ class CudaBackend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """See ``Backend.forward``; results are float32."""
         try:
             return self._encoder.forward(
-                batch.input_ids, batch.positions, batch.token_types, batch.cu_seqlens, rows, hidden, trace, columns
+                batch.input_ids,
+                batch.positions,
+                batch.token_types,
+                batch.cu_seqlens,
+                rows,
+                hidden,
+                trace,
+                columns,
+                names,
             )
         except RuntimeError as error:
             raise BackendError(str(error)) from error

@@ -11,14 +11,20 @@ from distilfast.weights import Weights
 def encoder_arguments(weights: Weights, head: Head) -> dict[str, Any]:
     """The keyword arguments that the constructors of both ``Encoder`` classes have in common, but for the tensors."""
     config = weights.config
-    linears = zip(head_columns(weights, head), head.linears, strict=True)
-    return {
-        "width": config.hidden_size,
+    return head_arguments(weights, head) | {
         "heads": config.num_heads,
         "layers": config.num_layers,
         "ffn": config.ffn_size,
-        "eps": config.layer_norm_eps,
         "activation": config.activation,
+    }
+
+
+def head_arguments(weights: Weights, head: Head) -> dict[str, Any]:
+    """Those of them that say what a head is."""
+    linears = zip(head_columns(weights, head), head.linears, strict=True)
+    return {
+        "width": weights.config.hidden_size,
+        "eps": weights.config.layer_norm_eps,
         "head": [(columns, linear.activation, linear.norm) for columns, linear in linears],
     }
 

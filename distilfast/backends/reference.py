@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from distilfast import reference
@@ -44,13 +46,16 @@ class ReferenceBackend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """See ``Backend.forward``; every row of the last layer is always computed."""
-        trace = {} if trace is None else trace
-        x = reference.encoder(batch, self._tensors, self._config, trace)
+        all_names: Trace = {}
+        x = reference.encoder(batch, self._tensors, self._config, all_names)
         output = None
         if rows is not None and self._head.linears:
-            output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, trace)
+            output = reference.run_head(x[rows], self._head, self._tensors, self._config.layer_norm_eps, all_names)
+        if trace is not None:
+            trace.update({name: all_names[name] for name in all_names if names is None or name in names})
         return select_columns((x if hidden else None, output), columns)
 
     def info(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ and without graphs, which is how they are tested where there is no GPU.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,6 +97,7 @@ class TritonBackend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         """See ``Backend.forward``; results are float32.
 
@@ -107,7 +109,7 @@ class TritonBackend:
             self._wait_for(self._caller(None))
             if trace is None:
                 return select_columns(self._in_pieces(batch, rows, hidden), columns)
-            return self._traced(batch, rows, hidden, trace)
+            return self._traced(batch, rows, hidden, trace, names)
 
     def forward_on_device(
         self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, stream: int | None = None
@@ -173,10 +175,19 @@ class TritonBackend:
         pieces = [self._in_pieces(*half, hidden) for half in _halves(batch, rows)]
         return _joined([piece[0] for piece in pieces]), _joined([piece[1] for piece in pieces])
 
-    def _traced(self, batch: PackedBatch, rows: np.ndarray | None, hidden: bool, trace: Trace) -> Results:
-        """All rows, kernel by kernel, every intermediate fetched."""
+    def _traced(
+        self,
+        batch: PackedBatch,
+        rows: np.ndarray | None,
+        hidden: bool,
+        trace: Trace,
+        names: Collection[str] | None,
+    ) -> Results:
+        """All rows, kernel by kernel; the intermediates that are wanted are fetched."""
 
         def record(name: str, values: torch.Tensor) -> None:
+            if names is not None and name not in names:
+                return
             flat = name.endswith("probabilities")
             count = len(values) if flat else len(rows) if rows is not None and name.startswith("head.") else tokens
             trace[name] = values[:count].float().cpu().numpy().copy()

@@ -3,7 +3,7 @@
 | task | metric | labels of a text |
 |---|---|---|
 | text-classification | accuracy; rank correlation where the model has one output | a label's name or number; a number |
-| feature-extraction | accuracy of the nearest other text (mean-pooled, cosine) | one, any |
+| feature-extraction | accuracy of the nearest other text (cosine of the vectors of `embed`) | one, any |
 | token-classification | accuracy of the labels of its words, read at each word's first token | one for each word |
 | fill-mask | accuracy of the likeliest token | one token for each mask |
 | question-answering | F1 and exact match, as ``evaluation/squad.py`` | the answer to (question, context), or several |
@@ -25,7 +25,8 @@ from distilfast.errors import InputError
 from distilfast.evaluation import metrics, squad
 from distilfast.evaluation.labels import Label
 from distilfast.evaluation.sequences import Ids, longest
-from distilfast.parity.answers import pooled, rank_correlation
+from distilfast.parity.answers import rank_correlation
+from distilfast.pipelines.sentence_modules import SentenceModules, read_modules
 from distilfast.tokenizer import Encoding, Text
 
 
@@ -95,9 +96,14 @@ class Nearest(Metric):
     name = "nearest-neighbour accuracy"
     reads_hidden = True
 
+    def __init__(self, gold: Sequence[object], modules: SentenceModules) -> None:
+        """``modules``: what makes vectors of token rows."""
+        super().__init__(gold)
+        self._modules = modules
+
     def read(self, texts: range, batch: PackedBatch, values: np.ndarray) -> np.ndarray:
         """[B, D], the texts' vectors."""
-        return pooled(values, batch)
+        return self._modules.directions(values, batch)
 
     def finish(self, collected: np.ndarray) -> np.ndarray:
         """Labels."""
@@ -191,7 +197,7 @@ def _metric_for_words(
     if engine.task == "feature-extraction":
         if len(labels) < 2:
             raise InputError("feature-extraction is judged by the nearest other text; at least two are needed.")
-        return Nearest(labels)
+        return Nearest(labels, read_modules(engine.directory, engine.config.hidden_size))
     if engine.task == "text-classification":
         if engine.config.num_labels == 1:
             return Order([_number(i, label) for i, label in enumerate(labels)])

@@ -14,6 +14,7 @@ import numpy as np
 
 from distilfast.backends.base import Trace
 from distilfast.batch import PackedBatch
+from distilfast.pipelines.sentence_modules import SentenceModules
 from distilfast.types import Task
 
 _COMPARED = {
@@ -45,9 +46,9 @@ class Agreement:
 class Answers:
     """The engine's answers beside the true ones, batch by batch."""
 
-    def __init__(self, task: Task, num_labels: int, source: str) -> None:
-        """``source``: the intermediate that answers are read from."""
-        self._task, self._source = task, source
+    def __init__(self, task: Task, num_labels: int, source: str, modules: SentenceModules) -> None:
+        """``source``: the intermediate that answers are read from; ``modules``: what makes vectors of its rows."""
+        self._task, self._source, self._modules = task, source, modules
         self._across = task in ("feature-extraction", "multiple-choice") or (
             task == "text-classification" and num_labels == 1
         )
@@ -94,15 +95,9 @@ class Answers:
             yield from rows.T
 
     def _one_each(self, trace: Trace, batch: PackedBatch) -> np.ndarray:
-        """A row for each text: its score, or its mean-pooled, normalised vector."""
+        """A row for each text: its score, or its vector as the checkpoint's modules make it, of length 1."""
         values = trace[self._source]
-        return pooled(values, batch) if self._task == "feature-extraction" else values
-
-
-def pooled(hidden: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """The mean over each text's tokens, normalised: [T, D] → [B, D]."""
-    means = np.stack([rows.mean(axis=0) for rows in np.split(hidden, batch.cu_seqlens[1:-1])])
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        return self._modules.directions(values, batch) if self._task == "feature-extraction" else values
 
 
 def _candidates(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ from distilfast.parity.oracles import Oracle, ReferenceOracle, TransformersOracl
 from distilfast.parity.sample_texts import enough
 from distilfast.parity.steps import Tensors, apply, narrowed, steps
 from distilfast.parity.tally import Row, Tally, shaped
+from distilfast.pipelines.sentence_modules import read_modules
 from distilfast.tokenizer import Text
 from distilfast.types import BackendName, Precision, Task
 from distilfast.weights import Weights, load_weights, resolve
@@ -162,7 +163,8 @@ class _Comparison:
         self.last_hidden = f"layer.{engine.config.num_layers - 1}.output"
         is_encoder = engine.task == "feature-extraction"
         source = self.last_hidden if is_encoder else f"head.{len(engine.head.linears) - 1}"
-        self.answers = Answers(engine.task, engine.config.num_labels, source)
+        modules = read_modules(engine.directory if is_encoder else None, engine.config.hidden_size)
+        self.answers = Answers(engine.task, engine.config.num_labels, source, modules)
 
     def run(self, texts: Sequence[Text]) -> None:
         config = self._engine.config

@@ -36,7 +36,8 @@ Compute = Callable[[Sequence[Encoding], PackedBatch], Iterable[Any]]
 Combine = Callable[[Item, Sequence[Encoding], Sequence[Any]], Any]
 """From an input, its windows and their results to its answer."""
 
-_SHARED = ("batch_size", "errors", "return_truncation")
+SHARED = ("batch_size", "errors", "return_truncation")
+"""The options of every pipeline."""
 
 
 def only_result(_: Item, __: Sequence[Encoding], results: Sequence[Any]) -> Any:
@@ -106,7 +107,7 @@ class Pipeline:
         """The options of a task are the keywords of its ``_plan``; a class without one is a base of others."""
         if hasattr(cls, "_plan"):
             options = signature(cls._plan).parameters.items()
-            cls._known = (*(name for name, each in options if each.kind is Parameter.KEYWORD_ONLY), *_SHARED)
+            cls._known = (*(name for name, each in options if each.kind is Parameter.KEYWORD_ONLY), *SHARED)
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """``defaults``: keyword arguments of every call, unless the call gives its own."""
@@ -149,13 +150,16 @@ class Pipeline:
     def _checked_plan(
         self, batch_size: Any = None, errors: Any = "raise", return_truncation: Any = False, **options: Any
     ) -> Plan:
-        self.check_names(options)
+        self._check_names(options)
         return replace(
             self._plan(**options),
             batch_size=READ_AHEAD if batch_size is None else count("batch_size", batch_size),
             return_errors=one_of("errors", errors, ("raise", "return")) == "return",
             return_truncation=flag("return_truncation", return_truncation),
         )
+
+    def _check_names(self, options: Iterable[str]) -> None:
+        self.check_names(options)
 
     def _is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str)

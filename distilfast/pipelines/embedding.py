@@ -222,10 +222,8 @@ class EmbeddingPipeline(Pipeline):
             return modules.pooled(self._rows(batch), skip)
 
         def combine(_: str, windows: Sequence[Encoding], pooled: Sequence[np.ndarray]) -> np.ndarray:
-            vectors = merged(pooled, windows, rule)[None]
-            for step in modules.steps:
-                vectors = step(vectors)
-            return vectors[0]
+            vector: np.ndarray = modules.finished(merged(pooled, windows, rule)[None])[0]
+            return vector
 
         return Plan(encode, compute, combine)
 

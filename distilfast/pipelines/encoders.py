@@ -119,9 +119,6 @@ class TextEncoder(Encoder):
         options = self.options
         if options.stride is None and not self.is_split_into_words:
             return [[each] for each in self._whole(items, options.truncation, options.max_length)]
-        pair = next((i for i, item in enumerate(items) if isinstance(item, tuple)), None)
-        if pair is not None:
-            raise InputError("The texts cannot be encoded: windows are of single texts, and this is a pair.")
         windows = self.tokenizer.encode_windows(
             self._prompted(items),
             max_length=options.max_length,

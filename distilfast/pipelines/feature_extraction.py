@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 from distilfast.arguments import flag
 from distilfast.batch import PackedBatch
@@ -11,6 +13,7 @@ from distilfast.errors import InputError
 from distilfast.pipelines.base import Plan
 from distilfast.pipelines.embedding import EmbeddingPipeline
 from distilfast.pipelines.encoders import TextEncoder, checked_padding
+from distilfast.pipelines.windows import most_context
 from distilfast.tokenizer import Encoding
 
 
@@ -21,6 +24,9 @@ class FeatureExtractionPipeline(EmbeddingPipeline):
     ``return_tensors`` gives numpy arrays instead. ``embed`` gives one vector for each text.
 
     ``tokenize_kwargs`` takes ``truncation``, ``max_length`` and ``add_special_tokens``, as text-classification does.
+    ``window`` or ``stride`` read the whole of a long text instead, in windows of ``window`` tokens (by default what the
+    model takes), two neighbours having ``stride`` tokens in common (0): still a row for each token of the text, from
+    the window in which it has the most context, farthest from the nearer end; [CLS] of the first, [SEP] of the last.
     See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
     """
 
@@ -33,17 +39,27 @@ class FeatureExtractionPipeline(EmbeddingPipeline):
         truncation: bool | str | None = None,
         tokenize_kwargs: dict[str, Any] | None = None,
         return_tensors: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
     ) -> Plan:
         nested = self._nested_options("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in nested:
             raise InputError("truncation is given twice, by itself and in tokenize_kwargs.")
         as_arrays = return_tensors is not None and flag("return_tensors", return_tensors)
 
-        def compute(_: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
-            states = (rows[None] for rows in self._rows(batch))
-            return states if as_arrays else (state.tolist() for state in states)
+        def compute(_: Sequence[Encoding], batch: PackedBatch) -> list[np.ndarray]:
+            return self._rows(batch)
+
+        def combine(_: str, windows: Sequence[Encoding], rows: Sequence[np.ndarray]) -> Any:
+            state = rows[0] if len(windows) == 1 else _stitched(windows, rows, stride or 0)
+            return state[None] if as_arrays else [state.tolist()]
 
         if checked_padding(nested.get("padding", False)) == "max_length":
             raise InputError('padding="max_length" would give rows of padding, and feature-extraction has none.')
-        options = self._encoding_options(**({"truncation": truncation} | nested))
-        return Plan(TextEncoder(self.tokenizer, options), compute)
+        options = self._encoding_options(**({"truncation": truncation} | nested), window=window, stride=stride)
+        return Plan(TextEncoder(self.tokenizer, options), compute, combine)
+
+
+def _stitched(windows: Sequence[Encoding], rows: Sequence[np.ndarray], stride: int) -> np.ndarray:
+    """The rows of a whole text [L, D] from those of its windows."""
+    return np.stack([rows[place.window][place.token] for place in most_context(windows, stride)])

@@ -13,11 +13,18 @@ from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, Plan, highest, softmax
 from distilfast.pipelines.encoders import TextEncoder
+from distilfast.pipelines.windows import most_context
 from distilfast.tokenizer import Encoding
 from distilfast.types import Task
 
 _TOKENS_PER_MASK = 8
 """What a mask takes of a group: the logits of 512 masks, 60 MB with 30,000 words, are in memory at a time."""
+
+Ranking = list[tuple[int, float]]
+"""Ids of words and their scores, best first."""
+
+Rankings = dict[int, Ranking]
+"""By the places of the masks in a window."""
 
 _ROWS = 32
 """Masks whose float64 scores are in memory at a time."""
@@ -32,7 +39,10 @@ class FillMaskPipeline(Pipeline):
     these words; scores remain those among the whole vocabulary. The vocabulary is scored at the masks only.
 
     ``tokenizer_kwargs`` takes ``truncation``, ``max_length``, ``add_special_tokens`` and ``padding``, as
-    text-classification does. See ``Pipeline`` for iterators, ``batch_size`` and ``errors``.
+    text-classification does. ``window`` or ``stride`` read the whole of a long text instead, in windows of ``window``
+    tokens (by default what the model takes), two neighbours having ``stride`` tokens in common (0); a mask is filled
+    in the window in which it has the most context, farthest from the nearer end. See ``Pipeline`` for iterators,
+    ``batch_size`` and ``errors``.
     """
 
     task: ClassVar[str] = "fill-mask"
@@ -51,34 +61,52 @@ class FillMaskPipeline(Pipeline):
         top_k: int | None = None,
         targets: str | Sequence[str] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
+        window: int | None = None,
+        stride: int | None = None,
     ) -> Plan:
         if self.tokenizer.mask_id is None:
             raise InputError("The tokeniser has no mask token, which fill-mask needs.")
         most = 5 if top_k is None else count("top_k", top_k, least=0)
         choices = None if targets is None else self._target_ids(targets)
 
-        def compute(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Any]:
+        def compute(group: Sequence[Encoding], batch: PackedBatch) -> Iterator[Rankings]:
             rows = np.flatnonzero(batch.input_ids == self.tokenizer.mask_id).astype(np.int32)
-            ranking = _rankings(self.engine.logits(batch, rows=rows), most, choices)
-            return (self._words(encoding.ids, ranking) for encoding in group)
+            if not len(rows):  # none of these windows has a mask
+                return iter([{}] * len(group))
+            rankings = _rankings(self.engine.logits(batch, rows=rows), most, choices)
+            return ({place: next(rankings) for place in self._masks(encoding.ids)} for encoding in group)
 
-        options = self._encoding_options(**self._nested_options("tokenizer_kwargs", tokenizer_kwargs))
-        return Plan(TextEncoder(self.tokenizer, options), compute)
+        def combine(_: str, windows: Sequence[Encoding], rankings: Sequence[Rankings]) -> Any:
+            if len(windows) == 1:
+                return self._words(windows[0].ids, list(rankings[0].values()))
+            places = most_context(windows, stride or 0)
+            ids = [windows[each.window].ids[each.token] for each in places]
+            at_masks = (places[place] for place in self._masks(ids))
+            return self._words(ids, [rankings[each.window][each.token] for each in at_masks])
 
-    def _check_encoding(self, i: int, encoding: Encoding) -> None:
-        super()._check_encoding(i, encoding)
-        if self.tokenizer.mask_id not in encoding.ids:
+        nested = self._nested_options("tokenizer_kwargs", tokenizer_kwargs)
+        options = self._encoding_options(**nested, window=window, stride=stride)
+        return Plan(TextEncoder(self.tokenizer, options), compute, combine)
+
+    def _checked_windows(self, i: int, windows: list[Encoding] | InputError) -> list[Encoding]:
+        checked = super()._checked_windows(i, windows)
+        if not any(self.tokenizer.mask_id in window.ids for window in checked):
             raise InputError(f"Text {i} has no {self.tokenizer.id_to_token(self.tokenizer.mask_id or 0)} to fill.")
+        return checked
 
     def _cost(self, encoding: Encoding) -> int:
         return max(len(encoding.ids), _TOKENS_PER_MASK * encoding.ids.count(self.tokenizer.mask_id or 0))
 
-    def _words(self, ids: list[int], rankings: Iterator[list[tuple[int, float]]]) -> list[Any]:
-        """The answer for one text, from the next of ``rankings``, one for each of its masks."""
-        masks = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
+    def _masks(self, ids: list[int]) -> list[int]:
+        """The places of the masks."""
+        return [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
+
+    def _words(self, ids: list[int], rankings: Sequence[Ranking]) -> list[Any]:
+        """The answer for one text, from one of ``rankings`` for each of its masks."""
+        masks = self._masks(ids)
         answers = [
-            [self._word(ids, place, token, score, len(masks) == 1) for token, score in next(rankings)]
-            for place in masks
+            [self._word(ids, place, token, score, len(masks) == 1) for token, score in ranking]
+            for place, ranking in zip(masks, rankings, strict=True)
         ]
         return answers[0] if len(answers) == 1 else answers
 
@@ -117,7 +145,7 @@ class FillMaskPipeline(Pipeline):
         return np.unique(found)
 
 
-def _rankings(logits: np.ndarray, most: int, choices: np.ndarray | None) -> Iterator[list[tuple[int, float]]]:
+def _rankings(logits: np.ndarray, most: int, choices: np.ndarray | None) -> Iterator[Ranking]:
     """For each row of ``logits`` [masks, vocabulary] the ids and scores of the best ``most`` words, or ``choices``."""
     for begin in range(0, len(logits), _ROWS):
         for row in softmax(logits[begin : begin + _ROWS]):

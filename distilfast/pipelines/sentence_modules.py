@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from distilfast.batch import PackedBatch
 from distilfast.checkpoint import open_checkpoint
 from distilfast.errors import ConfigError
 from distilfast.files import read_json
@@ -108,9 +109,25 @@ class SentenceModules:
         ]
         return vectors[0] if len(vectors) == 1 else np.concatenate(vectors, axis=1)
 
+    def finished(self, vectors: np.ndarray) -> np.ndarray:
+        """What the steps after the pooling make of [B, D]."""
+        for step in self.steps:
+            vectors = step(vectors)
+        return vectors
 
-def read_modules(directory: Path, hidden_size: int) -> SentenceModules:
-    """What the folder says; raises ConfigError for a module that is not run here, and for files that do not fit."""
+    def directions(self, hidden: np.ndarray, batch: PackedBatch) -> np.ndarray:
+        """Vectors [B, width] of length 1, whose products are cosines, from the token rows of a batch, [T, D]."""
+        rows = np.split(hidden, batch.cu_seqlens[1:-1])
+        return normalized(self.finished(self.pooled(rows, 0)))
+
+
+def read_modules(directory: Path | None, hidden_size: int) -> SentenceModules:
+    """What the folder says; raises ConfigError for a module that is not run here, and for files that do not fit.
+
+    None, for a model without a folder, has the defaults.
+    """
+    if directory is None:
+        return SentenceModules(hidden_size)
     path = directory / "modules.json"
     if not path.exists():
         return SentenceModules(hidden_size)

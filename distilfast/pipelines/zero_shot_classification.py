@@ -18,28 +18,35 @@ from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline, Plan, softmax
 from distilfast.pipelines.encoders import Encoder, EncodingOptions
+from distilfast.pipelines.windows import checked_rule, merged
 from distilfast.tokenizer import Encoding, Tokenizer
 from distilfast.types import Task
 
 
 @dataclass(frozen=True)
 class HypothesesEncoder(Encoder):
-    """A pair of each text with each hypothesis; both are tokenised once, and only the text is cut."""
+    """A pair of each text with each hypothesis; both are tokenised once, and only the text is cut or in windows."""
 
     tokenizer: Tokenizer
     hypotheses: Sequence[str]
     options: EncodingOptions
 
     def __call__(self, items: Sequence[str]) -> list[list[Encoding]]:
-        """As many windows as hypotheses."""
+        """As many windows as hypotheses, or several times as many."""
         options = self.options
         return self.tokenizer.encode_product(
-            items, self.hypotheses, truncation=options.truncation, max_length=options.max_length
+            items,
+            self.hypotheses,
+            truncation=options.truncation,
+            max_length=options.max_length,
+            stride=options.stride,
         )
 
     def dropped(self, item: str, windows: Sequence[Encoding]) -> int:
         """The most tokens that any of the pairs lost."""
-        if max(len(window.ids) for window in windows) < (self.options.max_length or 0):
+        if self.options.truncation is None or max(len(window.ids) for window in windows) < (
+            self.options.max_length or 0
+        ):
             return 0
         whole = self.tokenizer.encode_product([item], self.hypotheses, truncation=None, max_length=None)[0]
         return max(len(a.ids) - len(b.ids) for a, b in zip(whole, windows, strict=True))
@@ -53,14 +60,16 @@ class ZeroShotClassificationPipeline(Pipeline):
     entailment logit among those of all labels; with ``multi_label``, or one label, among its own entailment and
     contradiction. The label of the model that begins with "entail" is that of entailment; where none does, the last.
 
-    A text too long for the model is cut; hypotheses are not. See ``Pipeline`` for iterators, ``batch_size``,
-    ``errors`` and ``return_truncation``.
+    A text too long for the model is cut; hypotheses are not. ``window`` or ``stride`` read the whole of it instead, in
+    windows of ``window`` tokens, the hypothesis among them (by default what the model takes), two neighbours having
+    ``stride`` tokens in common (0). ``over_windows``: the score of a label is the "mean" of its windows' scores, each
+    weighing the tokens of its window, or the "max"imum. See ``Pipeline`` for iterators, ``batch_size``, ``errors`` and
+    ``return_truncation``.
     """
 
     task: ClassVar[str] = "zero-shot-classification"
     engine_task: ClassVar[Task] = "text-classification"
     _how_to_cut = "shorter labels"
-    _how_to_read_all = ""
 
     def __init__(self, engine: Engine, defaults: dict[str, Any] | None = None) -> None:
         """See ``Pipeline``; warns where no label of the model is that of entailment."""
@@ -89,17 +98,24 @@ class ZeroShotClassificationPipeline(Pipeline):
         candidate_labels: str | Sequence[str] | None = None,
         hypothesis_template: str = "This example is {}.",
         multi_label: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
+        over_windows: str = "mean",
     ) -> Plan:
         labels = ["a label"] if candidate_labels is None else _labels(candidate_labels)
         hypotheses = [_hypothesis(hypothesis_template, label) for label in labels]
         alone = flag("multi_label", multi_label) or len(labels) == 1
-        options = self._encoding_options(truncation="only_first")
+        rule = checked_rule(over_windows)
+        in_windows = window is not None or stride is not None
+        options = self._encoding_options(truncation=None if in_windows else "only_first", window=window, stride=stride)
 
         def compute(_: Sequence[Encoding], batch: PackedBatch) -> Iterable[np.ndarray]:
             return self.engine.logits(batch)
 
-        def combine(text: str, _: Sequence[Encoding], logits: Sequence[np.ndarray]) -> dict[str, Any]:
-            scores = self._scores(np.stack(logits), alone)
+        def combine(text: str, pairs: Sequence[Encoding], logits: Sequence[np.ndarray]) -> dict[str, Any]:
+            windows = range(0, len(pairs), len(labels))
+            each = [self._scores(np.stack(logits[begin : begin + len(labels)]), alone) for begin in windows]
+            scores = merged(each, [pairs[begin] for begin in windows], rule)
             order = np.argsort(scores, kind="stable")[::-1]
             return {"sequence": text, "labels": [labels[int(i)] for i in order], "scores": scores[order].tolist()}
 

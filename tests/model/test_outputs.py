@@ -6,6 +6,7 @@ the project's: twice the error of the reference's naive fp32 against transformer
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from comparison import Padded, naive_outputs, ragged, split, transformers_model, transformers_outputs
 
-from distilfast import Engine
+from distilfast import Engine, PackedBatch
 from distilfast.heads import TASKS
 from distilfast.parity import NAIVE_FACTOR, relative_error
 
@@ -72,3 +73,39 @@ def test_attentions_of_a_token_sum_to_one(tiny_checkpoint: Make, forced_engine: 
         sums: Any = layer.sum(axis=-1, dtype=np.float64).transpose(0, 2, 1)[batch.keep]
         # One rounding for each column, of half an ulp of a number below one.
         np.testing.assert_allclose(sums, 1.0, rtol=0, atol=layer.shape[-1] * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("task", ["fill-mask", "text-classification"])
+def test_a_trace_of_several_chunks(tiny_checkpoint: Make, task: str) -> None:
+    """Every intermediate of 1,500 tokens has the bits of those of each sequence by itself."""
+    engine = Engine.from_pretrained(
+        tiny_checkpoint("bert", task, config={"max_position_embeddings": 512}), backend="cpu"
+    )
+    rng = np.random.default_rng(3)
+    sequences = [rng.integers(0, 256, length).tolist() for length in (300, 1, 212, 512, 7, 400, 68)]
+    together = engine.trace(PackedBatch.from_sequences(sequences))
+    alone = [engine.trace(PackedBatch.from_sequences([each])) for each in sequences]
+    assert list(together) == list(alone[0])
+    for name, values in together.items():
+        assert values.tobytes() == np.concatenate([each[name] for each in alone]).tobytes(), name
+
+
+def test_only_the_intermediates_that_are_asked_for(tiny_checkpoint: Make) -> None:
+    """Beside the results themselves no more than the widest of them a second time is in memory."""
+    engine = Engine.from_pretrained(tiny_checkpoint("distilbert", "feature-extraction"), backend="cpu")
+    ids = np.random.default_rng(5).integers(0, 256, (64, 64))
+    engine(ids, output_hidden_states=True)
+    tracemalloc.start()
+    outputs = engine(ids, output_hidden_states=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    results = [outputs.last_hidden_state, *outputs.hidden_states]
+    assert peak < 1.6 * sum(each.nbytes for each in results)
+    batch = PackedBatch.from_sequences(ids.tolist())
+    for backend in ("cpu", "reference"):
+        engine = Engine.from_pretrained(
+            engine.directory, backend=backend, precision="fp32" if backend == "cpu" else "fp64"
+        )
+        trace: dict[str, np.ndarray] = {}
+        engine._backend.forward(batch, None, True, trace, None, {"embed", "layer.1.probabilities"})
+        assert list(trace) == ["embed", "layer.1.probabilities"]

@@ -101,9 +101,120 @@ def test_bad_arguments(pipes: dict[str, Any], options: dict[str, Any], what: str
         raises_one_sentence(InputError, what, lambda: pipes["feature-extraction"].embed("a", **options))
 
 
-def test_a_pair_has_no_windows(pipes: dict[str, Any]) -> None:
-    pair = {"text": "a", "text_pair": "b"}
-    raises_one_sentence(InputError, "windows are of single texts", lambda: pipes["text-classification"](pair, stride=0))
+@pytest.mark.parametrize("family", ["distilbert", "bert"])
+@pytest.mark.parametrize("longer", [0, 1])
+@pytest.mark.parametrize(("length", "stride"), [(64, 0), (30, 5)])
+def test_windows_of_a_pair(tiny_checkpoint: Make, family: str, longer: int, length: int, stride: int) -> None:
+    """The shorter text whole in each, beside so much of the longer one; token types of a pair."""
+    pipe = distilfast.pipeline("text-classification", tiny_checkpoint(family, "text-classification"))
+    texts = [text_of(7), text_of(7)]
+    texts[longer] = text_of(60)
+    cls, *short, sep = pipe.tokenizer.encode(texts[1 - longer]).ids
+    _, *long, _ = pipe.tokenizer.encode(texts[longer]).ids
+    room = length - 3 - len(short)
+    parts = [long[start : start + room] for start in range(0, len(long) - stride, room - stride)]
+    pairs = [(short, part) if longer else (part, short) for part in parts]
+    (found,) = pipe.tokenizer.encode_windows([tuple(texts)], max_length=length, stride=stride)
+    assert len(found) > 1
+    assert [each.ids for each in found] == [[cls, *first, sep, *second, sep] for first, second in pairs]
+    types = [[0] * (len(first) + 2) + [1] * (len(second) + 1) for first, second in pairs]
+    assert [each.type_ids for each in found] == types
+    sequences = [each.sequence_ids for each in found]
+    assert sequences == [[None, *[0] * len(first), None, *[1] * len(second), None] for first, second in pairs]
+
+    batch = PackedBatch.from_encodings(found, token_types=family == "bert")
+    logits = pipe.engine.logits(batch).astype(np.float64)
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    item = {"text": texts[0], "text_pair": texts[1]}
+    by_name = {
+        each["label"]: each["score"]
+        for each in pipe([item], top_k=None, window=length, stride=stride, over_windows="max")[0]
+    }
+    assert list(by_name.values()) == pytest.approx(sorted(scores.max(axis=0), reverse=True), abs=1e-6)
+    whole = {"text": "a", "text_pair": "b"}
+    assert pipe([whole], window=length, stride=stride) == pipe([whole])
+    raises_one_sentence(InputError, "a window holds", lambda: pipe([item], window=len(short) + 3))
+
+
+@pytest.mark.parametrize("rule", ["mean", "max"])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_zero_shot_in_windows(tiny_checkpoint: Make, rule: str, multi_label: bool) -> None:
+    """All hypotheses beside the same windows, as long as the longest leaves room for."""
+    pipe = distilfast.pipeline("zero-shot-classification", tiny_checkpoint("bert", "text-classification", num_labels=3))
+    labels, template, text = ["sea", "harbour", "a b"], "{}!", text_of(60)
+    hypotheses = [pipe.tokenizer.encode(template.format(label)).ids[1:-1] for label in labels]
+    cls, *body, sep = pipe.tokenizer.encode(text).ids
+    room = 40 - 3 - max(map(len, hypotheses))
+    parts = [body[start : start + room] for start in range(0, len(body) - 4, room - 4)]
+    scores, weights = [], []
+    for part in parts:
+        ids = [[cls, *part, sep, *each, sep] for each in hypotheses]
+        types = [[0] * (len(part) + 2) + [1] * (len(each) + 1) for each in hypotheses]
+        logits = pipe.engine.logits(PackedBatch.from_sequences(ids, types)).astype(np.float64)
+        chosen = logits[:, [0, -1]] if multi_label else logits[:, -1][None]
+        shares = np.exp(chosen) / np.exp(chosen).sum(axis=1, keepdims=True)
+        scores.append(shares[:, 1] if multi_label else shares[0])
+        weights.append(len(part) + len(hypotheses[0]))
+    assert len(parts) > 2
+    want = np.max(scores, axis=0) if rule == "max" else np.average(scores, axis=0, weights=weights)
+    answer = pipe(
+        text, labels, hypothesis_template=template, multi_label=multi_label, window=40, stride=4, over_windows=rule
+    )
+    by_label = dict(zip(answer["labels"], answer["scores"], strict=True))
+    assert [by_label[label] for label in labels] == pytest.approx(want.tolist(), abs=1e-6)
+    assert pipe("a", labels, window=40) == pipe("a", labels)
+    raises_one_sentence(InputError, "a window holds", lambda: pipe("a", labels, window=10))
+
+
+def owners(length: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """By trying all windows: for each token of a text, the window with the most context, and its place there."""
+    starts = list(range(0, max(length - stride, 1), room - stride))
+    found = []
+    for token in range(length):
+        contexts = []
+        for k, start in enumerate(starts):
+            end = min(start + room, length)
+            if start <= token < end:
+                contexts.append((-min(token - start, end - 1 - token), k, token - start))
+        _, k, place = min(contexts)
+        found.append((k, place))
+    return found
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, 0), (20, 7), (20, 17)])
+def test_features_of_a_long_text(pipes: dict[str, Any], window: int, stride: int) -> None:
+    pipe, text = pipes["feature-extraction"], text_of(90)
+    _, *body, _ = pipe.tokenizer.encode(text).ids
+    windows = windows_by_hand(pipe, text, window, stride)
+    states = [pipe.engine.encode(PackedBatch.from_sequences([each])) for each in windows]
+    rows = [states[0][0], *(states[k][1 + place] for k, place in owners(len(body), window - 2, stride)), states[-1][-1]]
+    (found,) = pipe([text], window=window, stride=stride, return_tensors=True)
+    assert np.array_equal(found[0], np.stack(rows))
+    assert pipe(["a b"], window=window) == pipe(["a b"])
+
+
+@pytest.mark.parametrize("masks", [(3,), (17, 40, 89)])
+def test_masks_of_a_long_text(tiny_checkpoint: Make, masks: tuple[int, ...]) -> None:
+    pipe = distilfast.pipeline("fill-mask", tiny_checkpoint("distilbert", "fill-mask"))
+    words = text_of(90).split()
+    for mask in masks:
+        words[mask] = "[MASK]"
+    text = " ".join(words)
+    cls, *body, sep = pipe.tokenizer.encode(text).ids
+    windows = windows_by_hand(pipe, text, 20, 7)
+    places = [place for place, token in enumerate(body) if token == pipe.tokenizer.mask_id]
+    answers = pipe(text, window=20, stride=7, top_k=3)
+    answers = [answers] if len(masks) == 1 else answers
+    for place, answer in zip(places, answers, strict=True):
+        k, at = owners(len(body), 18, 7)[place]
+        logits = pipe.engine.logits(PackedBatch.from_sequences([windows[k]]), rows=np.array([1 + at]))[0]
+        best = np.argsort(-logits, kind="stable")[:3]
+        assert [each["token"] for each in answer] == best.tolist()
+        filled = [*body[:place], best[0], *body[place + 1 :]]
+        whole = filled if len(masks) == 1 else [cls, *filled, sep]
+        assert answer[0]["sequence"] == pipe.tokenizer.decode(whole)
+    raises_one_sentence(InputError, "has no [MASK]", lambda: pipe(text_of(90), window=20))
+    raises_one_sentence(InputError, "would cut it", lambda: pipe(text, stride=3, tokenizer_kwargs={"truncation": True}))
 
 
 def test_how_much_was_cut(pipes: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -43,6 +43,7 @@ class Float32Backend:
         hidden: bool,
         trace: Trace | None = None,
         columns: np.ndarray | None = None,
+        names: Collection[str] | None = None,
     ) -> Results:
         made: Trace = {}
         config = self.weights.config
@@ -52,7 +53,7 @@ class Float32Backend:
                 step = Step(step.name, step.inputs, self.steps.get(step.name, step.run), step.linear)
                 made[step.name] = apply(step, self.tensors, [made[name] for name in step.inputs], self.arithmetic)
         if trace is not None:
-            trace.update(made)
+            trace.update({name: made[name] for name in made if names is None or name in names})
         output = made.get(f"head.{len(head.linears) - 1}")
         last_hidden = made[f"layer.{config.num_layers - 1}.output"] if hidden else None
         return select_columns((last_hidden, output), columns)

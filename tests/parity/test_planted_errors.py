@@ -206,8 +206,8 @@ def test_an_engine_that_is_less_accurate(register: Callable[..., str], checkpoin
             super().load(weights, head, precision)
             self.exact, self.right = in_float64(weights), (weights.config, head)
 
-        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, columns: Any = None) -> Any:
-            result = super().forward(batch, rows, hidden, trace, columns)
+        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, *rest: Any) -> Any:
+            result = super().forward(batch, rows, hidden, trace, *rest)
             truth = run_steps(steps(batch, *self.right), self.exact)
             for name, right in truth.items():
                 trace[name] = (right + factor * (trace[name] - right)).astype(np.float32)
@@ -219,8 +219,8 @@ def test_an_engine_that_is_less_accurate(register: Callable[..., str], checkpoin
 
 def test_an_incomplete_trace_is_an_error(register: Callable[..., str], checkpoint: Path) -> None:
     class Silent(Float32Backend):
-        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, columns: Any = None) -> Any:
-            result = super().forward(batch, rows, hidden, trace, columns)
+        def forward(self, batch: Any, rows: Any, hidden: bool, trace: Any = None, *rest: Any) -> Any:
+            result = super().forward(batch, rows, hidden, trace, *rest)
             if trace is not None:
                 del trace["layer.1.context"]
             return result

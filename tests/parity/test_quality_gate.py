@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,9 +109,17 @@ def test_a_regression_is_scored_by_rank_correlation(tiny_checkpoint: Make) -> No
     assert gate(directory, TEXTS, [str(-score) for score in scores]).engine_points == pytest.approx(-100.0)
 
 
-def test_embeddings_are_scored_by_the_nearest_text(tiny_checkpoint: Make) -> None:
+@pytest.mark.parametrize("pooling", [None, "cls"])
+def test_embeddings_are_scored_by_the_nearest_text(tiny_checkpoint: Make, tmp_path: Path, pooling: str | None) -> None:
     """Against a slow definition over the pipeline's own vectors."""
     directory = tiny_checkpoint("bert", "feature-extraction")
+    if pooling:
+        directory = shutil.copytree(directory, tmp_path / "pooled")
+        kinds = enumerate(("Transformer", "Pooling"))
+        modules = [{"path": "p" * i, "type": f"sentence_transformers.models.{kind}"} for i, kind in kinds]
+        (directory / "modules.json").write_text(json.dumps(modules))
+        (directory / "p").mkdir()
+        (directory / "p" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
     vectors = pipeline("feature-extraction", directory).embed(list(TEXTS))
     labels = [str(i % 3) for i in range(len(TEXTS))]
     right = 0

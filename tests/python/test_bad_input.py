@@ -162,6 +162,12 @@ def test_the_bad_row_is_named(unchanged: Engine, tiny_checkpoint: Make) -> None:
     raises_one_sentence(InputError, "Row 2 has 513 tokens; the model has 512", lambda: unchanged(long, mask))
     choices = Engine.from_pretrained(tiny_checkpoint("distilbert", "multiple-choice"))
     raises_one_sentence(InputError, "Row 0, choice 1 of input_ids has 300", lambda: choices([[[1, 2], [3, 300]]]))
+    long, mask = np.ones((2, 2, 70), int), np.ones((2, 2, 70), int)
+    mask[:, :, 64:] = 0
+    mask[1, 1, 66] = 1
+    raises_one_sentence(InputError, "Row 1, choice 1 has 67 tokens; the model has 64", lambda: choices(long, mask))
+    mask[1, 0] = 0
+    raises_one_sentence(InputError, "Row 1, choice 0 has an attention_mask of zeros", lambda: choices(long, mask))
 
 
 BAD_ROWS = {"beyond the end": [1, 3], "negative": [-1, 1], "not rising": [2, 1], "twice": [1, 1]}

@@ -107,6 +107,34 @@ def test_a_loaded_model_does_not_depend_on_the_checkpoint(
     assert engine(IDS, MASK).logits.tobytes() == before
 
 
+_TRUNCATES = """
+import sys
+from distilfast import Engine
+directory, precision = sys.argv[1:]
+engine = Engine.from_pretrained(directory, precision=precision, backend="cpu")
+before = engine([[1, 2, 3]]).logits.tobytes()
+with open(directory + "/model.safetensors", "r+b") as file:
+    file.truncate(0)
+assert engine([[1, 2, 3]]).logits.tobytes() == before
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("state", ["off", "written", "read"])
+def test_a_truncated_checkpoint_kills_no_process(
+    store: Path, model: Path, monkeypatch: pytest.MonkeyPatch, state: str, precision: str
+) -> None:
+    """A page of a mapped file that has become shorter is a SIGBUS, hence a process of its own."""
+    if state == "off":
+        monkeypatch.setenv("DISTILFAST_CACHE", "off")
+    if state == "read":
+        answer(model, precision=precision)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRUNCATES, str(model), precision], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- the next process ---
 
 

@@ -78,6 +78,14 @@ def test_an_exception_of_a_handler_ends_the_forward(engine: Engine, batch: Packe
     assert engine.logits(batch).tobytes() == wanted
 
 
+def test_a_trace_ends_too(engine: Engine, batch: PackedBatch) -> None:
+    def handler(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), signalled(engine, handler):
+        engine.trace(batch)
+
+
 def test_a_handler_that_returns_changes_nothing(engine: Engine, batch: PackedBatch) -> None:
     wanted = engine.logits(batch).tobytes()
     inside = []

@@ -154,7 +154,7 @@ class FakeBackend:
     def load(self, weights, head, precision):
         self.loaded = (weights, head, precision)
 
-    def forward(self, batch, rows, hidden, trace=None, columns=None):
+    def forward(self, batch, rows, hidden, trace=None, columns=None, names=None):
         return self.name, trace
 
     def forward_on_device(self, batch, rows, hidden, stream=None):
