@@ -11,6 +11,9 @@ COMMIT ?=
 WORKERS ?= 2
 SECONDS ?= 600
 
+# pip leaves out bytecode (--no-compile); where the caller forbids to write it too, every process would compile torch.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := .venv/bin
 DEMO := .venv-demo/bin
 GPU := .venv-gpu/bin

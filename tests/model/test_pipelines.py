@@ -25,10 +25,10 @@ def with_mask(sentence: str, place: int) -> str:
 
 def test_fill_mask_on_real_sentences(full_checkpoint: Checkpoint, sentences: Sentences) -> None:
     pipes = both("fill-mask", full_checkpoint("fill-mask"))
-    texts = [with_mask(text, i) for i, text in enumerate(sentences(50, (4, 30), seed=1))]
+    texts = [with_mask(text, i) for i, text in enumerate(sentences(25, (4, 30), seed=1))]
     wanted = pipes.reference(texts, top_k=6)
     answers = pipes.ours(texts)
-    assert len(answers) == len(wanted) == 50
+    assert len(answers) == len(wanted) == 25
     for got, want in zip(answers, wanted, strict=True):
         assert want[0]["score"] > 50 * TOLERANCE, "the scores are too small for the tolerance"
         assert_same(got, want[:5], left_out=want[5]["score"])
@@ -37,7 +37,7 @@ def test_fill_mask_on_real_sentences(full_checkpoint: Checkpoint, sentences: Sen
 @pytest.mark.filterwarnings("ignore:The target:UserWarning")
 def test_fill_mask_with_several_masks_on_real_sentences(full_checkpoint: Checkpoint, sentences: Sentences) -> None:
     pipes = both("fill-mask", full_checkpoint("fill-mask"))
-    texts = [with_mask(with_mask(text, i), i + 3) for i, text in enumerate(sentences(10, (8, 30), seed=2))]
+    texts = [with_mask(with_mask(text, i), i + 3) for i, text in enumerate(sentences(6, (8, 30), seed=2))]
     pipes.check(texts)
     pipes.check(texts, targets=["London", "Paris", "of", "Pneumonoultramicroscopic"])
 
@@ -45,9 +45,9 @@ def test_fill_mask_with_several_masks_on_real_sentences(full_checkpoint: Checkpo
 def test_text_classification_on_real_sentences(full_checkpoint: Checkpoint, sentences: Sentences) -> None:
     """77 labels, as BANKING77 has; with and without ``top_k``."""
     pipes = both("text-classification", full_checkpoint("text-classification"))
-    texts = sentences(50, (2, 40), seed=3)
+    texts = sentences(25, (2, 40), seed=3)
     rankings = pipes.check(texts, top_k=None)
-    assert [len(ranking) for ranking in rankings] == [77] * 50
+    assert [len(ranking) for ranking in rankings] == [77] * 25
     pipes.check(texts)
 
 
@@ -59,6 +59,6 @@ def test_feature_extraction_on_real_sentences(minilm: Path, sentences: Sentences
 def test_feature_extraction_in_full_size(full_checkpoint: Checkpoint, sentences: Sentences) -> None:
     """The outlier channels reach 16 here: the tolerance is relative to the largest value of a text."""
     pipes = both("feature-extraction", full_checkpoint("feature-extraction"))
-    texts = sentences(50, (2, 40), seed=5)
+    texts = sentences(20, (2, 40), seed=5)
     for got, want in zip(pipes.ours(texts), pipes.reference(texts), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())

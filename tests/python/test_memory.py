@@ -54,7 +54,7 @@ FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("task", "requests", "environment"),
-    [("text-classification", 10_000, {}), ("feature-extraction", 3_000, FREED_AT_ONCE)],
+    [("text-classification", 4_000, {}), ("feature-extraction", 2_000, FREED_AT_ONCE)],
 )
 def test_thousands_of_random_shapes(
     tiny_checkpoint: Make, task: str, requests: int, environment: dict[str, str]
