@@ -94,10 +94,15 @@ inline void one_row_tile(Index rows, Index row, Body& body) {
 // four, since a tile of one row has too few independent accumulators to hide the latency of a multiply-add.
 template <int Max, class Body>
 inline void in_row_tiles(Range rows, Body body) {
-  const Index count = rows.end - rows.begin, tiles = (count + Max - 1) / Max;
-  for (Index tile = 0; tile < tiles; ++tile) {
-    const Index begin = rows.begin + count * tile / tiles, end = rows.begin + count * (tile + 1) / tiles;
-    one_row_tile<Max>(end - begin, begin, body);
+  if (rows.end <= rows.begin) return;
+  // One division of 32 bits: before Ice Lake one of 64 takes as long as a tile of K = 64.
+  const auto count = static_cast<std::uint32_t>(rows.end - rows.begin), tiles = (count + Max - 1) / Max;
+  const std::uint32_t least = count / tiles, larger = count - least * tiles;
+  Index row = rows.begin;
+  for (std::uint32_t tile = 0; tile < tiles; ++tile) {
+    const Index size = least + (tile < larger ? 1 : 0);
+    one_row_tile<Max>(size, row, body);
+    row += size;
   }
 }
 
