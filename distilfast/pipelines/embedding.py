@@ -218,6 +218,13 @@ class EmbeddingPipeline(Pipeline):
         if modules.prompt and not modules.pool_prompt:  # all of its tokens but the last [SEP]
             skip = len(TextEncoder(tokenizer, options)([modules.prompt])[0][0].ids) - 1
 
+        if options.stride is None:  # a window each: the vectors of a batch are finished together
+
+            def finished(_: Sequence[Encoding], batch: PackedBatch) -> Iterable[np.ndarray]:
+                return modules.finished(modules.pooled(self._rows(batch), skip))
+
+            return Plan(encode, finished)
+
         def compute(_: Sequence[Encoding], batch: PackedBatch) -> Iterable[np.ndarray]:
             return modules.pooled(self._rows(batch), skip)
 
