@@ -166,9 +166,10 @@ class Pipeline:
 
     def _listed(self, inputs: Any) -> Iterable[Any]:
         """Several inputs; raises InputError for what is neither one nor several."""
-        if isinstance(inputs, (dict, bytes)) or not isinstance(inputs, Iterable):
+        found = None if isinstance(inputs, (dict, bytes)) else several(inputs)
+        if found is None:
             raise InputError(f"The input is of type {type(inputs).__name__}; a text or a list of texts is needed.")
-        return inputs
+        return found
 
     def _item(self, i: int, given: Any, plan: Plan) -> Item:
         """Input ``i``, checked; raises InputError."""
@@ -264,6 +265,28 @@ class Pipeline:
             if key not in known:
                 raise InputError(f"{name} has {key!r}, which is not known; there are {', '.join(known)}.")
         return options
+
+
+def several(inputs: Any) -> Iterable[Any] | None:
+    """``inputs`` as they are iterated: a list, or a data set that has only a length and items; None for neither."""
+    if isinstance(inputs, Iterable):
+        return inputs
+    if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+        return _Sequence(inputs)
+    return None
+
+
+class _Sequence:
+    """The items of what has a length and items, as torch's data sets do."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._items[i] for i in range(len(self._items)))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from distilfast.arguments import count, flag
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, Plan
+from distilfast.pipelines.base import Pipeline, Plan, several
 from distilfast.pipelines.encoders import Encoder
 from distilfast.pipelines.spans import Spans, best_spans
 from distilfast.tokenizer import Encoding, Tokenizer, checked_text
@@ -215,9 +215,10 @@ class QuestionAnsweringPipeline(Pipeline):
         return isinstance(inputs, dict)
 
     def _listed(self, inputs: Any) -> Iterable[Any]:
-        if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
+        found = None if isinstance(inputs, (str, bytes)) else several(inputs)
+        if found is None:
             raise InputError(f"The input is of type {type(inputs).__name__}; {_SHAPE} or a list of these is needed.")
-        return inputs
+        return found
 
     def _item(self, i: int, given: Any, plan: Plan) -> tuple[str, str]:
         if not isinstance(given, dict) or set(given) != {"question", "context"}:

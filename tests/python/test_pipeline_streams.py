@@ -138,3 +138,27 @@ def test_memory_of_embed(tiny_checkpoint: Make) -> None:
     pipe = distilfast.pipeline("feature-extraction", tiny_checkpoint("distilbert", "feature-extraction", config=config))
     rows = len(texts) * 512 * width * 4
     assert peak(lambda: pipe.embed(texts)) < rows // 2
+
+
+class ItemsOnly:
+    """A data set as torch defines it: a length and items, and no iterator."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_data_sets_are_lists(pipes: dict[str, Any], task: str) -> None:
+    """What has a length and items, and the columns that transformers' pipelines are given."""
+    from transformers.pipelines.pt_utils import KeyDataset
+
+    texts = ragged(5)
+    assert pipes[task](ItemsOnly(texts)) == pipes[task](texts)
+    rows = ItemsOnly([{"label": 1, "text": text} for text in texts])
+    assert pipes[task](KeyDataset(rows, "text")) == pipes[task](texts)
