@@ -131,7 +131,8 @@ void bind_operations(py::module_& module) {
   py::class_<BoundLinear>(module, "Linear")
       .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::string&, const std::string&,
                     int>(),
-           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
+           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), py::kw_only(), arg("isa"),
+           arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("precision") = "fp32", arg("threads") = 1, arg("probabilities") = true);
