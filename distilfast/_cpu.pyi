@@ -109,6 +109,9 @@ def kernel_identities() -> dict[str, dict[tuple[str, str], tuple[int, ...]]]:
     Embed and add_layer_norm have the one precision fp32.
     """
 
+def outlier_channels(k: int) -> int:
+    """How many channels of K int8 keeps in fp32."""
+
 def available_cores() -> int:
     """Cores that the affinity mask and the cgroup's CPU quota allow; at least 1."""
 
@@ -132,13 +135,14 @@ def embed(
     """LN(word[id] + position[p] (+ token_type[s])): [T] → [T, D]."""
 
 class Linear:
-    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs ``channel_shift`` [K]."""
+    """act(x Wᵀ + b) with the weight [N, K] packed once; int8 needs ``channel_shift`` [K], ``outlier_channels``."""
 
     def __init__(
         self,
         weight: Floats,
         bias: Floats,
         channel_shift: Floats | None = None,
+        outlier_channels: Ints | None = None,
         *,
         isa: str,
         precision: str = "fp32",

@@ -1,11 +1,11 @@
-"""int8: the channel shift and, on a GPU, the outlier channels of each linear's input.
+"""int8: the channel shift and the outlier channels of each linear's input.
 
-The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_format.h,
-csrc/cuda/linear/int8_groups.cuh). Two things make the groups of a trained model hard to quantise. Its channels have
+The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
+csrc/cuda/linear/int8_groups.cuh). Two things keep the groups of a trained model easy to quantise. Its channels have
 means far from zero: with the channel shift c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly.
 And a few channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv
-2208.07339; Bondarenko et al., arXiv 2109.12948): the CPU's rotation spreads these outlier channels over their groups,
-and on a GPU they are multiplied in bf16, in x and in W.
+2208.07339; Bondarenko et al., arXiv 2109.12948): these outlier channels are multiplied in fp32 (on a GPU bf16), in x
+and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
 no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids, so a
@@ -24,30 +24,34 @@ from distilfast.arithmetic import LINEAR_BLOCK, exp, matmul
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 
-VERSION = 4
+VERSION = 3
 """Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
 
 _LENGTHS = (32, 64, 96)
 
 
+def outlier_channels(k: int) -> int:
+    """How many channels of K the CPU keeps in fp32: one in 96, at least eight where there are as many."""
+    return min(k, max(8, k // 96))
+
+
 def channels(
-    config: ModelConfig, tensors: Mapping[str, np.ndarray], outliers: Callable[[int], int] | None = None
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], count: Callable[[int], int] = outlier_channels
 ) -> dict[str, np.ndarray]:
     """What int8 needs beside the weights, for each linear of the encoder by its canonical name; the head's stay bf16.
 
-    ``<name>.channel_shift`` float32 [K]; ``<name>.bias`` float32 [N], which replaces the checkpoint's; and where
-    ``outliers`` says how many of K channels are outlier channels, ``<name>.outlier_channels`` float32 [outliers(K)],
-    their ascending numbers. ``tensors``: float32, canonical names.
+    ``<name>.channel_shift`` float32 [K]; ``<name>.outlier_channels`` float32 [count(K)], ascending channel numbers; and
+    ``<name>.bias`` float32 [N], which replaces the checkpoint's. ``tensors``: float32, canonical names. ``count``: how
+    many of K channels are outlier channels.
     """
     made = {}
     for name, x in _inputs(config, dict(tensors)):
         mean, square = x.mean(axis=0), np.square(x).mean(axis=0)  # m² + v
+        reach = np.abs(x - mean).max(axis=0)
         shift = mean * np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
+        outliers = np.argsort(-reach, kind="stable")[: count(len(reach))]
         made[f"{name}.channel_shift"] = shift
-        if outliers is not None:
-            reach = np.abs(x - mean).max(axis=0)
-            largest = np.argsort(-reach, kind="stable")[: outliers(len(reach))]
-            made[f"{name}.outlier_channels"] = np.sort(largest).astype(np.float32)
+        made[f"{name}.outlier_channels"] = np.sort(outliers).astype(np.float32)
         correction = matmul(shift[None], tensors[f"{name}.weight"], LINEAR_BLOCK)[0]
         made[f"{name}.bias"] = tensors[f"{name}.bias"] + correction
     return made

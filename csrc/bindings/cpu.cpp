@@ -212,6 +212,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("isas", &isa_list, "Every ISA there is, the fastest first, and why it cannot run here, or None.");
   module.def("kernel_identities", &kernel_identities,
              "{isa: {(operation, precision): identity}}: equal identities are the same functions.");
+  module.def("outlier_channels", &outlier_count, arg("k"), "How many channels of K int8 keeps in fp32.");
   module.def("available_cores", &available_cores, "Cores that the affinity mask and the cgroup's CPU quota allow.");
 
   bind_operations(module);

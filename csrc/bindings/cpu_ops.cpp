@@ -39,16 +39,23 @@ Floats embed_alone(const Ints& ids, const Ints& positions, const std::optional<I
 class BoundLinear {
  public:
   BoundLinear(const Floats& weight, const Floats& bias, const std::optional<Floats>& channel_shift,
-              const std::string& isa, const std::string& precision, int threads)
+              const std::optional<Ints>& outlier_channels, const std::string& isa, const std::string& precision,
+              int threads)
       : threads_(checked(threads)) {
     require(weight.ndim() == 2 && bias.size() == weight.shape(0), "weight [N, K] and bias [N] do not belong together.");
     const Index n = weight.shape(0), k = weight.shape(1);
     require(n >= 1 && k >= 1, "weight [N, K] is empty.");
     const Precision operands = cpu_precision_named(precision);
-    require(operands != Precision::int8 || channel_shift, "int8 needs channel_shift [K].");
+    require(operands != Precision::int8 || (channel_shift && outlier_channels && channel_shift->size() == k &&
+                                            outlier_channels->size() == outlier_count(k)),
+            "int8 needs channel_shift [K] and outlier_channels [outlier_channels(K)].");
     Team team(threads);
     require(!channel_shift || channel_shift->size() == k, "channel_shift does not have K numbers.");
-    const LinearSource source{weight.data(), n, k, channel_shift ? channel_shift->data() : nullptr};
+    Numbers channels;
+    if (outlier_channels)
+      channels = increasing_below(k, "outlier_channels", numbers_of("outlier_channels", *outlier_channels));
+    const LinearSource source{weight.data(), n, k, channel_shift ? channel_shift->data() : nullptr,
+                              outlier_channels ? channels.data() : nullptr};
     const LinearKernels& kernels = kernels_for(isa).linear(operands);
     packed_ = Buffer(Dense::packed_size(kernels, n, k));
     Dense::pack(kernels, source, bias.data(), packed_.data(), team);
@@ -129,10 +136,10 @@ void bind_operations(py::module_& module) {
              arg("position"), arg("token_type").none(true), arg("weight"), arg("bias"), py::kw_only(), arg("eps"),
              arg("isa"), arg("threads") = 1);
   py::class_<BoundLinear>(module, "Linear")
-      .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::string&, const std::string&,
-                    int>(),
-           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), py::kw_only(), arg("isa"),
-           arg("precision") = "fp32", arg("threads") = 1)
+      .def(py::init<const Floats&, const Floats&, const std::optional<Floats>&, const std::optional<Ints>&,
+                    const std::string&, const std::string&, int>(),
+           arg("weight"), arg("bias"), arg("channel_shift") = py::none(), arg("outlier_channels") = py::none(),
+           py::kw_only(), arg("isa"), arg("precision") = "fp32", arg("threads") = 1)
       .def("__call__", &BoundLinear::operator(), arg("x"), arg("activation") = "none");
   module.def("attention", &attention_alone, arg("qkv"), arg("cu_seqlens"), arg("heads"), py::kw_only(), arg("isa"),
              arg("precision") = "fp32", arg("threads") = 1, arg("probabilities") = true);

@@ -45,12 +45,16 @@ struct Embed {
   float* out;  // [T, D]
 };
 
-// W, and for int8 what its quantisation needs: see linear/int8_format.h.
+// W, and for int8 what its quantisation needs: see linear/int8_groups.h.
 struct LinearSource {
   const float* weight;  // [N, K]
   Index n, k;
-  const float* channel_shift;  // int8: [K], subtracted from x before x is quantised
+  const float* channel_shift;            // int8: [K], subtracted from x before x is quantised
+  const std::int32_t* outlier_channels;  // int8: [outlier_count(K)], the channels kept in fp32, ascending
 };
+
+// How many channels of K int8 keeps in fp32: one in 96, at least eight where there are as many.
+inline Index outlier_count(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
 
 // Packed B: W and b in the order in which the kernel reads them, written by its `pack`.
 struct PackedLinear {
@@ -98,7 +102,7 @@ struct AddLayerNorm {
 
 // What `pack` writes. Kernels that write the same bytes for the same (N, K) have the same one and share files on disk.
 struct PackedLayout {
-  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/rotated"
+  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/g64"
   int version;           // raised with every change of the bytes: tests/kernels/test_packing.py knows those of each
 };
 
@@ -114,6 +118,8 @@ struct LinearKernels {
   Index (*packed_a_size)(Index rows, Index k);  // 0: `run` reads x itself
   void (*pack_a)(const Linear&, Range rows);
   void (*run)(const Linear&, Range rows, Range panels);
+  // Whether the numbers in a packed W that are used as addresses are inside x [rows, K]; null: there are none.
+  bool (*addresses_are_valid)(Index k, const std::byte* packed) = nullptr;
 };
 
 // `attention` in one precision. Each task packs the keys and values of its head into scratch: split a head into few

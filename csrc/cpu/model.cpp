@@ -34,8 +34,14 @@ std::size_t bytes_of(const Kernels& kernels, const std::vector<PackedWeights::It
 
 void pack(const Kernels& kernels, const PackedWeights::Item& item, const FindTensor& find, std::byte* packed,
           Team& team) {
-  LinearSource source{tensor(find, item.name + ".weight"), item.n, item.k, nullptr};
-  if (item.precision == Precision::int8) source.channel_shift = tensor(find, item.name + ".channel_shift");
+  LinearSource source{tensor(find, item.name + ".weight"), item.n, item.k, nullptr, nullptr};
+  std::vector<std::int32_t> outlier_channels;
+  if (item.precision == Precision::int8) {
+    source.channel_shift = tensor(find, item.name + ".channel_shift");
+    const float* channels = tensor(find, item.name + ".outlier_channels");
+    outlier_channels.assign(channels, channels + outlier_count(item.k));
+    source.outlier_channels = outlier_channels.data();
+  }
   Dense::pack(kernels.linear(item.precision), source, tensor(find, item.name + ".bias"), packed, team);
 }
 
@@ -93,6 +99,8 @@ PackedWeights::PackedWeights(const Kernels& kernels, const std::vector<Item>& it
   for (const auto& [name, n, k, precision] : items) {
     const LinearKernels& linear = kernels.linear(precision);
     linears_.emplace(name, Dense(linear, n, k, packed.data()));
+    if (linear.addresses_are_valid && !linear.addresses_are_valid(k, linears_.at(name).packed().weight))
+      throw std::invalid_argument("The packed weights name channels that " + name + " does not have.");
     packed = packed.subspan(Dense::packed_size(linear, n, k));
   }
 }

@@ -42,9 +42,11 @@ class PackedWeights {
  public:
   using Item = LinearShape;
 
-  // Packs the tensors that `find` returns; for int8 these include "<name>.channel_shift".
+  // Packs the tensors that `find` returns; for int8 these include "<name>.channel_shift" and "<name>.outlier_channels"
+  // (channel numbers, as floats).
   PackedWeights(const Kernels& kernels, const std::vector<Item>& items, const FindTensor& find, Team& team);
-  // Uses weights packed before, which must outlive this; throws std::invalid_argument where their size is wrong.
+  // Uses weights packed before, which must outlive this; throws std::invalid_argument where their size is wrong, or
+  // where they name channels that do not exist.
   PackedWeights(const Kernels& kernels, const std::vector<Item>& items, std::span<const std::byte> packed);
 
   const Dense& linear(const std::string& name) const { return linears_.at(name); }

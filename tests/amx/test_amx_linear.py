@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from distilfast import _cpu
+from distilfast.quantize import outlier_channels
 from tests.pinned import outputs
 
 SIZES = ((1, 1, 1), (16, 32, 64), (17, 33, 65), (33, 48, 1100), (70, 100, 768), (550, 65, 130))
@@ -22,9 +23,10 @@ def test_int8_has_the_bits_of_the_vector_isas(amx_simulated, threads):
     rng = np.random.default_rng(2026)
     for tokens, n, k in SIZES:
         x, weight, bias, shift = (rng.standard_normal(s).astype(np.float32) for s in ((tokens, k), (n, k), n, k))
+        outliers = np.sort(rng.permutation(k)[: outlier_channels(k)]).astype(np.int32)
         how = {"precision": "int8", "threads": threads}
-        got = _cpu.Linear(weight, bias, shift, isa="amx_simulated", **how)(x, "gelu")
-        assert np.array_equal(got, _cpu.Linear(weight, bias, shift, isa="avx512", **how)(x, "gelu"))
+        got = _cpu.Linear(weight, bias, shift, outliers, isa="amx_simulated", **how)(x, "gelu")
+        assert np.array_equal(got, _cpu.Linear(weight, bias, shift, outliers, isa="avx512", **how)(x, "gelu"))
 
 
 def test_silicon_has_the_bits_of_the_simulated_unit(amx_simulated_module, tmp_path):

@@ -9,6 +9,7 @@ from identities import each_isa, each_kernel
 
 from distilfast import _cpu, reference
 from distilfast.parity.budgets import to_bf16, to_two_bf16
+from distilfast.quantize import outlier_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257)
 # (N, K): panels have 48, 32, 24 and 16 columns, k-blocks 256, 512 and 1,024 values, tiles 32 and 64.
@@ -16,29 +17,12 @@ SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (
 SIZES += ((31, 33), (32, 64), (33, 65), (65, 1025))
 
 
-def group_of(k):
-    """The group size of int8: csrc/cpu/linear/int8_format.h."""
-    return 256 if k in (768, 3072) else 64
-
-
-def signs(k):
-    """+1 or -1 for each channel: the kernels' hash of its number."""
-    hashes = np.arange(k, dtype=np.uint32) * np.uint32(2654435761)
-    hashes ^= hashes >> np.uint32(16)
-    hashes *= np.uint32(2246822519)
-    hashes ^= hashes >> np.uint32(13)
-    return np.where(hashes & np.uint32(1), np.float32(1), np.float32(-1))
-
-
 def hadamard_rotated(groups):
-    """Each row times the Hadamard matrix, by the float32 additions of the kernels."""
-    distance = 1
-    while distance < groups.shape[1]:
+    """Each row of 64 times the Hadamard matrix, by the float32 additions of the kernels."""
+    for distance in (1, 2, 4, 8, 16, 32):
         pairs = groups.reshape(len(groups), -1, 2, distance)
-        sums = [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]]
-        groups = np.stack(sums, axis=2).reshape(groups.shape)
-        distance *= 2
-    return groups
+        groups = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+    return groups.reshape(len(groups), 64)
 
 
 def int8_round_trip(x):
@@ -48,19 +32,36 @@ def int8_round_trip(x):
     return (most / np.float32(127)).astype(np.float64) * np.rint(x * inverse)
 
 
-def to_int8(x, isa):
-    """[R, K] as the int8 kernels multiply it: groups, each rotated after random signs, and quantised.
+def groups_of_64(x, isa):
+    """Groups [R, 64] of x, [R, K] with K a multiple of 64, in the order of the kernels' butterflies.
 
-    In the order of the kernels' butterflies: vector code begins with those between vectors.
+    Vector code rotates several groups at once, each in some lanes of every vector: one group for each four lanes, or
+    half as many, and so on, where fewer groups are left.
     """
-    group, width = group_of(x.shape[1]), {"ref": 1, "avx2": 8, "avx2_vnni": 8}.get(isa, 16)
-    padded = np.pad(x * signs(x.shape[1]), ((0, 0), (0, -x.shape[1] % group)))
-    found = []
-    for each in np.split(padded, padded.shape[1] // group, axis=1):
-        lanes_last = each.reshape(len(x), group // width, width).transpose(0, 2, 1).reshape(len(x), group)
-        # The square root of the group size in x and in W, since H Hᵀ = group size · I.
-        found.append(int8_round_trip(hadamard_rotated(np.ascontiguousarray(lanes_last))) / np.sqrt(group))
-    return np.concatenate(found, axis=1)
+    width, most = (64, 1) if isa == "ref" else (8, 2) if isa.startswith("avx2") else (16, 4)
+    first, last = 0, x.shape[1] // 64
+    while first < last:
+        while most > last - first:
+            most //= 2
+        lanes = width // most
+        bundle = x[:, 64 * first : 64 * (first + most)].reshape(len(x), 64 // lanes, most, lanes)
+        yield from bundle.transpose(2, 0, 3, 1).reshape(most, len(x), 64)
+        first += most
+
+
+def to_int8(x, outliers, isa):
+    """[R, K] as the int8 kernels multiply it: groups of 64, each rotated and quantised, then the outlier channels."""
+    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
+    # 1 / 8 in x and in W, since H Hᵀ = 64 I.
+    rounded = [int8_round_trip(hadamard_rotated(group)) / 8 for group in groups_of_64(masked, isa)]
+    return np.concatenate([*rounded, x[:, outliers]], axis=1)
+
+
+def channels(x):
+    """The channel shift, and the outlier channels: those with the largest distance from it."""
+    shift = x.mean(axis=0)
+    reach = np.abs(x - shift).max(axis=0)
+    return shift, np.sort(np.argsort(-reach)[: outlier_channels(len(reach))]).astype(np.int32)
 
 
 NARROW = {"fp32": naive.to_fp32, "bf16x3": to_two_bf16, "bf16": to_bf16}
@@ -73,10 +74,10 @@ COARSE_GELU = 8.2e-6
 reference_linear = naive.memoized(reference.linear)
 
 
-def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, shift=None):
-    if precision == "int8" and shift is None:
-        shift = np.zeros(x.shape[1], np.float32)
-    return _cpu.Linear(weight, bias, shift, isa=isa, precision=precision, threads=threads)(x, activation)
+def linear(x, weight, bias, activation, *, isa, precision="fp32", threads=1, channels=(None, None)):
+    if precision == "int8" and channels[0] is None:
+        channels = np.zeros(x.shape[1], np.float32), np.arange(outlier_channels(x.shape[1]), dtype=np.int32)
+    return _cpu.Linear(weight, bias, *channels, isa=isa, precision=precision, threads=threads)(x, activation)
 
 
 def check(x, weight, bias, activation, isa, precision, threads=1):
@@ -86,9 +87,9 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
         precision = "fp32"  # the arithmetic of bf16x3 on these ISAs
     left_out = 0.0
     if precision == "int8":
-        shift = x.mean(axis=0)
-        got = linear(x, weight, bias, activation, **how, shift=shift)
-        x, weight = to_int8(x - shift, isa), to_int8(weight, isa)
+        shift, outliers = channels(x)
+        got = linear(x, weight, bias, activation, **how, channels=(shift, outliers))
+        x, weight = to_int8(x - shift, outliers, isa), to_int8(weight, outliers, isa)
     else:
         got = linear(x, weight, bias, activation, **how)
         if precision == "bf16x3":  # hi·hi + hi·lo + lo·hi, without lo·lo
@@ -102,6 +103,10 @@ def check(x, weight, bias, activation, isa, precision, threads=1):
     coarse = COARSE_GELU if activation == "gelu" and precision in ("bf16", "int8") else 0.0
     coarse *= np.sqrt(truth.size) / np.linalg.norm(truth)
     assert naive.error(got, truth) <= naive.allowed(usual, reference.ACTIVATIONS[activation](product)) + coarse
+
+
+def test_python_and_the_kernels_agree_on_the_number_of_outlier_channels():
+    assert all(_cpu.outlier_channels(k) == outlier_channels(k) for k in range(1, 4000))
 
 
 @each_kernel("linear")
@@ -157,11 +162,10 @@ def test_gelu_everywhere(isa):
 
 @each_kernel("linear", "bf16", "int8")
 def test_coarse_gelu_everywhere(isa, precision):
-    """The GELU of bf16 and int8 linears, at values that bf16 holds, as the linear by itself gives them."""
+    """The GELU of bf16 and int8 linears, at values that bf16 holds; the one channel of K = 1 is not quantised."""
     x = np.unique(to_bf16(np.concatenate([np.linspace(-14, 14, 20001), [-1e30, 1e30, 1e-30]]).astype(np.float32)))
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     got = linear(x[:, None], one, zero, "gelu", isa=isa, precision=precision)[:, 0]
-    x = linear(x[:, None], one, zero, "none", isa=isa, precision=precision)[:, 0]
     truth = reference.ACTIVATIONS["gelu"](x.astype(np.float64))
     # Far out the result is x, rounded to fp32.
     assert (np.abs(got - truth) <= np.maximum(COARSE_GELU, 2 * naive.HALF_ULP * np.abs(x))).all()

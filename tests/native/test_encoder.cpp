@@ -108,6 +108,30 @@ TEST(an_encoder_over_packed_weights_reads_no_linear_tensor) {
     }
 }
 
+TEST(packed_int8_weights_that_name_other_channels_are_refused) {
+  for (const Kernels* kernels : supported_kernels()) {
+    Tensors tensors;
+    const FindTensor find = [&](const std::string& name) {
+      static const std::vector<float> channels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      return name.ends_with("outlier_channels") ? HostTensor{channels.data(), channels.size()} : tensors(name);
+    };
+    const Encoder packs(shape, head, find, *kernels, Precision::int8, {}, 1);
+    const std::span<const std::byte> right = packs.model().packed_weights.bytes();
+    Buffer packed(right.size());
+    int refused = 0;
+    for (std::size_t word = 0; word < 300; ++word) {  // the header of the first linear is among them
+      std::memcpy(packed.data(), right.data(), right.size());
+      std::memset(packed.data() + 4 * word, 0x7f, 4);  // large as an int32 and as a float
+      try {
+        const Encoder reads(shape, head, find, *kernels, Precision::int8, {packed.data(), packed.size()}, 1);
+      } catch (const std::invalid_argument&) {
+        ++refused;
+      }
+    }
+    CHECK(refused == outlier_count(shape.width));
+  }
+}
+
 TEST(packed_weights_have_the_same_bytes_with_any_threads) {
   for (const Kernels* kernels : supported_kernels()) {
     const Fixture one(*kernels, 1), more(*kernels, 3);

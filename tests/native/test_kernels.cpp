@@ -43,8 +43,10 @@ void against_ref(Run run, float tolerance = 1e-4f) {
 
 std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index rows, Index n, Index k, Activation act) {
   const auto x = numbers(rows * k, 1), w = numbers(n * k, 2), b = numbers(n, 3), channel_shift = numbers(k, 4);
+  std::vector<std::int32_t> outlier_channels;
+  for (Index i = 0; i < outlier_count(k); ++i) outlier_channels.push_back(static_cast<std::int32_t>(i));
   const Buffer packed(Dense::packed_size(kernels, n, k));
-  Dense::pack(kernels, {w.data(), n, k, channel_shift.data()}, b.data(), packed.data(), team);
+  Dense::pack(kernels, {w.data(), n, k, channel_shift.data(), outlier_channels.data()}, b.data(), packed.data(), team);
   const Dense dense(kernels, n, k, packed.data());
   const Exactly packed_a(kernels.packed_a_size(rows, k));
   std::vector<float> out(rows * n);

@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 
-from distilfast import Engine, PackedBatch
+from distilfast import Engine, PackedBatch, quantize
 from distilfast.heads import TASKS
 from distilfast.synthetic import write_checkpoint
 
@@ -93,7 +93,7 @@ def cpu_operations(module: ModuleType, isa: str, precision: str) -> Outputs:
     for n, k in SIZES:
         extra = ()
         if precision == "int8":
-            extra = (numbers(4, k),)
+            extra = (numbers(4, k), np.arange(quantize.outlier_channels(k), dtype=np.int32))
         linear = module.Linear(numbers(1, n, k), numbers(2, n), *extra, isa=isa, precision=precision)
         for activation in ("none", "gelu", "relu", "tanh"):
             x = [numbers(3, rows, k, scale=0.2) for rows in (1, 9, 33, 270)]

@@ -189,7 +189,8 @@ def embed(**changed: Any) -> np.ndarray:
 
 
 def linear(k: int = 64, **changed: Any) -> np.ndarray:
-    arguments = {"weight": floats(3, k), "bias": floats(3), "channel_shift": floats(k)}
+    outliers = np.arange(_cpu.outlier_channels(k), dtype=np.int32)
+    arguments = {"weight": floats(3, k), "bias": floats(3), "channel_shift": floats(k), "outlier_channels": outliers}
     return _cpu.Linear(**(arguments | changed), isa="ref", precision="int8")(floats(2, k))
 
 
@@ -208,7 +209,7 @@ OPERATIONS = [
     (embed, {"word": floats(5, 3)}),
     (embed, {"bias": floats(3)}),
     (embed, {"threads": 0}),
-    (linear, {"channel_shift": None}),
+    (linear, {"outlier_channels": np.full(_cpu.outlier_channels(64), 64, np.int32)}),
     (linear, {"channel_shift": floats(63)}),
     (linear, {"weight": floats(0, 64), "bias": floats(0)}),
     (linear, {"threads": -1}),
