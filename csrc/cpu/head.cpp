@@ -58,17 +58,19 @@ Head::Head(int width, float eps, const std::vector<HeadLinear>& linears, const F
     : kernels_(kernels),
       threads_(threads),
       packed_weights_(pack(head_linears(width, linears, precision), find, kernels, threads)),
-      layers_(head_layers(packed_weights_, linears, find, eps)) {}
+      layers_(head_layers(packed_weights_, linears, find, eps)),
+      arenas_(process_mutex()) {}
 
 void Head::forward(const float* x, Index rows, const HeadOutput& output) const {
   Team team(threads_);
   const Index widest = widest_intermediate(layers_, output.input.columns);
   const Index between = 2 * rows * widest * Index{sizeof(float)};
   const Index packed_a = packed_a_size(layers_, rows);
-  Arena arena;
-  arena.reset(Arena::padded(between) + Arena::padded(packed_a));
-  const HeadScratch scratch{view<float>(arena.take(between)), widest, arena.take(packed_a)};
-  run_head(kernels_, layers_, x, rows, output, scratch, team, {});
+  std::unique_ptr<Arena> arena = arenas_.borrow();
+  arena->reset(Arena::padded(between) + Arena::padded(packed_a));
+  float* const intermediates = view<float>(arena->take(between));
+  run_head(kernels_, layers_, x, rows, output, {intermediates, widest, arena->take(packed_a)}, team, {});
+  arenas_.give_back(std::move(arena));
 }
 
 }  // namespace distilfast

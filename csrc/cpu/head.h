@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "common/workspace_pool.h"
 #include "cpu/model.h"
 
 namespace distilfast {
@@ -42,6 +43,7 @@ class Head {
   int threads_;
   PackedWeights packed_weights_;
   std::vector<HeadLayer> layers_;
+  mutable WorkspacePool<Arena> arenas_;
 };
 
 }  // namespace distilfast

@@ -95,7 +95,7 @@ inline void one_row_tile(Index rows, Index row, Body& body) {
 template <int Max, class Body>
 inline void in_row_tiles(Range rows, Body body) {
   if (rows.end <= rows.begin) return;
-  // One division of 32 bits: before Ice Lake one of 64 takes as long as a tile of K = 64.
+  // One division of 32 bits for all tiles: two of 64 for each were 5 % of int8's time on Cascade Lake.
   const auto count = static_cast<std::uint32_t>(rows.end - rows.begin), tiles = (count + Max - 1) / Max;
   const std::uint32_t least = count / tiles, larger = count - least * tiles;
   Index row = rows.begin;
