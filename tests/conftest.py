@@ -47,6 +47,32 @@ _TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session", autouse=True)
+def quicker_interpreter() -> None:
+    """Triton's interpreter replaces the functions of triton.language at a launch, and again at every call inside it.
+
+    Half of its time went there. At a call nothing is left to replace, unless the function is the first of its module.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    replace, execute, replaced = interpreter._patch_lang, interpreter.GridExecutor.__call__, set[int]()
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        replaced.clear()
+        return execute(*args, **kwargs)
+
+    def replace_once(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module in replaced:
+            return interpreter._LangPatchScope()
+        replaced.add(module)
+        return replace(function)
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, replace_once
+
+
+@pytest.fixture(scope="session", autouse=True)
 def packed_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tests and their subprocesses keep packed weights: not in the user's cache."""
     path = tmp_path_factory.mktemp("packed")

@@ -1,6 +1,7 @@
 """What nvcc compiles csrc/cuda to: registers, spills and instructions of each kernel on each architecture.
 
-``python tests/cuda/compiled.py`` prints the table. Results are cached in build/ until a source changes.
+``python tests/cuda/compiled.py`` prints the table of every architecture, and fails where a kernel spills: the tests
+compile for one, a minute less on two cores. Results are cached in build/ until a source changes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 EVERY_ARCHITECTURE = {"80": ("80", "86", "89"), "90a": ("90a",)}
 """Machine code by the PTX it is compiled from: one for Ampere and Ada, since the sources distinguish only 9.0."""
-TESTED = {"80": ("80",), "90a": ("90a",)}
-"""One architecture of each PTX: 86 and 89 have the registers and the tensor-core instructions of 80."""
+TESTED = {"90a": ("90a",)}
+"""The architecture that the kernels are designed for."""
 Targets = Mapping[str, tuple[str, ...]]
 NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
@@ -156,5 +158,7 @@ def _readable(mangled: str) -> str:
 
 if __name__ == "__main__":
     print("| kernel | sm | registers | spilled bytes | matrix instructions |\n|---|---|---|---|---|")
-    for each in kernels(EVERY_ARCHITECTURE):
+    every = kernels(EVERY_ARCHITECTURE)
+    for each in every:
         print(f"| {each.name} | {each.architecture} | {each.registers} | {each.spilled} | {each.matrix} |")
+    sys.exit(any(each.spilled or each.stack for each in every))

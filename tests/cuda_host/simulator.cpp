@@ -119,20 +119,33 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
 
 void Device::touch(Region& region, const void* at, std::size_t bytes, bool writes) {
   if (reinterpret_cast<std::uintptr_t>(at) % bytes) fail("makes a misaligned access to " + place(region, at));
+  touch_cells(region, at, bytes, writes);
+}
+
+void Device::touch_cells(Region& region, const void* at, std::size_t bytes, bool writes) {
   const Stamp now{current_->number, current_->warp->era};
-  const std::size_t begin = (static_cast<const char*>(at) - region.begin) / cell_bytes;
-  for (std::size_t i = begin; i < begin + (bytes + cell_bytes - 1) / cell_bytes; ++i) {
-    Cell& cell = region.cells[i];
-    if (cell.writer.thread == in_flight)
-      fail("accesses an asynchronous copy that was not waited for: " + place(region, at));
-    check_order(region, cell.writer, writes ? "writes" : "reads", at);
+  // Neighbours mostly have the same stamps: what was found for one is kept for the next.
+  Stamp last_writer{nobody, 0}, last_reader{nobody, 0};
+  bool other_readers = false;
+  Cell* cell = region.cells.data() + (static_cast<const char*>(at) - region.begin) / cell_bytes;
+  for (const Cell* end = cell + (bytes + cell_bytes - 1) / cell_bytes; cell < end; ++cell) {
+    if (cell->writer != last_writer) {
+      if (cell->writer.thread == in_flight)
+        fail("accesses an asynchronous copy that was not waited for: " + place(region, at));
+      check_order(region, cell->writer, writes ? "writes" : "reads", at);
+      last_writer = cell->writer;
+    }
     if (writes) {
-      check_order(region, cell.reader, "writes", at);
-      cell = {now, {nobody, 0}};
+      if (cell->reader != last_reader) check_order(region, cell->reader, "writes", at);
+      last_reader = cell->reader;
+      *cell = {now, {nobody, 0}};
     } else {
-      if (cell.writer.thread == nobody) fail("reads memory that was never written: " + place(region, at));
-      const bool others = cell.reader.thread != now.thread && unordered(cell.reader);
-      cell.reader = {others ? several : now.thread, now.era};
+      if (cell->writer.thread == nobody) fail("reads memory that was never written: " + place(region, at));
+      if (cell->reader != last_reader) {
+        other_readers = cell->reader.thread != now.thread && unordered(cell->reader);
+        last_reader = cell->reader;
+      }
+      cell->reader = {other_readers ? several : now.thread, now.era};
     }
   }
 }
@@ -143,7 +156,11 @@ void Device::issue_copy(void* to, const void* from, int bytes) {
   if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 are allowed");
   if (!current_->block->shared->holds(to, 16)) fail("copies asynchronously to outside its shared memory");
   if (reinterpret_cast<std::uintptr_t>(from) % 16) fail("copies asynchronously from a misaligned address");
-  for (int done = 0; done < bytes; done += cell_bytes) access(static_cast<const char*>(from) + done, cell_bytes, false);
+  if (bytes > 0) {
+    Region* source = find(from, static_cast<std::size_t>(bytes));
+    if (!source) fail("copies asynchronously from outside every allocation");
+    touch_cells(*source, from, static_cast<std::size_t>(bytes), false);
+  }
   access(to, 16, true);
   std::memset(to, 0xff, 16);
   Region& shared = *current_->block->shared;
@@ -194,8 +211,8 @@ void Device::collective(const char* operation, const std::source_location& where
   Warp& warp = *self.warp;
   if (warp.arrived == 0) warp.first = self.lane;
   const Arrival& first_arrival = warp.arrivals[warp.first];
-  if (warp.arrived > 0 &&
-      (std::strcmp(first_arrival.operation, operation) || first_arrival.where.line() != where.line()))
+  if (warp.arrived > 0 && (first_arrival.where.line() != where.line() ||
+                           (first_arrival.operation != operation && std::strcmp(first_arrival.operation, operation))))
     fail(std::string("reaches ") + operation + " at " + line(where) + " while lane " + std::to_string(warp.first) +
          " of its warp waits at " + first_arrival.operation + " at " + line(first_arrival.where) +
          " (a divergent collective)");

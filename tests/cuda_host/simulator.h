@@ -42,6 +42,8 @@ struct Index3 {
 struct Stamp {
   std::int32_t thread;
   std::uint32_t era;
+
+  bool operator==(const Stamp&) const = default;
 };
 constexpr std::int32_t nobody = -1, host = -2, several = -3, in_flight = -4;
 
@@ -170,6 +172,7 @@ class Device {
   void check_order(const Region& region, const Stamp& other, const char* what, const void* at);
   bool unordered(const Stamp& other) const;
   void touch(Region& region, const void* at, std::size_t bytes, bool writes);
+  void touch_cells(Region& region, const void* at, std::size_t bytes, bool writes);
   void new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval, std::uint32_t step);
   void pass_cluster_barrier();
   void leave(Block& block);

@@ -183,24 +183,29 @@ template <class T, class C>
 inline void multiply_matrices(void* const (&lanes)[32]) {
   constexpr int per_word = 4 / sizeof(T), k = 32 / sizeof(T);
   const auto product = [&](int lane) { return static_cast<const Product<C>*>(lanes[lane]); };
-  float a[16][k], b[8][k];
+  using Sum = std::conditional_t<std::is_same_v<C, float>, double, C>;
+  Sum a[16][k], b[k][8], sums[16][8];
   for (int lane = 0; lane < 32; ++lane)
     for (int word = 0; word < 4; ++word)
       for (int i = 0; i < per_word; ++i) {
         const int row = lane / 4, column = (lane % 4 + word / 2 * 4) * per_word + i;
         a[row + word % 2 * 8][column] = element<T>(product(lane)->a + word, i);
-        if (word % 2 == 0) b[row][column] = element<T>(product(lane)->b + word / 2, i);
+        if (word % 2 == 0) b[column][row] = element<T>(product(lane)->b + word / 2, i);
       }
-  for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-      double sum = product(lane)->c[i];
-      for (int j = 0; j < k; ++j) sum += static_cast<double>(a[row][j]) * b[column][j];
-      if constexpr (std::is_same_v<C, float>)
-        product(lane)->c[i] = truncated(sum);
-      else
-        product(lane)->c[i] = static_cast<C>(sum);
-    }
+  const auto each_result = [&](auto body) {
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i) body(product(lane)->c[i], sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
+  };
+  each_result([](const C& c, Sum& sum) { sum = c; });
+  for (int j = 0; j < k; ++j)
+    for (int row = 0; row < 16; ++row)
+      for (int column = 0; column < 8; ++column) sums[row][column] += a[row][j] * b[j][column];
+  each_result([](C& c, Sum sum) {
+    if constexpr (std::is_same_v<C, float>)
+      c = truncated(sum);
+    else
+      c = sum;
+  });
 }
 
 // Each lane gets `pick(value_of, lane)`, where `value_of(i)` is lane i's value.
