@@ -1,11 +1,11 @@
 """int8: the channel shift and the outlier channels of each linear's input.
 
-The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_groups.h,
+The kernels quantise in groups of K, each with a scale of its own (csrc/cpu/linear/int8_format.h,
 csrc/cuda/linear/int8_groups.cuh). Two things keep the groups of a trained model easy to quantise. Its channels have
 means far from zero: with the channel shift c, x Wᵀ = (x − c) Wᵀ + c Wᵀ, and the last term goes into the bias, exactly.
 And a few channels are up to hundreds of times larger than their neighbours (Dettmers et al., LLM.int8(), arXiv
-2208.07339; Bondarenko et al., arXiv 2109.12948): these outlier channels are multiplied in fp32 (on a GPU bf16), in x
-and in W.
+2208.07339; Bondarenko et al., arXiv 2109.12948): the kernels spread them over a group by a rotation, and where that is
+not enough these outlier channels are multiplied in fp32 (on a GPU bf16), in x and in W.
 
 Both are properties of the weights rather than of the text: they are measured on random ids, so that a checkpoint needs
 no data. Whatever they are, they cost accuracy only, never correctness. Text has other means than random ids, so a
@@ -24,15 +24,15 @@ from distilfast.arithmetic import LINEAR_BLOCK, exp, matmul
 from distilfast.batch import PackedBatch
 from distilfast.config import ModelConfig
 
-VERSION = 3
+VERSION = 4
 """Of what ``channels`` makes: raise it with every change, since packed weights are kept on disk."""
 
 _LENGTHS = (32, 64, 96)
 
 
 def outlier_channels(k: int) -> int:
-    """How many channels of K the CPU keeps in fp32: one in 96, at least eight where there are as many."""
-    return min(k, max(8, k // 96))
+    """How many channels of K the CPU keeps in fp32: none for the sizes of a base model, else one in 96, at least 8."""
+    return 0 if k in (768, 3072) else min(k, max(8, k // 96))
 
 
 def channels(

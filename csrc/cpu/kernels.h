@@ -45,7 +45,7 @@ struct Embed {
   float* out;  // [T, D]
 };
 
-// W, and for int8 what its quantisation needs: see linear/int8_groups.h.
+// W, and for int8 what its quantisation needs: see linear/int8_format.h.
 struct LinearSource {
   const float* weight;  // [N, K]
   Index n, k;
@@ -53,8 +53,10 @@ struct LinearSource {
   const std::int32_t* outlier_channels;  // int8: [outlier_count(K)], the channels kept in fp32, ascending
 };
 
-// How many channels of K int8 keeps in fp32: one in 96, at least eight where there are as many.
-inline Index outlier_count(Index k) { return k < 8 ? k : k < 768 ? 8 : k / 96; }
+// The consecutive values of K that share a scale in int8, and how many channels it keeps in fp32: none in groups of
+// 256, else one in 96, at least eight where there are as many. Why: linear/int8_format.h.
+inline Index int8_group(Index k) { return k == 768 || k == 3072 ? 256 : 64; }
+inline Index outlier_count(Index k) { return int8_group(k) == 256 ? 0 : k < 8 ? k : k < 768 ? 8 : k / 96; }
 
 // Packed B: W and b in the order in which the kernel reads them, written by its `pack`.
 struct PackedLinear {
@@ -102,7 +104,7 @@ struct AddLayerNorm {
 
 // What `pack` writes. Kernels that write the same bytes for the same (N, K) have the same one and share files on disk.
 struct PackedLayout {
-  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/g64"
+  const char* operands;  // type, then whatever else the bytes depend on: "f32", "int8/rotated"
   int version;           // raised with every change of the bytes: tests/kernels/test_packing.py knows those of each
 };
 

@@ -17,12 +17,29 @@ SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (
 SIZES += ((31, 33), (32, 64), (33, 65), (65, 1025))
 
 
+def group_of(k):
+    """The group size of int8: csrc/cpu/kernels.h."""
+    return 256 if k in (768, 3072) else 64
+
+
+def signs(k):
+    """+1 or -1 for each channel: the kernels' hash of its number."""
+    hashes = np.arange(k, dtype=np.uint32) * np.uint32(2654435761)
+    hashes ^= hashes >> np.uint32(16)
+    hashes *= np.uint32(2246822519)
+    hashes ^= hashes >> np.uint32(13)
+    return np.where(hashes & np.uint32(1), np.float32(1), np.float32(-1))
+
+
 def hadamard_rotated(groups):
-    """Each row of 64 times the Hadamard matrix, by the float32 additions of the kernels."""
-    for distance in (1, 2, 4, 8, 16, 32):
+    """Each row times the Hadamard matrix, by the float32 additions of the kernels."""
+    distance = 1
+    while distance < groups.shape[1]:
         pairs = groups.reshape(len(groups), -1, 2, distance)
-        groups = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
-    return groups.reshape(len(groups), 64)
+        sums = [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]]
+        groups = np.stack(sums, axis=2).reshape(groups.shape)
+        distance *= 2
+    return groups
 
 
 def int8_round_trip(x):
@@ -32,29 +49,20 @@ def int8_round_trip(x):
     return (most / np.float32(127)).astype(np.float64) * np.rint(x * inverse)
 
 
-def groups_of_64(x, isa):
-    """Groups [R, 64] of x, [R, K] with K a multiple of 64, in the order of the kernels' butterflies.
-
-    Vector code rotates several groups at once, each in some lanes of every vector: one group for each four lanes, or
-    half as many, and so on, where fewer groups are left.
-    """
-    width, most = (64, 1) if isa == "ref" else (8, 2) if isa.startswith("avx2") else (16, 4)
-    first, last = 0, x.shape[1] // 64
-    while first < last:
-        while most > last - first:
-            most //= 2
-        lanes = width // most
-        bundle = x[:, 64 * first : 64 * (first + most)].reshape(len(x), 64 // lanes, most, lanes)
-        yield from bundle.transpose(2, 0, 3, 1).reshape(most, len(x), 64)
-        first += most
-
-
 def to_int8(x, outliers, isa):
-    """[R, K] as the int8 kernels multiply it: groups of 64, each rotated and quantised, then the outlier channels."""
-    masked = np.pad(x * ~np.isin(np.arange(x.shape[1]), outliers), ((0, 0), (0, -x.shape[1] % 64)))
-    # 1 / 8 in x and in W, since H Hᵀ = 64 I.
-    rounded = [int8_round_trip(hadamard_rotated(group)) / 8 for group in groups_of_64(masked, isa)]
-    return np.concatenate([*rounded, x[:, outliers]], axis=1)
+    """[R, K] as the int8 kernels multiply it: groups, each rotated after random signs, then the outlier channels.
+
+    In the order of the kernels' butterflies: vector code begins with those between vectors.
+    """
+    group, width = group_of(x.shape[1]), {"ref": 1, "avx2": 8, "avx2_vnni": 8}.get(isa, 16)
+    masked = x * signs(x.shape[1]) * ~np.isin(np.arange(x.shape[1]), outliers)
+    padded = np.pad(masked, ((0, 0), (0, -x.shape[1] % group)))
+    found = []
+    for each in np.split(padded, padded.shape[1] // group, axis=1):
+        lanes_last = each.reshape(len(x), group // width, width).transpose(0, 2, 1).reshape(len(x), group)
+        # The square root of the group size in x and in W, since H Hᵀ = group size · I.
+        found.append(int8_round_trip(hadamard_rotated(np.ascontiguousarray(lanes_last))) / np.sqrt(group))
+    return np.concatenate([*found, x[:, outliers]], axis=1)
 
 
 def channels(x):

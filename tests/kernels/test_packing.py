@@ -26,10 +26,17 @@ KNOWN = {
     "bf16/nr24/v1": 0x08A3EB4D,
     "bf16/unblocked/nr16/v1": 0x5053361F,
     "bf16/tiles/nr32/v1": 0x20D2C1D9,
-    "int8/g64/nr48/v3,head=bf16/nr48/v1": 0x4C6212BB,
-    "int8/g64/nr24/v3,head=bf16/nr24/v1": 0x7E5D2E49,
-    "int8/g64/unblocked/nr16/v2,head=bf16/unblocked/nr16/v1": 0x810BC001,
-    "int8/g64/tiles/nr32/v2,head=bf16/tiles/nr32/v1": 0x30CDA663,
+    "int8/rotated/nr48/v1,head=bf16/nr48/v1": 0x2ABA8147,
+    "int8/rotated/nr24/v1,head=bf16/nr24/v1": 0xFE1E4E02,
+    "int8/rotated/unblocked/nr16/v1,head=bf16/unblocked/nr16/v1": 0xE3A0F647,
+    "int8/rotated/tiles/nr32/v1,head=bf16/tiles/nr32/v1": 0x482E6E4D,
+}
+# The same with an FFN of 768, whose groups are of 256 and not of 64, without outlier channels.
+KNOWN_768 = {
+    "int8/rotated/nr48/v1": 0x79E3A17E,
+    "int8/rotated/nr24/v1": 0x117B1C88,
+    "int8/rotated/unblocked/nr16/v1": 0x932AD1BC,
+    "int8/rotated/tiles/nr32/v1": 0xD2EFC133,
 }
 
 
@@ -44,12 +51,14 @@ def pattern(*shape: int) -> np.ndarray:
     return ((np.arange(np.prod(shape)) * 7919 % 1001 - 500) / 512).astype(np.float32).reshape(shape)
 
 
-def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads: int = 2) -> _cpu.Encoder:
+def encoder(
+    isa: str, precision: str, packed: np.ndarray | None = None, threads: int = 2, ffn: int = FFN
+) -> _cpu.Encoder:
     linears = {
         "layer.0.qkv": (3 * WIDTH, WIDTH),
         "layer.0.attention_out": (WIDTH, WIDTH),
-        "layer.0.ffn_in": (FFN, WIDTH),
-        "layer.0.ffn_out": (WIDTH, FFN),
+        "layer.0.ffn_in": (ffn, WIDTH),
+        "layer.0.ffn_out": (WIDTH, ffn),
         "head.0": (LABELS, WIDTH),
     }
     tensors = {"embed.word": pattern(9, WIDTH), "embed.position": pattern(7, WIDTH)}
@@ -63,7 +72,7 @@ def encoder(isa: str, precision: str, packed: np.ndarray | None = None, threads:
         width=WIDTH,
         heads=4,
         layers=1,
-        ffn=FFN,
+        ffn=ffn,
         eps=1e-12,
         activation="gelu",
         head=[(LABELS, "none", False)],
@@ -82,6 +91,12 @@ def test_a_layout_id_has_its_known_bytes(isa: str, precision: str) -> None:
         layout += f",{head}"
     crc = zlib.crc32(encoder(isa, precision).packed)
     assert KNOWN.get(layout) == crc, f"{layout!r}: 0x{crc:08X},"
+
+
+def test_int8_packs_groups_of_256(isa: str) -> None:
+    layout, *_ = _cpu.packed_layout(isa, "int8").split(",")
+    crc = zlib.crc32(encoder(isa, "int8", ffn=768).packed)
+    assert KNOWN_768.get(layout) == crc, f"{layout!r}: 0x{crc:08X},"
 
 
 def test_a_layout_id_has_no_prose(isa: str, precision: str) -> None:

@@ -1,14 +1,13 @@
-// linear with int8 operands on the tile unit; what the operands stand for: linear/int8_groups.h. A group of 64 values
-// of K is one row of a tile, so one tdpbssd computes the int32 sums of a group for 16 rows and 16 columns.
+// linear with int8 operands on the tile unit; what they stand for: linear/int8_format.h. A row of a tile has 64 values
+// of K, so four steps of tdpbssd, or one, compute the int32 sums of a group for 16 rows and 16 columns.
 //
-// Each element is the same chain as in linear/int8.h and has the same bits: the outlier product in fp32, then for each
-// group fma(sum, scale_x scale_w). So the vector units have to dequantise every group: for 2 x 2 tiles 64 vectors,
-// each converted, multiplied by the product of its scales and accumulated, three instructions on two ports, 96 cycles
-// where the tile unit takes 64. Two measures against that: groups are dequantised in pairs, so that an fp32 accumulator
-// is loaded and stored once for both; and the int32 sums are double-buffered: while the tile unit fills one buffer, the
-// vector units dequantise the other, in program order one half of it after each group's tiles. By this count the tile
-// unit is busy two thirds of the time, less the outlier product: K / 96 values in fp32, a fifth more vector work.
-// Measured so far: whole models, `amx` in benchmarks/results/; not the kernel alone.
+// Each element is the same chain as in linear/int8.h and has the same bits: the outlier product, where there is one,
+// then for each group fma(sum, scale_x scale_w).
+// The vector units dequantise every group: for 2 x 2 tiles 64 vectors, each converted, multiplied by the product of its
+// scales and accumulated, three instructions on two ports, and an fp32 accumulator loaded and stored; some 100 to 130
+// cycles, where the tile unit takes 256 for a group of 256. The int32 sums are double-buffered: while the tile unit
+// fills one buffer, the vector units dequantise the other, in program order some rows of it after each step along K.
+// Measured so far: whole models, `amx` in benchmarks/results/, with groups of 64; not the kernel alone.
 //
 // Packed W: the header; [panel][outlier channel][column] in fp32; [panel][group][column] scales; tiles.
 // Packed A: [row][outlier channel] in fp32; [row][group] scales; tiles.
@@ -22,15 +21,19 @@ namespace distilfast {
 namespace {
 
 // Raise the version also when linear/int8_groups.h writes other bytes.
-constexpr PackedLayout tile_int8_layout{"int8/g64/tiles", 2};
+constexpr PackedLayout tile_int8_layout{"int8/rotated/tiles", 1};
+
+constexpr Index int8_tile_k = 64;                       // values of K in a tile
+constexpr Index tile_row_k_packs = tile_row_bytes / 4;  // of a row of x, or of a column of W, in a tile
 
 // Offsets of fp32 values are in elements, those of tiles and sizes in bytes.
 struct TileInt8Packed : Int8Header {
   Tiles tiles;
 
-  TileInt8Packed(Index n, Index k) : Int8Header(k), tiles(column_tiles(n, k, group)) {}
+  TileInt8Packed(Index n, Index k) : Int8Header(k), tiles(column_tiles(n, depth(), int8_tile_k)) {}
 
   Index panels() const { return tiles.count / panel_tiles; }
+  Index group_tiles() const { return group / int8_tile_k; }
   Index outlier_weights(Index panel) const { return Int8Header::size() + panel * outliers * tile_panel; }
   Index scales(Index panel) const { return outlier_weights(panels()) + panel * groups * tile_panel; }
   Index tiles_at() const { return scales(panels()) * Index{sizeof(float)}; }
@@ -41,8 +44,9 @@ struct TileInt8PackedA : Int8Header {
   Index rows;
   Tiles tiles;
 
-  TileInt8PackedA(Index rows, Index k) : Int8Header(k), rows(rows), tiles(row_tiles(rows, k, group)) {}
+  TileInt8PackedA(Index rows, Index k) : Int8Header(k), rows(rows), tiles(row_tiles(rows, depth(), int8_tile_k)) {}
 
+  Index group_tiles() const { return group / int8_tile_k; }
   Index outlier_x(Index row) const { return row * outliers; }
   Index scales(Index row) const { return rows * outliers + row * groups; }
   Index tiles_at() const { return round_up(scales(rows) * Index{sizeof(float)}, tile_row_bytes); }
@@ -61,8 +65,11 @@ inline void tile_int8_pack(const LinearSource& source, Range panels, std::byte* 
     float* outlier_weights = view<float>(packed, at.outlier_weights(panel) + j);
     float* scales = view<float>(packed, at.scales(panel) + j);
     const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
-      KPack* to = view<KPack>(packed + at.tiles_at() + at.tiles.at(g, column / tile_side), column % tile_side);
-      for (Index i = 0; i < group_k_packs; ++i) to[i * tile_side] = k_packs[i];
+      for (Index i = 0; i < at.k_packs(); ++i) {
+        const Index k_tile = g * at.group_tiles() + i / tile_row_k_packs;
+        KPack* tile = view<KPack>(packed + at.tiles_at() + at.tiles.at(k_tile, column / tile_side));
+        tile[i % tile_row_k_packs * tile_side + column % tile_side] = k_packs[i];
+      }
       scales[g * tile_panel] = quant.scale;
     };
     quantize_column(source, at, column, take, [&](Index i, float w) { outlier_weights[i * tile_panel] = w; });
@@ -75,16 +82,21 @@ inline void tile_int8_pack_a(const Linear& op, Range rows) {
   for (Index row = rows.begin; row < rows.end; ++row) {
     float* outlier_x = view<float>(op.packed_a, at.outlier_x(row));
     float* scales = view<float>(op.packed_a, at.scales(row));
-    const auto place = [&](Index g) { return view<KPack>(tiles + at.tiles.row_at(g, row)); };
+    const auto place = [&](Index g) {  // a group's tiles lie in one k-block, one after the other
+      return [to = tiles + at.tiles.row_at(g * at.group_tiles(), row)](int k_pack) {
+        return view<KPack>(to + k_pack / tile_row_k_packs * tile_bytes, k_pack % tile_row_k_packs);
+      };
+    };
     const auto take = [&](Index g, GroupQuant quant) { scales[g] = quant.scale; };
     quantize_row(op, at, row, place, take, [&](Index i, float x) { outlier_x[i] = x; });
   }
   for (Index row = rows.end; row < end_with_padding(op, rows); ++row)
-    for (Index g = 0; g < at.groups; ++g) IntVec::zero().store(tiles + at.tiles.row_at(g, row));
+    for (Index k_tile = 0; k_tile < at.tiles.k_tiles; ++k_tile)
+      IntVec::zero().store(tiles + at.tiles.row_at(k_tile, row));
 }
 
-constexpr Index buffer_groups = 2;  // groups whose int32 sums fill one of the two buffers
 constexpr int dequantize_rows = 8;  // at a time: 8 x 2 vectors of accumulators, in registers
+constexpr Index dequantize_steps = 2 * tile_side / dequantize_rows;  // for 2 x 2 tiles
 
 // Rows of one panel: where the groups' dequantised sums are accumulated.
 struct Int8Target {
@@ -92,12 +104,12 @@ struct Int8Target {
   OutTile out;
 };
 
-// The int32 sums of one buffer, which are yet to be dequantised.
-struct PendingGroups {
+// The int32 sums of a group, which are yet to be dequantised.
+struct PendingGroup {
   Int8Target target;
-  Range groups;
+  Index group;
   bool first, last;          // of the target's groups in this run over K or over a k-block
-  const std::int32_t* sums;  // [group][tile_mc_multiple][tile_panel]
+  const std::int32_t* sums;  // [tile_mc_multiple][tile_panel]
   Index row = 0;             // rows already dequantised
 };
 
@@ -108,10 +120,11 @@ class TileInt8Linear {
 
   // As in linear/amx.h; between k-blocks the accumulators are kept in out.
   void run_k_blocked(Range rows, Range panels) {
-    for (Index g = 0; g < w_.groups; g += block_k_tiles)
+    const Index block_groups = block_k_tiles / w_.group_tiles();
+    for (Index g = 0; g < w_.groups; g += block_groups)
       for (Index panel = panels.begin; panel < panels.end; ++panel)
         for (Index row = rows.begin; row < rows.end; row += tile_mc_multiple)
-          add_groups(target(row, rows.end, panel), {g, g + w_.tiles.in_block(g)});
+          add_groups(target(row, rows.end, panel), {g, smaller(g + block_groups, w_.groups)});
   }
 
   void run_output_stationary(Range rows, Range panels) {
@@ -133,27 +146,28 @@ class TileInt8Linear {
 
   template <int Rows>
   void add_groups(const Int8Target& target, Range groups) {
-    for (Index g = groups.begin; g < groups.end; g += buffer_groups) {
-      const Index end = smaller(g + buffer_groups, groups.end);
+    for (Index g = groups.begin; g < groups.end; ++g) {
       std::int32_t* sums = buffers_[buffer_ ^= 1];
-      for (Index each = g; each < end; ++each) {
-        multiply<Rows>(target, each, sums + (each - g) * 4 * tile_elements);
-        for (int i = 0; i < 2; ++i)
-          if (pending_.row < pending_.target.out.rows) dequantize_next_rows();
-      }
+      multiply<Rows>(target, g, sums);
       dequantize_pending();
-      pending_ = {target, {g, end}, g == groups.begin, end == groups.end, sums};
+      pending_ = {target, g, g == groups.begin, g + 1 == groups.end, sums};
     }
   }
 
+  // The sums of a group; meanwhile the pending one is dequantised.
   template <int Rows>
   void multiply(const Int8Target& target, Index g, std::int32_t* sums) {
     using Accumulators = TileAccumulators<Rows, panel_tiles, Int8Products>;
+    const Index steps = w_.group_tiles();
     Accumulators::zero();
-    // One tile along K: the next row or column tile is a whole k-block away.
-    Accumulators::add_one(op_.packed_a + x_.tiles_at() + x_.tiles.at(g, target.row / tile_side),
-                          op_.packed.weight + w_.tiles_at() + w_.tiles.at(g, target.panel * panel_tiles),
-                          w_.tiles.in_block(g) * tile_bytes);
+    for (Index k_tile = g * steps; k_tile < (g + 1) * steps; ++k_tile) {
+      // One tile along K: the next row or column tile is a whole k-block away.
+      Accumulators::add_one(op_.packed_a + x_.tiles_at() + x_.tiles.at(k_tile, target.row / tile_side),
+                            op_.packed.weight + w_.tiles_at() + w_.tiles.at(k_tile, target.panel * panel_tiles),
+                            w_.tiles.in_block(k_tile) * tile_bytes);
+      for (Index i = 0; i < dequantize_steps / steps; ++i)
+        if (pending_.row < pending_.target.out.rows) dequantize_next_rows();
+    }
     Accumulators::store(sums, tile_panel);
   }
 
@@ -176,7 +190,7 @@ class TileInt8Linear {
   void dequantize(Index row) {
     const OutTile& out = pending_.target.out;
     Fp32Tile<Rows> tile;
-    if (pending_.first && pending_.groups.begin == 0)
+    if (pending_.first && pending_.group == 0)
       tile.multiply(view<float>(op_.packed_a, x_.outlier_x(pending_.target.row + row)), x_.outliers,
                     view<float>(op_.packed.weight, w_.outlier_weights(pending_.target.panel)), x_.outliers);
     else if (pending_.first)
@@ -192,7 +206,7 @@ class TileInt8Linear {
       return in_panel<Rows>([&](int i, int j) {
         tile.accumulators[i][j].store(accumulators_ + (row + i) * tile_panel + j * Vec::width);
       });
-    const bool complete = pending_.groups.end == w_.groups;
+    const bool complete = pending_.group + 1 == w_.groups;
     const float* bias = op_.packed.bias + pending_.target.panel * tile_panel;
     in_out_tile<Rows>([&](int i, Index j, Index inside) {
       const Vec accumulator = tile.accumulators[i][j / Vec::width];
@@ -203,16 +217,15 @@ class TileInt8Linear {
 
   template <int Rows>
   void add_dequantized(Fp32Tile<Rows>& tile, Index row) const {
-    for (Index g = pending_.groups.begin; g < pending_.groups.end; ++g) {
-      const std::int32_t* sums = pending_.sums + (g - pending_.groups.begin) * 4 * tile_elements + row * tile_panel;
-      const float* column_scale = view<float>(op_.packed.weight, w_.scales(pending_.target.panel) + g * tile_panel);
-      const float* row_scale = view<float>(op_.packed_a, x_.scales(pending_.target.row + row) + g);
-      in_panel<Rows>([&](int i, int j) {
-        const Vec scale = Vec::all(row_scale[i * x_.groups]) * Vec::load(column_scale + j * Vec::width);
-        Vec& accumulator = tile.accumulators[i][j];
-        accumulator = fma(from_int32(IntVec::load(sums + i * tile_panel + j * Vec::width)), scale, accumulator);
-      });
-    }
+    const Index g = pending_.group;
+    const std::int32_t* sums = pending_.sums + row * tile_panel;
+    const float* column_scale = view<float>(op_.packed.weight, w_.scales(pending_.target.panel) + g * tile_panel);
+    const float* row_scale = view<float>(op_.packed_a, x_.scales(pending_.target.row + row) + g);
+    in_panel<Rows>([&](int i, int j) {
+      const Vec scale = Vec::all(row_scale[i * x_.groups]) * Vec::load(column_scale + j * Vec::width);
+      Vec& accumulator = tile.accumulators[i][j];
+      accumulator = fma(from_int32(IntVec::load(sums + i * tile_panel + j * Vec::width)), scale, accumulator);
+    });
   }
 
   // Calls body(row, vector) for all of `Rows` rows of a panel; unrolled, since the accumulators are in registers.
@@ -236,9 +249,9 @@ class TileInt8Linear {
   const Linear& op_;
   TileInt8Packed w_;
   TileInt8PackedA x_;
-  PendingGroups pending_{};
+  PendingGroup pending_{};
   int buffer_ = 0;
-  alignas(64) std::int32_t buffers_[2][buffer_groups * 4 * tile_elements];
+  alignas(64) std::int32_t buffers_[2][4 * tile_elements];
   alignas(64) float accumulators_[4 * tile_elements];  // fp32, of the one target whose groups are being added
 };
 

@@ -1,10 +1,10 @@
-// int8 operands of `linear` on vector units; what they stand for: linear/int8_groups.h.
+// int8 operands of `linear` on vector units; what they stand for: linear/int8_format.h.
 //
 // The instructions multiply unsigned by signed bytes (vpdpbusd is u8 x s8), so W is stored with zero point 128. The
-// compensation, 128 times the sum of q_x, is subtracted from each group's int32 accumulators; `pack_a` computes it.
+// compensation, -128 times the sum of q_x, initialises each group's int32 accumulators; `pack_a` computes it.
 //
 // Packed W: the header; [panel][outlier channel][column] in fp32; then k-blocks as in vec.h, in each block panels, in
-// each panel groups of 16 rows of k-packs and one row of scales.
+// each panel groups of k-packs and one row of scales.
 // Packed A: [row][outlier channel] in fp32; then k-blocks, in each block rows, in each row groups of k-packs, a scale
 // and the compensation. Reference: linear/ref_int8.h.
 #pragma once
@@ -15,13 +15,13 @@ namespace distilfast {
 namespace {
 
 // Raise the version also when linear/int8_groups.h writes other bytes.
-constexpr PackedLayout int8_layout{"int8/g64", 3};
+constexpr PackedLayout int8_layout{"int8/rotated", 1};
 
-constexpr Index packed_group = (group_k_packs + 1) * panel;  // elements of 4 bytes
-// Groups of a k-block: those of a panel fit L1 beside the rows of a tile, and K = 768 is two whole blocks.
-constexpr Index block_groups = 6;
+// Values of K in a k-block, one group or four: those of a panel fit L1 beside the rows of a tile.
+constexpr Index int8_block = 256;
 // int32 and fp32 accumulators, a row of B and a broadcast fill 32 registers: 2 x 4 x 3 + 3 + 1. With 16 registers the
-// fp32 accumulators, which are needed once a group, spill to L1.
+// fp32 accumulators, which are needed once a group, spill to L1. Eight rows, their fp32 sums kept in c alone, took a
+// tenth longer on Cascade Lake, even with c prefetched.
 constexpr int int8_tile_rows = 4;
 
 // Where everything of one packed W lies, in elements of 4 bytes.
@@ -30,12 +30,14 @@ struct Int8Layout : Int8Header {
 
   Int8Layout(Index n, Index k) : Int8Header(k), columns(round_up(n, panel)) {}
 
+  Index block_groups() const { return int8_block / group; }
+  Index in_block(Index g) const { return smaller(groups - g, block_groups()); }
+  Index packed_group() const { return (k_packs() + 1) * panel; }  // of a panel
   Index outlier_weights(Index p) const { return Int8Header::size() + p * outliers * panel; }
-  // The k-block that begins with group `g`.
+  // Panel `p` of the k-block that begins with group `g`.
   Index block(Index g, Index p) const {
-    return outlier_weights(columns / panel) + g * (group_k_packs + 1) * columns + p * in_block(g) * packed_group;
+    return outlier_weights(columns / panel) + (g * columns / panel + p * in_block(g)) * packed_group();
   }
-  Index in_block(Index g) const { return smaller(groups - g, block_groups); }
   Index size() const { return block(groups, 0); }
 };
 
@@ -49,7 +51,7 @@ struct Int8Dot {
   using Accumulator = IntVec;
   static constexpr Index a_k_pack = 1;  // elements of packed A for a k-pack
   static constexpr int products = 1;
-  static void widen(KPack*) {}
+  static void widen(KPack*, Index) {}
   static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
   static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
   static IntVec multiply_add(IntVec row, IntVec column, IntVec accumulator) {
@@ -65,10 +67,9 @@ struct Int8Widened {
   using Accumulator = IntVec;
   static constexpr Index a_k_pack = 2;
   static constexpr int products = 2;
-  // Widens a group in place, from 16 k-packs to twice as many words; from the end, so that each is read before it is
-  // overwritten.
-  static void widen(KPack* words) {
-    for (Index k_pack = group_k_packs - 1; k_pack >= 0; --k_pack) {
+  // Widens k-packs in place to twice as many words; from the end, so that each is read before it is overwritten.
+  static void widen(KPack* words, Index k_packs) {
+    for (Index k_pack = k_packs - 1; k_pack >= 0; --k_pack) {
       const KPack four = words[k_pack];
       words[2 * k_pack] = int16_pair(four, four >> 16);
       words[2 * k_pack + 1] = int16_pair(four >> 8, four >> 24);
@@ -91,32 +92,34 @@ struct Int8Widened {
 };
 #endif
 
-template <class Dot>
-constexpr Index a_k_packs = group_k_packs * Dot::a_k_pack;
-template <class Dot>
-constexpr Index a_group = a_k_packs<Dot> + 2;  // elements of packed A for a group of a row
-
-// Elements from one row of a k-block of packed A to the next; the last block has room for as many groups as any other.
-template <class Dot>
-constexpr Index a_row_stride = block_groups * a_group<Dot>;
-
-template <class Dot>
-inline Index packed_a_block(const Int8Layout& at, Index rows, Index g, Index row) {
-  return rows * (at.outliers + g * a_group<Dot>)+row * a_row_stride<Dot>;
-}
-
 // What follows the k-packs of a group of a row in packed A.
 struct RowQuant {
   float scale;
   std::int32_t compensation;
 };
 
+// Where everything of packed A lies, in elements of 4 bytes.
+template <class Dot>
+struct Int8LayoutA : Int8Header {
+  explicit Int8LayoutA(Index k) : Int8Header(k) {}
+
+  Index group_k_packs() const { return k_packs() * Dot::a_k_pack; }
+  Index group_size() const { return group_k_packs() + Index{sizeof(RowQuant) / sizeof(KPack)}; }
+  // From one row of a k-block to the next; the last block has room for as many groups as any other.
+  Index row_stride() const { return int8_block / group * group_size(); }
+  Index blocks() const { return divide_up(depth(), int8_block); }
+  Index at(Index rows, Index g, Index row) const {
+    const Index block = g * group / int8_block;
+    return rows * outliers + (block * rows + row) * row_stride() + (g - block * (int8_block / group)) * group_size();
+  }
+  Index size(Index rows) const { return rows * (outliers + blocks() * row_stride()); }
+};
+
 inline Index int8_packed_size(Index n, Index k) { return Int8Layout(n, k).size() * Index{sizeof(KPack)}; }
 
 template <class Dot>
 Index int8_packed_a_size(Index rows, Index k) {
-  const Index row_elements = outlier_count(k) + divide_up(k, group * block_groups) * a_row_stride<Dot>;
-  return rows * row_elements * Index{sizeof(KPack)};
+  return Int8LayoutA<Dot>(k).size(rows) * Index{sizeof(KPack)};
 }
 
 // Adds the zero point, 128, to four signed bytes.
@@ -129,10 +132,10 @@ inline void pack_int8(const LinearSource& source, Range panels, std::byte* packe
     for (Index j = 0; j < panel; ++j) {
       float* outlier_weights = view<float>(packed, at.outlier_weights(p) + j);
       const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
-        const Index first = g / block_groups * block_groups;
-        const Index to = at.block(first, p) + (g - first) * packed_group + j;
-        for (Index i = 0; i < group_k_packs; ++i) *view<KPack>(packed, to + i * panel) = with_zero_point(k_packs[i]);
-        *view<float>(packed, to + group_k_packs * panel) = quant.scale;
+        const Index first = g / at.block_groups() * at.block_groups();
+        const Index to = at.block(first, p) + (g - first) * at.packed_group() + j;
+        for (Index i = 0; i < at.k_packs(); ++i) *view<KPack>(packed, to + i * panel) = with_zero_point(k_packs[i]);
+        *view<float>(packed, to + at.k_packs() * panel) = quant.scale;
       };
       quantize_column(source, at, p * panel + j, take, [&](Index i, float w) { outlier_weights[i * panel] = w; });
     }
@@ -140,17 +143,15 @@ inline void pack_int8(const LinearSource& source, Range panels, std::byte* packe
 
 template <class Dot>
 void pack_int8_a(const Linear& op, Range rows) {
-  const Int8Layout at(op.packed.n, op.packed.k);
+  const Int8LayoutA<Dot> at(op.packed.k);
   for (Index row = rows.begin; row < rows.end; ++row) {
     float* outlier_x = view<float>(op.packed_a, row * at.outliers);
-    const auto place = [&](Index g) {
-      const Index first = g / block_groups * block_groups;
-      return view<KPack>(op.packed_a, packed_a_block<Dot>(at, op.rows, first, row) + (g - first) * a_group<Dot>);
-    };
+    const auto group_of = [&](Index g) { return view<KPack>(op.packed_a, at.at(op.rows, g, row)); };
+    const auto place = [&](Index g) { return [to = group_of(g)](int k_pack) { return to + k_pack; }; };
     const auto take = [&](Index g, GroupQuant quant) {
-      KPack* to = place(g);
-      Dot::widen(to);
-      *reinterpret_cast<RowQuant*>(to + a_k_packs<Dot>) = {quant.scale, weight_zero_point * quant.row_sum};
+      KPack* to = group_of(g);
+      Dot::widen(to, at.k_packs());
+      *reinterpret_cast<RowQuant*>(to + at.group_k_packs()) = {quant.scale, -weight_zero_point * quant.row_sum};
     };
     quantize_row(op, at, row, place, take, [&](Index i, float x) { outlier_x[i] = x; });
   }
@@ -158,25 +159,28 @@ void pack_int8_a(const Linear& op, Range rows) {
 
 // What the tiles of one panel of W share in one k-block.
 struct Int8Panel {
-  const float* outlier_weights;  // null after the first k-block
+  const float* outlier_weights;
   Index outliers;
   const KPack* groups;
-  Index count;
+  Index count;        // of groups
+  Index k_packs;      // of a group
+  Index x_stride;     // of packed A
+  Index x_k_packs;    // of a group of packed A
+  bool first;         // k-block
   const float* bias;  // null before the last k-block
 };
 
 // total += the dequantised accumulators of a group; `x` and `w` point past the group's k-packs.
 template <class Dot, int Rows>
 inline __attribute__((always_inline)) void add_dequantized(Tile<Rows, panel_vectors, Dot>& group, const KPack* x,
-                                                           const KPack* w, Tile<Rows, panel_vectors>& total) {
+                                                           Index x_stride, const KPack* w,
+                                                           Tile<Rows, panel_vectors>& total) {
   Vec scale[panel_vectors];
 #pragma GCC unroll 4
   for (int j = 0; j < panel_vectors; ++j) scale[j] = Vec::load(reinterpret_cast<const float*>(w) + j * Vec::width);
   group.each([&](int i, int j, IntVec accumulator) {
-    const RowQuant& quant = *reinterpret_cast<const RowQuant*>(x + i * a_row_stride<Dot>);
-    const IntVec compensation = IntVec::all(quant.compensation);
-    total.accumulators[i][j] =
-        fma(from_int32(accumulator - compensation), Vec::all(quant.scale) * scale[j], total.accumulators[i][j]);
+    const Vec row_scale = Vec::all(reinterpret_cast<const RowQuant*>(x + i * x_stride)->scale);
+    total.accumulators[i][j] = fma(from_int32(accumulator), row_scale * scale[j], total.accumulators[i][j]);
   });
 }
 
@@ -186,23 +190,29 @@ inline __attribute__((always_inline)) void add_dequantized(Tile<Rows, panel_vect
 template <class Dot, int Rows, int Prefetched>
 __attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_panel, const float* outlier_x,
                                          const KPack* x, float* c, Index c_stride) {
+  const Index k_packs = w.k_packs, x_stride = w.x_stride;
   Tile<Rows, panel_vectors> total;
-  if (w.outlier_weights)
+  if (w.first)
     total.multiply(outlier_x, w.outliers, w.outlier_weights, w.outliers);
   else
     total.each([&](int i, int j, Vec& accumulator) { accumulator = Vec::load(c + i * c_stride + j * Vec::width); });
   const KPack* columns = w.groups;
-  for (Index g = 0; g < w.count; ++g, x += a_group<Dot>) {
+  for (Index g = 0; g < w.count; ++g) {
+    const KPack* quants = x + w.x_k_packs;
     Tile<Rows, panel_vectors, Dot> group;
-    group.clear();
+    group.each([&](int i, int, IntVec& accumulator) {
+      accumulator = IntVec::all(reinterpret_cast<const RowQuant*>(quants + i * x_stride)->compensation);
+    });
+    for (Index k_pack = 0; k_pack < k_packs; k_pack += 4)
 #pragma GCC unroll 4
-    for (int k_pack = 0; k_pack < group_k_packs; ++k_pack, columns += panel, next_panel += panel) {
-      prefetch_vectors<Prefetched>(next_panel);
-      group.add_k_pack(x, a_row_stride<Dot>, k_pack, columns);
-    }
+      for (int i = 0; i < 4; ++i, columns += panel, next_panel += panel) {
+        prefetch_vectors<Prefetched>(next_panel);
+        group.add_k_pack(x, x_stride, k_pack + i, columns);
+      }
     prefetch_vectors<Prefetched>(next_panel);
-    add_dequantized(group, x + a_k_packs<Dot>, columns, total);
+    add_dequantized(group, quants, x_stride, columns, total);
     columns += panel, next_panel += panel;
+    x = quants + sizeof(RowQuant) / sizeof(KPack);
   }
   if (w.bias)
     total.each([&](int, int j, Vec& accumulator) { accumulator = accumulator + Vec::load(w.bias + j * Vec::width); });
@@ -212,21 +222,29 @@ __attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_p
 template <class Dot>
 void int8_linear(const Linear& op, Range rows, Range panels) {
   const Int8Layout at(op.packed.n, op.packed.k);
+  const Int8LayoutA<Dot> a(op.packed.k);
   const std::byte* weight = op.packed.weight;
-  for (Index g = 0; g < at.groups; g += block_groups) {
-    const bool first = g == 0, last = g + block_groups >= at.groups;
-    const KPack* x = view<KPack>(op.packed_a, packed_a_block<Dot>(at, op.rows, g, 0));
+  const Index x_stride = a.row_stride();
+  for (Index g = 0; g < at.groups; g += at.block_groups()) {
+    const bool first = g == 0, last = g + at.block_groups() >= at.groups;
+    const KPack* x = view<KPack>(op.packed_a, a.at(op.rows, g, 0));
     for (Index p = panels.begin; p < panels.end; ++p) {
-      const Int8Panel w{first ? view<float>(weight, at.outlier_weights(p)) : nullptr, at.outliers,
-                        view<KPack>(weight, at.block(g, p)), at.in_block(g),
+      const Int8Panel w{view<float>(weight, at.outlier_weights(p)),
+                        at.outliers,
+                        view<KPack>(weight, at.block(g, p)),
+                        at.in_block(g),
+                        at.k_packs(),
+                        x_stride,
+                        a.group_k_packs(),
+                        first,
                         last ? op.packed.bias + p * panel : nullptr};
-      const PanelIndex next = next_panel_index(op, panels, g * group, p, (g + block_groups) * group);
-      const KPack* next_panel = view<KPack>(weight, at.block(next.k / group, next.p));
+      const PanelIndex next = next_panel_index(op, panels, g * at.group, p, (g + at.block_groups()) * at.group);
+      const KPack* next_panel = view<KPack>(weight, at.block(next.k / at.group, next.p));
       in_tiles<int8_tile_rows>(
           op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
             for_count(prefetch.vectors, [&]<int Prefetched>() {
               int8_tile<Dot, Rows, Prefetched>(w, prefetch.of(next_panel), view<float>(op.packed_a, row * at.outliers),
-                                               x + row * a_row_stride<Dot>, c, c_stride);
+                                               x + row * x_stride, c, c_stride);
             });
             if (last) activate<CoarseGelu, Rows>(c, c_stride, op.activation);
           });

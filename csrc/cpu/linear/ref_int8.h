@@ -1,27 +1,26 @@
-// linear with int8 operands in plain C++: x and W are quantised as linear/int8_groups.h says, stored as the values that
+// linear with int8 operands in plain C++: x and W are quantised as linear/int8_format.h says, stored as the values that
 // the int8 numbers stand for, and multiplied as in linear/ref.h.
 #pragma once
 
+#include "cpu/linear/int8_format.h"
 #include "cpu/linear/ref.h"
 
 namespace distilfast {
 namespace {
 
-constexpr PackedLayout int8_layout{"int8/g64/unblocked", 2};
-
-constexpr Index group = 64;
+constexpr PackedLayout int8_layout{"int8/rotated/unblocked", 1};
 
 // Rounds each value of a group to the nearest multiple of the scale, largest / 127. Where one value is NaN all are, by
 // the rotation.
-inline void quantize_dequantize(float* values) {
+inline void quantize_dequantize(float* values, Index group) {
   float largest = std::fabs(values[0]);
   for (Index k = 1; k < group; ++k) largest = std::fmax(largest, std::fabs(values[k]));
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f, scale = largest / 127.0f;
   for (Index k = 0; k < group; ++k) values[k] = scale * std::rint(values[k] * inverse);
 }
 
-// Multiplies a group by H: butterflies at distances 1, 2, 4 .. 32.
-inline void hadamard_rotate(float* values) {
+// Multiplies a group by H: butterflies at distances 1, 2, 4 ..
+inline void hadamard_rotate(float* values, Index group) {
   for (Index distance = 1; distance < group; distance *= 2)
     for (Index i = 0; i < group; ++i)
       if (!(i & distance)) {
@@ -30,19 +29,20 @@ inline void hadamard_rotate(float* values) {
       }
 }
 
-// Rotates and quantises one group, zero-padded past `count`. The mask is 0 for outlier channels, which follow the
-// groups.
-inline void quantize_group(const float* row, Index count, const float* mask, float* values) {
-  for (Index k = 0; k < group; ++k) values[k] = k < count ? row[k] * mask[k] : 0.0f;
-  hadamard_rotate(values);
-  quantize_dequantize(values);
+// Rotates and quantises one group, zero-padded past `count`.
+inline void quantize_group(const float* row, Index count, const float* signs, Index group, float* values) {
+  for (Index k = 0; k < group; ++k) values[k] = k < count ? row[k] * signs[k] : 0.0f;
+  hadamard_rotate(values, group);
+  quantize_dequantize(values, group);
 }
 
-inline Index groups_of(Index k) { return (k + group - 1) / group; }
-inline Index int8_depth(Index k) { return groups_of(k) * group + outlier_count(k); }
+// The groups' values; outlier channels follow them.
+inline Index grouped_depth(Index k) { return (k + int8_group(k) - 1) / int8_group(k) * int8_group(k); }
+inline Index int8_depth(Index k) { return grouped_depth(k) + outlier_count(k); }
 
-// Packed W: the header, which is the channel shift [K], the mask [K] and the outlier channels' numbers; then W as in
-// linear/ref.h, where the rotated groups and the outlier channels take the place of K. All are floats.
+// Packed W: the header, which is the channel shift [K], the signs [K] (zero for outlier channels) and the outlier
+// channels' numbers; then W as in linear/ref.h, where the rotated groups and the outlier channels take the place of K.
+// All are floats.
 inline Index header_size(Index k) { return 2 * k + outlier_count(k); }
 Index int8_packed_size(Index n, Index k) {
   return header_size(k) * Index{sizeof(float)} + packed_size(n, int8_depth(k));
@@ -56,22 +56,15 @@ inline bool outlier_channels_are_valid(Index k, const std::byte* packed) {
   return true;
 }
 
-inline void fill_mask(const LinearSource& source, Range channels, float* mask) {
-  for (Index k = channels.begin; k < channels.end; ++k) mask[k - channels.begin] = 1.0f;
-  for (Index i = 0; i < outlier_count(source.k); ++i)
-    if (source.outlier_channels[i] >= channels.begin && source.outlier_channels[i] < channels.end)
-      mask[source.outlier_channels[i] - channels.begin] = 0.0f;
-}
-
 inline void pack_header(const LinearSource& source, float* packed) {
   std::memcpy(packed, source.channel_shift, static_cast<std::size_t>(source.k) * sizeof(float));
-  fill_mask(source, {0, source.k}, packed + source.k);
+  int8_signs(source, 0, source.k, packed + source.k);
   for (Index i = 0; i < outlier_count(source.k); ++i)
     packed[2 * source.k + i] = static_cast<float>(source.outlier_channels[i]);
 }
 
 void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
-  const Index k_total = source.k, depth = int8_depth(k_total);
+  const Index k_total = source.k, depth = int8_depth(k_total), group = int8_group(k_total);
   if (panels.begin == 0) pack_header(source, view<float>(packed));
   for (Index p = panels.begin; p < panels.end; ++p)
     for (Index j = 0; j < panel; ++j) {
@@ -79,11 +72,10 @@ void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
       const float* w = source.weight + column * k_total;
       float* to = view<float>(packed, header_size(k_total) + p * depth * panel + j);
       for (Index k = 0; k < k_total; k += group) {
-        const Index end = k_total - k < group ? k_total : k + group;
-        float mask[group], values[group];
-        fill_mask(source, {k, end}, mask);
-        quantize_group(w + k, column < source.n ? end - k : 0, mask, values);
-        for (Index i = 0; i < group; ++i, to += panel) *to = values[i] / group;  // H Ht = 64 I
+        float signs[256], values[256];
+        int8_signs(source, k, group, signs);
+        quantize_group(w + k, column < source.n ? k_total - k : 0, signs, group, values);
+        for (Index i = 0; i < group; ++i, to += panel) *to = values[i] / static_cast<float>(group);  // H Ht = group I
       }
       for (Index i = 0; i < outlier_count(k_total); ++i, to += panel)
         *to = column < source.n ? w[source.outlier_channels[i]] : 0.0f;
@@ -93,13 +85,13 @@ void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
 Index int8_packed_a_size(Index rows, Index k) { return rows * (k + int8_depth(k)) * Index{sizeof(float)}; }
 
 void pack_int8_a(const Linear& op, Range rows) {
-  const Index k_total = op.packed.k, depth = int8_depth(k_total);
-  const float *shift = view<float>(op.packed.weight), *mask = shift + k_total, *outlier_channels = mask + k_total;
+  const Index k_total = op.packed.k, depth = int8_depth(k_total), group = int8_group(k_total);
+  const float *shift = view<float>(op.packed.weight), *signs = shift + k_total, *outlier_channels = signs + k_total;
   for (Index row = rows.begin; row < rows.end; ++row) {
     float* to = view<float>(op.packed_a, row * depth);
     float* x = view<float>(op.packed_a, op.rows * depth + row * k_total);
     for (Index k = 0; k < k_total; ++k) x[k] = op.x[row * op.x_stride + k] - shift[k];
-    for (Index k = 0; k < k_total; k += group, to += group) quantize_group(x + k, k_total - k, mask + k, to);
+    for (Index k = 0; k < k_total; k += group, to += group) quantize_group(x + k, k_total - k, signs + k, group, to);
     for (Index i = 0; i < outlier_count(k_total); ++i) to[i] = x[static_cast<Index>(outlier_channels[i])];
   }
 }
