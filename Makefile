@@ -33,7 +33,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check lint native sanitize fuzz bench gpu-check wheel format clean distclean
+.PHONY: help demo test check lint native sanitize fuzz bench bench-here gpu-check wheel format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -118,6 +118,9 @@ bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for 
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)
 	@$(BIN)/python -m benchmarks.report
 
+bench-here: .venv/.bench ## the whole comparison, into a file of benchmarks/results named by the processor: an hour
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
 gpu-check: .venv-gpu/.installed ## on a GPU: tests, proof, roofs and latency in under eight minutes; COMMIT= where there is no git
 	@GIT_COMMIT=$(COMMIT) $(GPU)/python -m benchmarks.gpu_check $(ARGS)
 
@@ -162,7 +165,8 @@ NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(n
 
 .venv/.bench: .venv/.installed
 	@echo "· .venv: the other engines"
-	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check,bench]'
+	@$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[test,check,bench]' \
+		$$(grep -q AuthenticAMD /proc/cpuinfo && echo zentorch)
 	@touch $@
 
 # Nothing is fetched: torch, triton and all else are the machine's own, which this environment looks into.

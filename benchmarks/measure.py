@@ -77,23 +77,45 @@ def latency_cold_l2(run: Run) -> Iterator[Row]:
 
 
 def _latency(run: Run, what: str, cold_l2: bool) -> Iterator[Row]:
-    cases: list[Any] = list(workloads.QUICK if run.quick else workloads.grid(run.device))
-    if workloads.unavailable() is None:
-        cases += workloads.RAGGED[:1] if run.quick else workloads.RAGGED
-    if run.cases is not None:
-        if unknown := sorted(run.cases - {case.name for case in cases}):
-            raise SystemExit(
-                f"error: no case {', '.join(unknown)}; there are {', '.join(case.name for case in cases)}."
-            )
-        cases = [case for case in cases if case.name in run.cases]
+    cases = [case for case in workloads.of_latency(run.device, run.quick) if not run.cases or case.name in run.cases]
     config = ModelConfig.from_file(run.directory / "config.json")
     equal = [case for case in cases if isinstance(case, workloads.Case) and not case.ragged]
     tokens = {case.name: case.batch * case.tokens for case in equal}
     call = _Call("samples", lambda case: case.batches(run.directory), (cold_l2,))
-    for each in _interleaved(run, what, cases, call):
-        if each["what"] == what and each["case"] in tokens:
-            each |= _linear_work(config, tokens[each["case"]], each["precision"])
-        yield each
+    program = roofs.program(run.threads) if run.device == "cpu" else ""
+    try:
+        read_state = None if isinstance(program, str) else program.state
+        for each in _interleaved(run, what, cases, call, read_state):
+            if each["what"] == what and each["case"] in tokens:
+                each |= _linear_work(config, tokens[each["case"]], each["precision"])
+                each |= _share_of_roof(each)
+            yield each
+    finally:
+        if not isinstance(program, str):
+            program.close()
+
+
+UNITS = {
+    "fp32": ("fp32_fma",),
+    "bf16x3": ("fp32_fma",),
+    "bf16": ("bf16_amx", "bf16_dot", "fp32_fma"),
+    "int8": ("int8_amx", "int8_vnni"),
+}
+"""The unit whose peak is the roof of a precision: the first that the machine has."""
+
+
+def _share_of_roof(row: Row) -> Row:
+    """``roof_ms``, what the linears take at the measured peaks, and its share of the median; nothing without a state.
+
+    The roof is the longer of two times: that of the operations at the unit's peak, and that of reading the weights.
+    """
+    peaks = row.get("state", {}).get("giga_operations", {})
+    unit = next((unit for unit in UNITS.get(row["precision"], ()) if unit in peaks), None)
+    if unit is None:
+        return {}
+    speed = row["state"]["read_gb_by_mib"]["170"]
+    roof = max(row["linear_flops"] / peaks[unit], row["linear_bytes"] / speed) * 1e-6
+    return {"roof_ms": roof, "share_of_roof": roof / row["p50_ms"]}
 
 
 def _linear_work(config: ModelConfig, tokens: int, precision: str) -> dict[str, float]:
@@ -233,12 +255,19 @@ class _Call:
     options: tuple[Any, ...] = ()
 
 
-def _interleaved(run: Run, what: str, cases: Sequence[Any], call: _Call) -> Iterator[Row]:
-    """Rounds of samples of every contestant on every case; a round is a short time of each, one after the other."""
+def _interleaved(
+    run: Run, what: str, cases: Sequence[Any], call: _Call, read_state: Callable[[], roofs.State] | None = None
+) -> Iterator[Row]:
+    """Rounds of samples of every contestant on every case; a round is a short time of each, one after the other.
+
+    With ``read_state`` the machine's state is read around every round, and only rounds of one state are counted.
+    """
     least, most = run.plan.rounds
+    before = read_state() if read_state else None
     with _bar(run, what, len(cases) * most) as advance:
         for case in cases:
             readings: dict[Worker, list[list[float]]] = {worker: [] for worker in run.workers}
+            states: list[tuple[roofs.State, roofs.State]] = []
             inputs, end = call.inputs(case), None
             for count in range(most):
                 if count >= least and time.perf_counter() > end:
@@ -252,11 +281,47 @@ def _interleaved(run: Run, what: str, cases: Sequence[Any], call: _Call) -> Iter
                         del readings[worker]
                         yield row("absent", worker, case=case.name, reason=str(failure))
                 end = end or time.perf_counter() + run.plan.case  # the first round warms up and compiles as well
+                if read_state and before:
+                    after = read_state()
+                    states.append((before, after))
+                    before = after
                 advance(case.name)
-            yield from _latency_rows(what, case.name, readings, run.threads)
+            facts = _of_one_state(readings, states) if states else {}
+            yield from _latency_rows(what, case.name, readings, run.threads, facts)
 
 
-def _latency_rows(what: str, case: str, readings: dict[Worker, list[list[float]]], threads: int) -> Iterator[Row]:
+NEAR_NS = 80.0
+"""A ping below it is within a core complex, above it between two: 25 to 30 and 110 to 290 ns were seen."""
+
+
+def _of_one_state(readings: dict[Worker, list[list[float]]], states: Sequence[tuple[roofs.State, roofs.State]]) -> Row:
+    """Leaves only the rounds of the state that most rounds had; ``state``, their medians, and what was left out.
+
+    A round's state is "near" or "far" where its ping was so before and after it.
+    """
+    kinds = [_kind(*pings) for pings in ((before["ping_ns"], after["ping_ns"]) for before, after in states)]
+    kind = max(("near", "far"), key=kinds.count)
+    kept = [i for i, each in enumerate(kinds) if each == kind] or list(range(len(kinds)))
+    for found in readings.values():
+        found[:] = [found[i] for i in kept]
+    some = [state for i in kept for state in states[i]]
+
+    def medians(what: str) -> dict[str, float]:
+        return {name: float(np.median([each[what][name] for each in some])) for name in some[0][what]}
+
+    state = {"kind": kind, "ping_ns": float(np.median([each["ping_ns"] for each in some]))}
+    state |= {what: medians(what) for what in ("giga_operations", "read_gb_by_mib")}
+    return {"state": state, "rounds_of_another_state": len(states) - len(kept)}
+
+
+def _kind(before: float, after: float) -> str:
+    kinds = {"near" if ping < NEAR_NS else "far" for ping in (before, after)}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _latency_rows(
+    what: str, case: str, readings: dict[Worker, list[list[float]]], threads: int, more: Row
+) -> Iterator[Row]:
     ours = {worker: found for worker, found in readings.items() if worker.contestant.library == OURS}
     for worker, theirs in readings.items():
         against = {
@@ -266,7 +331,7 @@ def _latency_rows(what: str, case: str, readings: dict[Worker, list[list[float]]
         }
         everything = [reading for each in theirs for reading in each]
         facts = {"case": case, "threads": threads, "rounds": len(theirs), "samples": len(everything)}
-        yield row(what, worker, **facts, **timing.percentiles(everything), ratio_to_distilfast=against)
+        yield row(what, worker, **facts, **timing.percentiles(everything), ratio_to_distilfast=against, **more)
 
 
 def _ratio(theirs: list[list[float]], ours: list[list[float]]) -> dict[str, float]:

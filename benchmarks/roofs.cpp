@@ -1,8 +1,11 @@
 // What this machine can do at most: multiply-adds a second by unit, and bytes a second from memory of several sizes.
-// Compiled for the machine it runs on, with -I csrc; prints one JSON object. Usage: roofs THREADS
+// Compiled for the machine it runs on, with -I csrc; prints one JSON object. Usage: roofs THREADS [state]
 //
 // Peaks come from ten independent chains of one instruction, nothing else in the loop; reads from threads that each sum
-// a block of their own, so a size is that of all blocks together.
+// a block of their own, so a size is that of all blocks together. The ping is how long a cache line takes from one core
+// to another: two virtual cores can lie on one core complex or on two, and that can change within minutes. With "state"
+// it is all measured in a fifth of a second, for the figures between two rounds of a benchmark.
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +16,7 @@
 #include <vector>
 
 #include <immintrin.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,10 +31,13 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// Runs `work` on all threads at once, five times; the shortest time of the slowest thread.
+int repeats = 5;
+long rounds = 30'000'000;  // of ten instructions
+
+// Runs `work` on all threads at once, several times; the shortest time of the slowest thread.
 double shortest(int threads, const std::function<void(int)>& work) {
   double best = 1e30;
-  for (int round = 0; round < 5; ++round) {
+  for (int repeat = 0; repeat < repeats; ++repeat) {
     const auto begin = Clock::now();
     std::vector<std::thread> team;
     for (int i = 0; i < threads; ++i) team.emplace_back(work, i);
@@ -39,8 +46,6 @@ double shortest(int threads, const std::function<void(int)>& work) {
   }
   return best;
 }
-
-constexpr long rounds = 30'000'000;
 
 #define TEN_CHAINS(type, zero, text, operand)                                                                          \
   {                                                                                                                    \
@@ -114,8 +119,8 @@ std::map<std::string, double> peaks(int threads) {
   return found;
 }
 
-// Gigabytes a second that all threads read together from `bytes`, best of several passes.
-double read_speed(int threads, std::size_t bytes) {
+// Gigabytes a second that all threads read together from `bytes`, best of several passes over `read` bytes in all.
+double read_speed(int threads, std::size_t bytes, std::size_t read) {
   const std::size_t own = bytes / threads / 4096 * 4096;
   std::vector<char*> blocks;
   for (int i = 0; i < threads; ++i) {
@@ -124,7 +129,7 @@ double read_speed(int threads, std::size_t bytes) {
     for (std::size_t at = 0; at < own; ++at) block[at] = 1;
     blocks.push_back(block);
   }
-  const std::size_t passes = 1 + (std::size_t{1} << 30) / bytes;
+  const std::size_t passes = 1 + read / bytes;
   const double seconds = shortest(threads, [&](int i) {
     for (std::size_t pass = 0; pass < passes; ++pass)
       for (const char* at = blocks[i]; at < blocks[i] + own; at += 256)
@@ -133,6 +138,42 @@ double read_speed(int threads, std::size_t bytes) {
   });
   for (char* block : blocks) std::free(block);
   return passes * own * threads / seconds * 1e-9;
+}
+
+// The cores that this process may run on.
+std::vector<int> available_cores() {
+  cpu_set_t set;
+  std::vector<int> cores;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  return cores;
+}
+
+// Nanoseconds that a cache line takes from one of two cores to the other; 0 where there is one core.
+double ping() {
+  const std::vector<int> cores = available_cores();
+  if (cores.size() < 2) return 0;
+  constexpr int exchanges = 20'000;
+  alignas(64) std::atomic<int> turn{0};
+  const auto pin = [](int core) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    sched_setaffinity(0, sizeof set, &set);
+  };
+  const auto play = [&](int core, int side) {
+    pin(core);
+    for (int i = 0; i < exchanges; ++i) {
+      while (turn.load(std::memory_order_acquire) != 2 * i + side) {
+      }
+      turn.store(2 * i + side + 1, std::memory_order_release);
+    }
+  };
+  const auto begin = Clock::now();
+  std::thread first(play, cores[0], 0), second(play, cores[1], 1);
+  first.join(), second.join();
+  return seconds_since(begin) / exchanges / 2 * 1e9;
 }
 
 void print(const char* name, const std::map<std::string, double>& values, const char* end) {
@@ -146,10 +187,13 @@ void print(const char* name, const std::map<std::string, double>& values, const 
 
 int main(int count, char** words) {
   const int threads = count > 1 ? std::atoi(words[1]) : 1;
+  const bool state = count > 2 && std::string(words[2]) == "state";
+  if (state) repeats = 3, rounds /= 10;
   std::map<std::string, double> reads;
-  for (const int mib : {1, 4, 16, 32, 64, 170, 340})
-    reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20);
-  std::printf("{\"threads\": %d, ", threads);
+  const std::vector<int> sizes = state ? std::vector{170} : std::vector{1, 4, 16, 32, 64, 170, 340};
+  for (const int mib : sizes)
+    reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20, std::size_t{state ? 1 : 1024} << 20);
+  std::printf("{\"threads\": %d, \"ping_ns\": %.0f, ", threads, ping());
   print("giga_operations", peaks(threads), ", ");
   print("read_gb_by_mib", reads, "}\n");
 }

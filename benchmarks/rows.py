@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,8 +21,16 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 PROVENANCE = ("machine", "versions", "commit", "command", "when")
 _PACKAGES = (
-    "distilfast numpy tokenizers torch triton transformers onnxruntime openvino nncf ctranslate2".split()  # noqa: SIM905
+    *("distilfast", "numpy", "tokenizers", "torch", "torchao", "zentorch", "triton", "transformers"),
+    *("onnxruntime", "openvino", "nncf", "ctranslate2"),
 )
+
+
+def default_file(origin: Row) -> Path:
+    """A new file of the results, named by day, processor, instruction set and commit; ``origin``: ``provenance``."""
+    facts = origin["machine"]
+    words = f"{facts.get('gpu') or facts['processor']} {facts['isa']}".lower().replace("(r)", "").replace("(tm)", "")
+    return RESULTS / f"{origin['when'][:10]}-{'-'.join(re.findall('[a-z0-9]+', words))}-{origin['commit']}.jsonl"
 
 
 def provenance(device: str = "cpu") -> Row:

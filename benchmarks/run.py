@@ -17,13 +17,12 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import measure, rows, session, tables
+from benchmarks import measure, rows, session, tables, workloads
 from benchmarks.engines import DEVICES, Contestant, contestants
 from benchmarks.session import Plan, Run
 from benchmarks.worker import Failure, Worker
@@ -32,7 +31,7 @@ from distilfast.synthetic import write_checkpoint
 
 QUICK_PRECISIONS = ("fp32", "int8")
 QUICK_MEASUREMENTS = ("roof", "latency", "text", "cold_start")
-SLOW_TO_PREPARE = ("torch_compile",)
+SLOW_TO_PREPARE = ("torch_compile", "torchao", "zentorch")
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     console = Console(markup=False, highlight=False)
     model = arguments.model.name if arguments.model else "synthetic"
     origin = {"model": model, **rows.provenance(arguments.device)}
-    out = arguments.out or rows.RESULTS / f"{date.today()}-{origin['commit']}.jsonl"
+    out = arguments.out or rows.default_file(origin)
     found = []
     for row in _measured(arguments, console):
         found.append({**row, **origin})
@@ -61,7 +60,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", help='comma-separated, such as "1x16,clinc150 x32"; latency only')
     parser.add_argument("--cap", type=float, help="seconds of each contestant's cold starts, and of its many shapes")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.cases = frozenset(name.strip() for name in (arguments.cases or "").split(",") if name.strip())
+    if wrong := workloads.no_case(arguments.cases, arguments.device, arguments.quick):
+        raise SystemExit(f"error: {wrong}")
+    return arguments
 
 
 def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.Row]:
@@ -77,7 +80,7 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
             quick=arguments.quick,
             progress=progress,
             plan=_plan(arguments),
-            cases=frozenset(name.strip() for name in arguments.cases.split(",")) if arguments.cases else None,
+            cases=arguments.cases,
         )
         try:
             yield from _prepared(run, wanted)

@@ -47,7 +47,7 @@ class Run:
     quick: bool
     progress: Progress
     plan: Plan
-    cases: frozenset[str] | None = None
+    cases: frozenset[str] = frozenset()  # of the latency measurement; none: all
     workers: list[Worker] = field(default_factory=list)
 
     @contextmanager

@@ -65,6 +65,26 @@ def ratios(rows: Sequence[Row]) -> Cells:
     return _pivot(others, "case", cell, "contestant / distilfast [95 %]", pairing)
 
 
+def shares_of_roof(rows: Sequence[Row]) -> Cells:
+    """What the linears take at the machine's measured peaks, as a share of the median, by case."""
+    some = [row for row in rows if "share_of_roof" in row]
+    return _pivot(some, "case", lambda row: f"{row['share_of_roof']:.0%}", "share of the roof") if some else []
+
+
+def states(rows: Sequence[Row]) -> Cells:
+    """The ping between two cores during each case, its peaks, and the rounds left out for another state."""
+    lines = {row["case"]: _state_line(row) for row in rows if "state" in row}
+    head = ["case", "ping, ns", "peaks, G op/s", "reading, GB/s", "rounds left out"]
+    return [head, *([case, *line] for case, line in lines.items())] if lines else []
+
+
+def _state_line(row: Row) -> list[str]:
+    state = row["state"]
+    peaks = ", ".join(f"{unit} {peak:.0f}" for unit, peak in state["giga_operations"].items())
+    reading = ", ".join(f"{speed:.0f}" for speed in state["read_gb_by_mib"].values())
+    return [f"{state['ping_ns']:.0f} ({state['kind']})", peaks, reading, str(row["rounds_of_another_state"])]
+
+
 def parity(rows: Sequence[Row]) -> Cells:
     """Relative error and verdict."""
     lines = [[_who(row), f"{row['relative_error']:.1e}", row["verdict"]] for row in rows]
@@ -111,6 +131,7 @@ def roofs(rows: Sequence[Row]) -> Cells:
         sizes = sorted(row.get("read_gb_by_mib", {}).items(), key=lambda item: int(item[0]))
         lines += [[f"reading {size} MiB, GB/s", f"{value:.0f}"] for size, value in sizes]
         lines += [["copying, read and written, GB/s", f"{row['copy_gb']:.0f}"]] if "copy_gb" in row else []
+        lines += [["ping between two cores, ns", f"{row['ping_ns']:.0f}"]] if "ping_ns" in row else []
     threads = f", {rows[0]['threads']} threads" if rows and "threads" in rows[0] else ""
     return [[f"roofs{threads}", ""], *lines]
 
@@ -160,6 +181,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("parity", "Right answers first", parity),
     ("latency", "Latency of the encoder", latencies),
     ("latency", "Against distilfast (above 1: slower than distilfast)", ratios),
+    ("latency", "Time of the linears at the machine's peaks / time of the forward", shares_of_roof),
+    ("latency", "The machine meanwhile", states),
     ("latency_cold_l2", "Latency of the encoder with a cold L2", latencies),
     ("latency_cold_l2", "Against distilfast with a cold L2", ratios),
     ("text", "From strings, the tokeniser included", tails),
@@ -180,7 +203,7 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Callable[[Sequence[Row]], Cel
         for heading, some in by_device(rows).items()
         for what, title, table in SECTIONS
     ]
-    return [(title, table, some) for title, table, some in found if some]
+    return [(title, table, some) for title, table, some in found if some and table(some)]
 
 
 def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:

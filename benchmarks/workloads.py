@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,25 @@ RAGGED = (Ragged("clinc150"), Ragged("xquad", count=1))
 def grid(device: str) -> tuple[Case, ...]:
     """Equal lengths; a GPU is given large batches too."""
     return (*GRID, Case(256, 128), Case(256, 128, ragged=True)) if device == "cuda" else GRID
+
+
+def of_latency(device: str, quick: bool) -> list[Case | Ragged]:
+    """The cases of the latency measurement; those of real text where there is any."""
+    cases: list[Case | Ragged] = list(QUICK if quick else grid(device))
+    if unavailable() is None:
+        cases += RAGGED[:1] if quick else RAGGED
+    return cases
+
+
+def no_case(names: Iterable[str], device: str, quick: bool) -> str | None:
+    """One sentence where a name is that of no case, or None."""
+    known = [case.name for case in of_latency(device, quick)]
+    unknown = sorted(set(names) - set(known))
+    if not unknown:
+        return None
+    absent = {case.name for case in RAGGED} & set(unknown)
+    why = f" {', '.join(sorted(absent))} needs real text: {unavailable()}" if absent and unavailable() else ""
+    return f"no case {', '.join(unknown)}; there are {', '.join(known)}.{why}"
 
 
 def padded_check(directory: Path) -> list[tuple[np.ndarray, np.ndarray]]:

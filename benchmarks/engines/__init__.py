@@ -22,7 +22,17 @@ numpy on the CPU. On the GPU torch tensors, where the answer stays, and None for
 """
 
 DEVICES = ("cpu", "cuda")
-MODULES = ("distilfast", "transformers", "torch_compile", "onnxruntime", "openvino", "ctranslate2")
+MODULES = (
+    "distilfast",
+    "transformers",
+    "torch_compile",
+    "torch_quantized",
+    "torchao",
+    "zentorch",
+    "onnxruntime",
+    "openvino",
+    "ctranslate2",
+)
 
 
 class Loaded(NamedTuple):

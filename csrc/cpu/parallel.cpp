@@ -20,13 +20,6 @@ Index divide_up(Index n, Index by) { return (n + by - 1) / by; }
 
 Range slice(Index count, Index slices, Index i) { return {count * i / slices, count * (i + 1) / slices}; }
 
-// The slice that task number `task` computes. Threads take tasks in order; with this numbering the slices of one thread
-// are contiguous along W, so that a kernel's prefetch past the end of its task fetches what the same thread needs next.
-Index thread_contiguous(Index task, Index slices, Index threads) {
-  const Index thread = task % threads, step = task / threads;
-  return thread * (slices / threads) + std::min(thread, slices % threads) + step;
-}
-
 // Calls body(rows) for slices of independent rows: a few slices for each thread, of four rows at least.
 template <class Body>
 void in_row_slices(Index rows, Team& team, Body body) {
@@ -64,10 +57,10 @@ void parallel_linear(const Dense& dense, Range panels, const float* x, Index row
   const Index wanted = divide_up(tasks_per_thread * team.threads(), std::max<Index>(row_slices, 1));
   const Index panel_slices =
       std::min(num_panels, std::max(divide_up(num_panels, max_panels), team.threads() > 1 ? wanted : 1));
-  // Consecutive tasks have the same rows and different panels: the rows are then in the caches of all threads.
+  // Consecutive tasks, which are mostly one thread's, have the same rows and go along W: a kernel's prefetch past the
+  // end of its task fetches what the same thread needs next.
   team.run(row_slices * panel_slices, [&](Index i, int) {
-    const Range columns =
-                    slice(num_panels, panel_slices, thread_contiguous(i % panel_slices, panel_slices, team.threads())),
+    const Range columns = slice(num_panels, panel_slices, i % panel_slices),
                 units = slice(row_units, row_slices, i / panel_slices);
     const Range in_rows{units.begin * kernels.mc_multiple, std::min(rows, units.end * kernels.mc_multiple)};
     kernels.run(op, in_rows, {panels.begin + columns.begin, panels.begin + columns.end});

@@ -1,5 +1,6 @@
 #include "cpu/threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -118,36 +119,66 @@ class ThreadPool {
   }
 
   void run(int threads, Index tasks, Team::Call call, void* context) {
-    for (Index first = 0; first < tasks;) {
+    Remaining left{std::min(threads, max_shares), {}};
+    for (int i = 0; i < left.count; ++i) left.shares[i] = {tasks * i / left.count, tasks * (i + 1) / left.count};
+    while (left.any()) {
       const std::lock_guard guard(lock_);
-      first = run_from(first, threads, tasks, call, context);
+      run_remaining(left, threads, call, context);
     }
   }
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  // Runs tasks from `first` on until none is left, or the time slice ends and another caller waits; returns the first
-  // that has not run.
-  Index run_from(Index first, int threads, Index tasks, Team::Call call, void* context) {
-    call_ = call, context_ = context, tasks_ = tasks, threads_ = threads;
+  static constexpr int max_shares = 64;  // threads past these have no share of their own and steal only
+
+  // The tasks of a job that have not run: a range for each share.
+  struct Remaining {
+    int count;
+    Range shares[max_shares];
+
+    bool any() const {
+      return std::any_of(shares, shares + count, [](const Range& share) { return share.begin < share.end; });
+    }
+  };
+
+  // The range of tasks that one thread takes first; on a cache line of its own, which others touch when they steal.
+  struct alignas(64) Share {
+    std::atomic<Index> next{0};
+    Index end = 0;
+  };
+
+  // Runs tasks until none is left, or until the time slice ends while another caller waits.
+  void run_remaining(Remaining& left, int threads, Team::Call call, void* context) {
+    call_ = call, context_ = context, threads_ = threads, num_shares_ = left.count;
     slice_end_ = Clock::now() + time_slice;
-    next_.store(first, std::memory_order_relaxed);
+    for (int i = 0; i < left.count; ++i) {
+      shares_[i].end = left.shares[i].end;
+      shares_[i].next.store(left.shares[i].begin, std::memory_order_relaxed);
+    }
     epoch_.fetch_add(1);  // odd: open
     epoch_.notify_all();
     take_tasks(0);
     epoch_.fetch_add(1);  // even: closed; a worker that has not entered stays out
     auto none_inside = [this] { return inside_.load() == 0; };
     while (!spin_until(none_inside)) std::this_thread::yield();
-    return next_.load(std::memory_order_relaxed);
+    for (int i = 0; i < left.count; ++i)
+      left.shares[i].begin = std::min(shares_[i].next.load(std::memory_order_relaxed), shares_[i].end);
   }
 
+  // Its own share first, then what is left of the others'.
   void take_tasks(int worker) {
-    for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
-      call_(context_, i, worker);
-      // Only while tasks are left: contended() reads a cache line that other cores write, which would delay a job's
-      // end.
-      if (next_.load(std::memory_order_relaxed) < tasks_ && lock_.contended() && Clock::now() > slice_end_) return;
+    for (int i = 0; i < num_shares_; ++i) {
+      Share& share = shares_[(worker + i) % num_shares_];
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
+        const Index task = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= share.end) break;
+        call_(context_, task, worker);
+        // Only while tasks are left: contended() reads a cache line that other cores write, which would delay a job's
+        // end.
+        if (share.next.load(std::memory_order_relaxed) < share.end && lock_.contended() && Clock::now() > slice_end_)
+          return;
+      }
     }
   }
 
@@ -171,11 +202,10 @@ class ThreadPool {
   std::atomic<int> workers_{0};
   Team::Call call_ = nullptr;
   void* context_ = nullptr;
-  Index tasks_ = 0;
-  int threads_ = 0;
+  int threads_ = 0, num_shares_ = 0;
   Clock::time_point slice_end_;
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
-  alignas(64) std::atomic<Index> next_{0};
+  Share shares_[max_shares];
   alignas(64) std::atomic<int> inside_{0};
 };
 

@@ -4,8 +4,9 @@
 // in the order of arrival. A job that keeps others waiting is interrupted between two tasks and queues again, so that a
 // short request beside a long one waits for some of its jobs and not for all of them.
 //
-// A job is a number of independent tasks that threads take one by one. A late worker, which was parked or has lost its
-// core, therefore costs nothing: the others take its tasks, and nobody waits for a worker that has not begun. Workers
+// A job is a number of independent tasks, of which each thread has a share: consecutive ones, so that rows stay in the
+// caches of one core from job to job. Who has none left takes those of another's share. A late worker, which was parked
+// or has lost its core, therefore costs nothing, and nobody waits for a worker that has not begun. Workers
 // spin briefly between jobs and then park: a barrier that only spins costs a scheduler tick each time as soon as
 // another process needs the core.
 #pragma once

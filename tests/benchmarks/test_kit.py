@@ -241,6 +241,14 @@ def test_tables():
     assert tables.markdown([["a", "b"], ["1|2", "3"]]) == "| a | b |\n| --- | ---: |\n| 1\\|2 | 3 |"
 
 
+def test_tables_of_the_state():
+    more = {"share_of_roof": 0.51, "state": state() | {"kind": "near"}, "rounds_of_another_state": 1}
+    shown = dict(tables.sections([latency_row("distilfast", "1x16", 2.0) | more]))
+    assert shown["Time of the linears at the machine's peaks / time of the forward"][1] == ["distilfast fp32", "51%"]
+    assert shown["The machine meanwhile"][1] == ["1x16", "30 (near)", "fp32_fma 100", "20", "1"]
+    assert "The machine meanwhile" not in dict(tables.sections([latency_row("distilfast", "1x16", 2.0)]))
+
+
 def test_a_contestant_is_compared_with_its_own_precision():
     """With ours of the same precision, or else with our fp32; on a GPU with our first backend."""
     interval = {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -341,6 +349,58 @@ def test_openvino_has_bf16_only_with_bf16_instructions(monkeypatch, flags, unit)
     assert openvino._bf16_unit() == unit
     reason = openvino.unavailable(Contestant("openvino", "bf16")) or ""
     assert ("no units for bf16" in reason) is (unit is None)
+
+
+def state(ping: float = 30.0, fp32: float = 100.0, reading: float = 20.0) -> roofs.State:
+    return {"ping_ns": ping, "giga_operations": {"fp32_fma": fp32}, "read_gb_by_mib": {"170": reading}}
+
+
+def test_a_state_is_read_until_two_agree():
+    readings = [state(fp32=50.0), state(fp32=101.0), state(fp32=100.0, reading=19.5), state()]
+    found = roofs.settled(iter(readings).__next__)
+    assert found["giga_operations"] == {"fp32_fma": 101.0}
+    assert found["read_gb_by_mib"] == {"170": 20.0}
+    unsteady = [state(fp32=100.0 * 2**i) for i in range(roofs.TRIES + 1)]
+    assert roofs.settled(iter(unsteady).__next__)["giga_operations"] == {"fp32_fma": 100.0 * 2 ** (roofs.TRIES - 1)}
+
+
+def test_only_rounds_of_one_state_are_counted(tiny):
+    pings = [30, 30, 200, 30, 25, 28]
+    states = [(state(before), state(after)) for before, after in zip(pings, pings[1:], strict=False)]
+    readings = {Worker(contestants()[0], tiny, 1, tiny): [[float(i)] for i in range(5)]}
+    facts = measure._of_one_state(readings, states)
+    assert list(readings.values()) == [[[0.0], [3.0], [4.0]]]
+    assert facts["rounds_of_another_state"] == 2
+    assert facts["state"]["kind"] == "near" and facts["state"]["ping_ns"] == 29.0
+
+
+def test_the_roof_is_the_longer_of_computing_and_reading():
+    row = {"precision": "fp32", "linear_flops": 1e9, "linear_bytes": 1e8, "p50_ms": 20.0, "state": state()}
+    assert measure._share_of_roof(row) == pytest.approx({"roof_ms": 10.0, "share_of_roof": 0.5})
+    row["linear_bytes"] = 3e8
+    assert measure._share_of_roof(row) == pytest.approx({"roof_ms": 15.0, "share_of_roof": 0.75})
+    assert measure._share_of_roof(row | {"precision": "int8"}) == {}
+
+
+def test_the_program_of_the_roofs_reads_a_state():
+    made = roofs.program(1)
+    assert not isinstance(made, str), made
+    found = made.run("state")
+    made.close()
+    assert found["read_gb_by_mib"].keys() == {"170"} and found["read_gb_by_mib"]["170"] > 0
+    assert found["giga_operations"] and found["ping_ns"] >= 0
+
+
+def test_a_case_that_there_is_not_ends_the_run_before_anything_is_prepared(monkeypatch):
+    assert workloads.no_case(["1x16", "32x128"], "cpu", quick=False) is None
+    assert "no case 1x17; there are 1x8, " in str(workloads.no_case(["1x16", "1x17"], "cpu", quick=False))
+    monkeypatch.setattr(workloads, "unavailable", lambda: "the folder is absent.")
+    wrong = str(workloads.no_case(["clinc150 x32"], "cpu", quick=False))
+    assert wrong.endswith("clinc150 x32 needs real text: the folder is absent.")
+    monkeypatch.setattr("sys.argv", ["run", "--cases", "1x17"])
+    monkeypatch.setattr(run, "_checkpoint", lambda *_: pytest.fail("a checkpoint was prepared"))
+    with pytest.raises(SystemExit, match="error: no case 1x17; there are"):
+        run.main()
 
 
 def test_without_a_gpu_there_is_no_gpu_roof():

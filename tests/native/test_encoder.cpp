@@ -269,7 +269,7 @@ TEST(a_child_answers_after_a_fork) {
 }
 
 TEST(every_task_runs_once) {
-  for (const int threads : {1, 2, 5}) {
+  for (const int threads : {1, 2, 5, 70}) {  // 70: some threads have no share of their own
     Team team(threads);
     for (const Index tasks : {0, 1, 2, 3, 100, 1000}) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
@@ -282,6 +282,19 @@ TEST(every_task_runs_once) {
       CHECK(worker_in_range);
     }
   }
+}
+
+// Rows stay in the caches of one core where a thread has the same share in each job.
+TEST(a_thread_takes_its_own_share_first) {
+  constexpr Index tasks = 100;
+  std::vector<Index> taken;
+  Team(2).run(tasks, [&](Index i, int worker) {
+    if (worker == 0) taken.push_back(i);
+  });
+  const auto stolen = std::find_if(taken.begin(), taken.end(), [](Index i) { return i >= tasks / 2; });
+  CHECK(!taken.empty() && taken.front() == 0);
+  CHECK(std::is_sorted(taken.begin(), stolen));
+  CHECK(std::all_of(stolen, taken.end(), [](Index i) { return i >= tasks / 2; }));
 }
 
 namespace {

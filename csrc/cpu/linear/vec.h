@@ -202,7 +202,7 @@ struct PanelIndex {
 
 // The panel that is read after panel `p` of the k-block at `k`: the next one of the range; after the last one the first
 // of the next k-block; after the last k-block the first panel past the range, which the same thread will probably
-// compute next (thread_contiguous in parallel.cpp). After the end of W there is none: the panel itself.
+// compute next (parallel_linear). After the end of W there is none: the panel itself.
 inline PanelIndex next_panel_index(const Linear& op, Range panels, Index k, Index p, Index next_k) {
   if (p + 1 < panels.end) return {k, p + 1};
   if (next_k < op.packed.k) return {next_k, panels.begin};
