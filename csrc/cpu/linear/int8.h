@@ -197,6 +197,8 @@ __attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_p
   else
     total.each([&](int i, int j, Vec& accumulator) { accumulator = Vec::load(c + i * c_stride + j * Vec::width); });
   const KPack* columns = w.groups;
+  // The rows of c below, which the next tile begins with, from L2 or beyond: without this it would wait for them.
+  total.each([&](int i, int j, Vec) { __builtin_prefetch(c + (Rows + i) * c_stride + j * Vec::width, 0, 3); });
   for (Index g = 0; g < w.count; ++g) {
     const KPack* quants = x + w.x_k_packs;
     Tile<Rows, panel_vectors, Dot> group;
