@@ -264,6 +264,7 @@ def _interleaved(
     """
     least, most = run.plan.rounds
     before = read_state() if read_state else None
+    best = dict(before["giga_operations"]) if before else {}
     with _bar(run, what, len(cases) * most) as advance:
         for case in cases:
             readings: dict[Worker, list[list[float]]] = {worker: [] for worker in run.workers}
@@ -285,23 +286,33 @@ def _interleaved(
                     after = read_state()
                     states.append((before, after))
                     before = after
+                    best = {unit: max(peak, after["giga_operations"][unit]) for unit, peak in best.items()}
                 advance(case.name)
-            facts = _of_one_state(readings, states) if states else {}
+            facts = _of_one_state(readings, states, best) if states else {}
             yield from _latency_rows(what, case.name, readings, run.threads, facts)
 
 
 NEAR_NS = 80.0
-"""A ping below it is within a core complex, above it between two: 25 to 30 and 110 to 290 ns were seen."""
+"""A ping below it is within a core complex, above it between two: 20 to 30 and 110 to 290 ns were seen."""
+BUSY = 0.8
+"""A peak below this share of the run's best: something else computes on the cores. (Half of it was seen.)"""
 
 
-def _of_one_state(readings: dict[Worker, list[list[float]]], states: Sequence[tuple[roofs.State, roofs.State]]) -> Row:
+def _of_one_state(
+    readings: dict[Worker, list[list[float]]],
+    states: Sequence[tuple[roofs.State, roofs.State]],
+    best: dict[str, float],
+) -> Row:
     """Leaves only the rounds of the state that most rounds had; ``state``, their medians, and what was left out.
 
-    A round's state is "near" or "far" where its ping was so before and after it.
+    A round's state is "near" or "far" where its ping was so before and after it, and "busy" where a peak was far below
+    the ``best``; rounds of such a state are the answer only where there are no others.
     """
-    kinds = [_kind(*pings) for pings in ((before["ping_ns"], after["ping_ns"]) for before, after in states)]
+    kinds = [_kind({_kind_of(state, best) for state in around}) for around in states]
     kind = max(("near", "far"), key=kinds.count)
-    kept = [i for i, each in enumerate(kinds) if each == kind] or list(range(len(kinds)))
+    if kind not in kinds:
+        kind = max(("busy", "mixed"), key=kinds.count)
+    kept = [i for i, each in enumerate(kinds) if each == kind]
     for found in readings.values():
         found[:] = [found[i] for i in kept]
     some = [state for i in kept for state in states[i]]
@@ -314,8 +325,16 @@ def _of_one_state(readings: dict[Worker, list[list[float]]], states: Sequence[tu
     return {"state": state, "rounds_of_another_state": len(states) - len(kept)}
 
 
-def _kind(before: float, after: float) -> str:
-    kinds = {"near" if ping < NEAR_NS else "far" for ping in (before, after)}
+def _kind_of(state: roofs.State, best: dict[str, float]) -> str:
+    if any(peak < BUSY * best[unit] for unit, peak in state["giga_operations"].items()):
+        return "busy"
+    return "near" if state["ping_ns"] < NEAR_NS else "far"
+
+
+def _kind(kinds: set[str]) -> str:
+    """Of a round, by what was there before and after it."""
+    if "busy" in kinds:
+        return "busy"
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 

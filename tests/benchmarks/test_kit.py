@@ -368,10 +368,21 @@ def test_only_rounds_of_one_state_are_counted(tiny):
     pings = [30, 30, 200, 30, 25, 28]
     states = [(state(before), state(after)) for before, after in zip(pings, pings[1:], strict=False)]
     readings = {Worker(contestants()[0], tiny, 1, tiny): [[float(i)] for i in range(5)]}
-    facts = measure._of_one_state(readings, states)
+    facts = measure._of_one_state(readings, states, {"fp32_fma": 100.0})
     assert list(readings.values()) == [[[0.0], [3.0], [4.0]]]
     assert facts["rounds_of_another_state"] == 2
     assert facts["state"]["kind"] == "near" and facts["state"]["ping_ns"] == 29.0
+
+
+def test_rounds_beside_a_busy_process_are_counted_only_where_there_are_no_others(tiny):
+    worker = Worker(contestants()[0], tiny, 1, tiny)
+    states = [(state(ping, fp32), state(ping, fp32)) for ping, fp32 in ((2000, 50), (30, 99), (1500, 79))]
+    readings = {worker: [[float(i)] for i in range(3)]}
+    facts = measure._of_one_state(readings, states, {"fp32_fma": 100.0})
+    assert readings[worker] == [[1.0]] and facts["state"]["kind"] == "near"
+    readings = {worker: [[float(i)] for i in range(2)]}
+    facts = measure._of_one_state(readings, [states[0], states[2]], {"fp32_fma": 100.0})
+    assert readings[worker] == [[0.0], [1.0]] and facts["state"]["kind"] == "busy"
 
 
 def test_the_roof_is_the_longer_of_computing_and_reading():
