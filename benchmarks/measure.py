@@ -96,25 +96,26 @@ def _latency(run: Run, what: str, cold_l2: bool) -> Iterator[Row]:
 
 
 UNITS = {
-    "fp32": ("fp32_fma",),
-    "bf16x3": ("fp32_fma",),
-    "bf16": ("bf16_amx", "bf16_dot", "fp32_fma"),
-    "int8": ("int8_amx", "int8_vnni"),
+    "fp32": {"fp32_fma": 1, "bf16_amx": 6},
+    "bf16x3": {"fp32_fma": 1, "bf16_amx": 3},
+    "bf16": {"fp32_fma": 1, "bf16_dot": 1, "bf16_amx": 1},
+    "int8": {"int8_vnni": 1, "int8_amx": 1},
 }
-"""The unit whose peak is the roof of a precision: the first that the machine has."""
+"""The units that can compute a precision, and how many of their products one of its products takes."""
 
 
 def _share_of_roof(row: Row) -> Row:
     """``roof_ms``, what the linears take at the measured peaks, and its share of the median; nothing without a state.
 
-    The roof is the longer of two times: that of the operations at the unit's peak, and that of reading the weights.
+    The roof is the longer of two times: that of the operations on the fastest unit, and that of reading the weights.
     """
-    peaks = row.get("state", {}).get("giga_operations", {})
-    unit = next((unit for unit in UNITS.get(row["precision"], ()) if unit in peaks), None)
-    if unit is None:
+    measured = row.get("state", {}).get("giga_operations", {})
+    units = UNITS.get(row["precision"], {})
+    peaks = [measured[unit] / products for unit, products in units.items() if unit in measured]
+    if not peaks:
         return {}
     speed = row["state"]["read_gb_by_mib"]["170"]
-    roof = max(row["linear_flops"] / peaks[unit], row["linear_bytes"] / speed) * 1e-6
+    roof = max(row["linear_flops"] / max(peaks), row["linear_bytes"] / speed) * 1e-6
     return {"roof_ms": roof, "share_of_roof": roof / row["p50_ms"]}
 
 

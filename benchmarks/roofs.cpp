@@ -4,7 +4,7 @@
 // Peaks come from ten independent chains of one instruction, nothing else in the loop; reads from threads that each sum
 // a block of their own, so a size is that of all blocks together. The ping is how long a cache line takes from one core
 // to another: two virtual cores can lie on one core complex or on two, and that can change within minutes. With "state"
-// it is all measured in a fifth of a second, for the figures between two rounds of a benchmark.
+// it is all measured in less than a second, for the figures between two rounds of a benchmark.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -192,7 +192,8 @@ int main(int count, char** words) {
   std::map<std::string, double> reads;
   const std::vector<int> sizes = state ? std::vector{170} : std::vector{1, 4, 16, 32, 64, 170, 340};
   for (const int mib : sizes)
-    reads[std::to_string(mib)] = read_speed(threads, std::size_t(mib) << 20, std::size_t{state ? 1 : 1024} << 20);
+    reads[std::to_string(mib)] =
+        read_speed(threads, std::size_t(mib) << 20, (state ? std::size_t{1} : std::size_t{1024}) << 20);
   std::printf("{\"threads\": %d, \"ping_ns\": %.0f, ", threads, ping());
   print("giga_operations", peaks(threads), ", ");
   print("read_gb_by_mib", reads, "}\n");

@@ -46,7 +46,7 @@ class Program:
         return found
 
     def state(self) -> State:
-        """The same in a fifth of a second, repeated until two readings agree: a peak was seen at half for a moment."""
+        """The same in less than a second, repeated until two readings agree: a peak was seen at half for a moment."""
         return settled(lambda: self.run("state"))
 
 

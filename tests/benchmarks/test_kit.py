@@ -391,6 +391,8 @@ def test_the_roof_is_the_longer_of_computing_and_reading():
     row["linear_bytes"] = 3e8
     assert measure._share_of_roof(row) == pytest.approx({"roof_ms": 15.0, "share_of_roof": 0.75})
     assert measure._share_of_roof(row | {"precision": "int8"}) == {}
+    row |= {"linear_bytes": 1e8, "state": state() | {"giga_operations": {"fp32_fma": 100.0, "bf16_amx": 900.0}}}
+    assert measure._share_of_roof(row)["roof_ms"] == pytest.approx(1e9 / 150 * 1e-6)  # six products of bf16
 
 
 def test_the_program_of_the_roofs_reads_a_state():

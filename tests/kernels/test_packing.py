@@ -26,17 +26,17 @@ KNOWN = {
     "bf16/nr24/v1": 0x08A3EB4D,
     "bf16/unblocked/nr16/v1": 0x5053361F,
     "bf16/tiles/nr32/v1": 0x20D2C1D9,
-    "int8/rotated/nr48/v1,head=bf16/nr48/v1": 0x2ABA8147,
-    "int8/rotated/nr24/v1,head=bf16/nr24/v1": 0xFE1E4E02,
-    "int8/rotated/unblocked/nr16/v1,head=bf16/unblocked/nr16/v1": 0xE3A0F647,
-    "int8/rotated/tiles/nr32/v1,head=bf16/tiles/nr32/v1": 0x482E6E4D,
+    "int8/rotated/nr48/v2,head=bf16/nr48/v1": 0x2ABA8147,
+    "int8/rotated/nr24/v2,head=bf16/nr24/v1": 0xFE1E4E02,
+    "int8/rotated/unblocked/nr16/v2,head=bf16/unblocked/nr16/v1": 0xE3A0F647,
+    "int8/rotated/tiles/nr32/v2,head=bf16/tiles/nr32/v1": 0x482E6E4D,
 }
 # The same with an FFN of 768, whose groups are of 256 and not of 64, without outlier channels.
 KNOWN_768 = {
-    "int8/rotated/nr48/v1": 0x79E3A17E,
-    "int8/rotated/nr24/v1": 0x117B1C88,
-    "int8/rotated/unblocked/nr16/v1": 0x932AD1BC,
-    "int8/rotated/tiles/nr32/v1": 0xD2EFC133,
+    "int8/rotated/nr48/v2": 0x79E3A17E,
+    "int8/rotated/nr24/v2": 0x117B1C88,
+    "int8/rotated/unblocked/nr16/v2": 0x932AD1BC,
+    "int8/rotated/tiles/nr32/v2": 0xD2EFC133,
 }
 
 

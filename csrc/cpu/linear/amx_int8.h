@@ -3,6 +3,7 @@
 //
 // Each element is the same chain as in linear/int8.h and has the same bits: the outlier product, where there is one,
 // then for each group fma(sum, scale_x scale_w).
+//
 // The vector units dequantise every group: for 2 x 2 tiles 64 vectors, each converted, multiplied by the product of its
 // scales and accumulated, three instructions on two ports, and an fp32 accumulator loaded and stored; some 100 to 130
 // cycles, where the tile unit takes 256 for a group of 256. The int32 sums are double-buffered: while the tile unit
@@ -21,7 +22,7 @@ namespace distilfast {
 namespace {
 
 // Raise the version also when linear/int8_groups.h writes other bytes.
-constexpr PackedLayout tile_int8_layout{"int8/rotated/tiles", 1};
+constexpr PackedLayout tile_int8_layout{"int8/rotated/tiles", 2};
 
 constexpr Index int8_tile_k = 64;                       // values of K in a tile
 constexpr Index tile_row_k_packs = tile_row_bytes / 4;  // of a row of x, or of a column of W, in a tile

@@ -15,7 +15,7 @@ namespace distilfast {
 namespace {
 
 // Raise the version also when linear/int8_groups.h writes other bytes.
-constexpr PackedLayout int8_layout{"int8/rotated", 1};
+constexpr PackedLayout int8_layout{"int8/rotated", 2};
 
 // Values of K in a k-block, one group or four: those of a panel fit L1 beside the rows of a tile.
 constexpr Index int8_block = 256;
@@ -197,7 +197,7 @@ __attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_p
   else
     total.each([&](int i, int j, Vec& accumulator) { accumulator = Vec::load(c + i * c_stride + j * Vec::width); });
   const KPack* columns = w.groups;
-  // The rows of c below, which the next tile begins with, from L2 or beyond: without this it would wait for them.
+  // The rows of c below, which the next tile reads or writes, lie in L2 or beyond: without this it would wait for them.
   total.each([&](int i, int j, Vec) { __builtin_prefetch(c + (Rows + i) * c_stride + j * Vec::width, 0, 3); });
   for (Index g = 0; g < w.count; ++g) {
     const KPack* quants = x + w.x_k_packs;

@@ -8,7 +8,7 @@
 namespace distilfast {
 namespace {
 
-constexpr PackedLayout int8_layout{"int8/rotated/unblocked", 1};
+constexpr PackedLayout int8_layout{"int8/rotated/unblocked", 2};
 
 // Rounds each value of a group to the nearest multiple of the scale, largest / 127. Where one value is NaN all are, by
 // the rotation.
