@@ -67,8 +67,8 @@ class BoundLinear {
     Floats out({static_cast<Index>(x.shape(0)), dense_->columns()});
     Team team(threads_);
     const Buffer packed_a(static_cast<std::size_t>(dense_->kernels().packed_a_size(x.shape(0), x.shape(1))));
-    parallel_linear(*dense_, x.data(), x.shape(0), activation_named(activation), out.mutable_data(), packed_a.data(),
-                    false, team);
+    parallel_linear(*dense_, {x.data(), dense_->packed().k}, x.shape(0), activation_named(activation),
+                    {out.mutable_data(), dense_->columns()}, packed_a.data(), false, team);
     return out;
   }
 
@@ -112,7 +112,8 @@ Floats add_layer_norm_alone(const Floats& x, const Floats& residual, const Float
   Floats out({x.shape(0), x.shape(1)});
   Team team(checked(threads));
   const Norm norm(weight.data(), bias.data(), weight.size(), eps);
-  parallel_add_layer_norm(kernels_for(isa), norm, x.data(), residual.data(), x.shape(0), out.mutable_data(), team);
+  parallel_add_layer_norm(kernels_for(isa), norm, {x.data(), x.shape(1)}, residual.data(), x.shape(0),
+                          out.mutable_data(), team);
   return out;
 }
 

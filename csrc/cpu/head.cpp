@@ -18,7 +18,8 @@ void run_selected(const HeadLayer& layer, const float* x, Index rows, const Head
     Index panels = 1;
     for (end = begin + 1; end < input.num_columns && input.columns[end] / panel <= first + panels; ++end)
       panels = input.columns[end] / panel - first + 1;
-    parallel_linear(layer.dense, {first, first + panels}, x, rows, layer.activation, y, n, packed_a, begin > 0, team);
+    parallel_linear(layer.dense, {first, first + panels}, {x, layer.dense.packed().k}, rows, layer.activation, {y, n},
+                    packed_a, begin > 0, team);
   }
   select_columns(input, y, rows, n, output.out);
 }
@@ -46,9 +47,11 @@ void run_head(const Kernels& kernels, const std::vector<HeadLayer>& head, const 
     float* const between = scratch.between + static_cast<Index>(i % 2) * rows * scratch.widest;
     if (last && output.input.columns) return run_selected(layer, x, rows, output, between, scratch.packed_a, team);
     float* y = last ? output.out : between;
-    parallel_linear(layer.dense, x, rows, layer.activation, y, scratch.packed_a, false, team);
-    if (layer.norm) parallel_add_layer_norm(kernels, *layer.norm, y, nullptr, rows, y, team);
-    if (trace) trace(head_name(i), y, rows, layer.dense.columns());
+    const Index columns = layer.dense.columns();
+    parallel_linear(layer.dense, {x, layer.dense.packed().k}, rows, layer.activation, {y, columns}, scratch.packed_a,
+                    false, team);
+    if (layer.norm) parallel_add_layer_norm(kernels, *layer.norm, {y, columns}, nullptr, rows, y, team);
+    if (trace) trace(head_name(i), y, rows, columns);
     x = y;
   }
 }

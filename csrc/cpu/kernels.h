@@ -22,6 +22,18 @@ struct Range {
   Index begin, end;
 };
 
+// Rows of floats, `stride` floats from one to the next.
+struct ConstRows {
+  const float* data;
+  Index stride;
+};
+struct Rows {
+  float* data;
+  Index stride;
+
+  operator ConstRows() const { return {data, stride}; }
+};
+
 // A typed view of a packed buffer, from element `offset` on. Where a buffer holds several types, all have 4 bytes.
 namespace {
 template <class T>
@@ -96,7 +108,8 @@ struct AttentionTask {
 };
 
 struct AddLayerNorm {
-  const float* x;         // [T, D]
+  const float* x;  // [T, D]
+  Index x_stride;
   const float* residual;  // [T, D], or null: LN(x)
   LayerNormWeights norm;
   float* out;  // [T, D]; may be x

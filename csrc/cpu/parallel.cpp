@@ -27,14 +27,14 @@ void in_row_slices(Index rows, Team& team, Body body) {
   team.run(slices, [&](Index i, int) { body(slice(rows, slices, i)); });
 }
 
-Linear linear_op(const Dense& dense, const float* x, Index rows, Activation activation, float* out, Index out_stride,
-                 std::byte* packed_a) {
-  return {x, dense.packed().k, rows, packed_a, dense.packed(), activation, out, out_stride};
+Linear linear_op(const Dense& dense, ConstRows x, Index rows, Activation activation, Rows out, std::byte* packed_a) {
+  return {x.data, x.stride, rows, packed_a, dense.packed(), activation, out.data, out.stride};
 }
 
 void pack_a(const Next& next, const float* x, Index all_rows, Range rows) {
   if (!next.dense || next.dense->kernels().packed_a_size(all_rows, next.dense->packed().k) == 0) return;
-  next.dense->kernels().pack_a(linear_op(*next.dense, x, all_rows, Activation::none, nullptr, 0, next.packed_a), rows);
+  const Linear op = linear_op(*next.dense, {x, next.dense->packed().k}, all_rows, Activation::none, {}, next.packed_a);
+  next.dense->kernels().pack_a(op, rows);
 }
 
 }  // namespace
@@ -46,10 +46,10 @@ void parallel_embed(const Kernels& kernels, const Embed& op, Index rows, Team& t
   });
 }
 
-void parallel_linear(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                     Index out_stride, std::byte* packed_a, bool is_packed, Team& team) {
+void parallel_linear(const Dense& dense, Range panels, ConstRows x, Index rows, Activation activation, Rows out,
+                     std::byte* packed_a, bool is_packed, Team& team) {
   const LinearKernels& kernels = dense.kernels();
-  const Linear op = linear_op(dense, x, rows, activation, out, out_stride, packed_a);
+  const Linear op = linear_op(dense, x, rows, activation, out, packed_a);
   if (!is_packed && kernels.packed_a_size(rows, op.packed.k) > 0)
     in_row_slices(rows, team, [&](Range slice) { kernels.pack_a(op, slice); });
   const Index num_panels = panels.end - panels.begin, row_slices = divide_up(rows, kernels.mc);
@@ -67,9 +67,9 @@ void parallel_linear(const Dense& dense, Range panels, const float* x, Index row
   });
 }
 
-void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out,
-                     std::byte* packed_a, bool is_packed, Team& team) {
-  parallel_linear(dense, {0, dense.panels()}, x, rows, activation, out, dense.columns(), packed_a, is_packed, team);
+void parallel_linear(const Dense& dense, ConstRows x, Index rows, Activation activation, Rows out, std::byte* packed_a,
+                     bool is_packed, Team& team) {
+  parallel_linear(dense, {0, dense.panels()}, x, rows, activation, out, packed_a, is_packed, team);
 }
 
 void AttentionPlan::cut(const Sequences& sequences, Index heads, int threads) {
@@ -109,9 +109,9 @@ void parallel_attention(const AttentionKernels& kernels, const Attention& op, co
   });
 }
 
-void parallel_add_layer_norm(const Kernels& kernels, const Norm& norm, const float* x, const float* residual,
-                             Index rows, float* out, Team& team, Next next) {
-  const AddLayerNorm op{x, residual, norm.view(), out};
+void parallel_add_layer_norm(const Kernels& kernels, const Norm& norm, ConstRows x, const float* residual, Index rows,
+                             float* out, Team& team, Next next) {
+  const AddLayerNorm op{x.data, x.stride, residual, norm.view(), out};
   in_row_slices(rows, team, [&](Range slice) {
     kernels.add_layer_norm(op, slice);
     pack_a(next, out, rows, slice);

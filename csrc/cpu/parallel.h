@@ -55,10 +55,10 @@ struct Scratch {
 
 // The columns of some panels of `dense`, or of all. `packed_a` is null or has room for dense.kernels().packed_a_size;
 // x is packed here unless the previous operation did (`is_packed`).
-void parallel_linear(const Dense& dense, Range panels, const float* x, Index rows, Activation activation, float* out,
-                     Index out_stride, std::byte* packed_a, bool is_packed, Team& team);
-void parallel_linear(const Dense& dense, const float* x, Index rows, Activation activation, float* out,
+void parallel_linear(const Dense& dense, Range panels, ConstRows x, Index rows, Activation activation, Rows out,
                      std::byte* packed_a, bool is_packed, Team& team);
+void parallel_linear(const Dense& dense, ConstRows x, Index rows, Activation activation, Rows out, std::byte* packed_a,
+                     bool is_packed, Team& team);
 
 // A thread's scratch is kernels.scratch(head size, longest sequence); `probabilities` is null or has room for
 // [H, queries, keys] of every sequence, end to end.
@@ -66,7 +66,7 @@ void parallel_attention(const AttentionKernels& kernels, const Attention& op, co
                         Scratch scratch, float* probabilities, Team& team);
 
 // out = LN(x + residual); residual may be null.
-void parallel_add_layer_norm(const Kernels& kernels, const Norm& norm, const float* x, const float* residual,
-                             Index rows, float* out, Team& team, Next next = {});
+void parallel_add_layer_norm(const Kernels& kernels, const Norm& norm, ConstRows x, const float* residual, Index rows,
+                             float* out, Team& team, Next next = {});
 
 }  // namespace distilfast

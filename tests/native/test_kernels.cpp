@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <numeric>
 
 #include "check.h"
 #include "cpu/parallel.h"
@@ -50,8 +51,35 @@ std::vector<float> linear_with(const LinearKernels& kernels, Team& team, Index r
   const Dense dense(kernels, n, k, packed.data());
   const Exactly packed_a(kernels.packed_a_size(rows, k));
   std::vector<float> out(rows * n);
-  parallel_linear(dense, x.data(), rows, act, out.data(), packed_a.data(), false, team);
+  parallel_linear(dense, {x.data(), k}, rows, act, {out.data(), n}, packed_a.data(), false, team);
   return out;
+}
+
+// Rows of x and out, some floats apart.
+void strides_change_no_bit(const LinearKernels& kernels, Index rows, Index n, Index k) {
+  Team team(1);
+  const float unwritten = 77.0f;
+  const auto w = numbers(n * k, 2), b = numbers(n, 3), channel_shift = numbers(k, 4), source = numbers(rows * k, 1);
+  std::vector<std::int32_t> outlier_channels(outlier_count(k));
+  std::iota(outlier_channels.begin(), outlier_channels.end(), 0);
+  const Buffer packed(Dense::packed_size(kernels, n, k));
+  Dense::pack(kernels, {w.data(), n, k, channel_shift.data(), outlier_channels.data()}, b.data(), packed.data(), team);
+  const Dense dense(kernels, n, k, packed.data());
+  std::vector<std::vector<float>> found;
+  for (const Index more : {0, 5, 16}) {
+    std::vector<float> x(rows * (k + more), std::nanf("")), out(rows * (n + more), unwritten);
+    for (Index i = 0; i < rows; ++i) std::copy_n(source.data() + i * k, k, x.data() + i * (k + more));
+    const Exactly packed_a(kernels.packed_a_size(rows, k));
+    parallel_linear(dense, {x.data(), k + more}, rows, Activation::none, {out.data(), n + more}, packed_a.data(), false,
+                    team);
+    std::vector<float>& dense_out = found.emplace_back();
+    for (Index i = 0; i < rows; ++i) {
+      const auto row = out.begin() + i * (n + more);
+      dense_out.insert(dense_out.end(), row, row + n);
+      CHECK(std::all_of(row + n, row + n + more, [&](float value) { return value == unwritten; }));
+    }
+    CHECK(dense_out == found.front());
+  }
 }
 
 double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
@@ -70,6 +98,13 @@ TEST(linear_matches_ref) {
           against_ref([&](const Kernels& kernels, Team& team) {
             return linear_with(kernels.linear(precision), team, rows, n, k, act);
           });
+}
+
+TEST(a_stride_changes_no_bit_of_linear) {
+  for (const Kernels* kernels : supported_kernels())
+    for (const Precision precision : {Precision::fp32, Precision::bf16x3, Precision::bf16, Precision::int8})
+      for (const auto& [n, k] : std::vector<std::pair<Index, Index>>{{49, 257}, {48, 768}})
+        strides_change_no_bit(kernels->linear(precision), 9, n, k);
 }
 
 // Each ISA quantises slightly other values, which tests/kernels/test_linear.py accounts for exactly.
@@ -125,8 +160,8 @@ TEST(embed_and_add_layer_norm_match_ref) {
                        word.data(), position.data(),  types ? type.data() : nullptr,
                        norm.view(), x.data()};
         parallel_embed(kernels, op, 3, team);
-        parallel_add_layer_norm(kernels, norm, x.data(), residual.data(), 3, y.data(), team);
-        parallel_add_layer_norm(kernels, norm, y.data(), nullptr, 3, y.data(), team);
+        parallel_add_layer_norm(kernels, norm, {x.data(), width}, residual.data(), 3, y.data(), team);
+        parallel_add_layer_norm(kernels, norm, {y.data(), width}, nullptr, 3, y.data(), team);
         x.insert(x.end(), y.begin(), y.end());
         return x;
       });

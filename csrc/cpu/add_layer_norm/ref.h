@@ -24,7 +24,7 @@ inline void layer_norm_row(float* row, const LayerNormWeights& norm) {
 void add_layer_norm(const AddLayerNorm& op, Range rows) {
   const Index width = op.norm.width;
   for (Index row = rows.begin; row < rows.end; ++row) {
-    const float* x = op.x + row * width;
+    const float* x = op.x + row * op.x_stride;
     float* out = op.out + row * width;
     for (Index c = 0; c < width; ++c) out[c] = op.residual ? x[c] + op.residual[row * width + c] : x[c];
     layer_norm_row(out, op.norm);
