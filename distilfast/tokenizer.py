@@ -161,6 +161,7 @@ class Tokenizer:
         self._backend = backend
         self._config = config
         self._vocab: dict[str, int] | None = None
+        self._special_ids: dict[str, int | None] = {}
         self._lock = ForkSafeLock()  # truncation is a setting of the backend, not an argument of a call
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -509,7 +510,9 @@ class Tokenizer:
         return self._special_id("unk_token")
 
     def _special_id(self, role: str) -> int | None:
-        return self.token_to_id(_content(self._config.get(role) or _SPECIAL[role]))
+        if role not in self._special_ids:  # the ids are asked for often
+            self._special_ids[role] = self.token_to_id(_content(self._config.get(role) or _SPECIAL[role]))
+        return self._special_ids[role]
 
 
 def _restored(serialized: str, config: dict[str, Any]) -> Tokenizer:

@@ -99,7 +99,8 @@ class FillMaskPipeline(Pipeline):
 
     def _masks(self, ids: list[int]) -> list[int]:
         """The places of the masks."""
-        return [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
+        mask = self.tokenizer.mask_id
+        return [place for place, token in enumerate(ids) if token == mask]
 
     def _words(self, ids: list[int], rankings: Sequence[Ranking]) -> list[Any]:
         """The answer for one text, from one of ``rankings`` for each of its masks."""
@@ -111,13 +112,13 @@ class FillMaskPipeline(Pipeline):
         return answers[0] if len(answers) == 1 else answers
 
     def _word(self, ids: list[int], place: int, token: int, score: float, only_mask: bool) -> dict[str, Any]:
-        filled = [*ids[:place], token, *ids[place + 1 :]]
+        filled, padding = [*ids[:place], token, *ids[place + 1 :]], self.tokenizer.pad_id
         return {
             "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token]),
             # Other masks are special tokens too, and have to stay in the text.
-            "sequence": self.tokenizer.decode([t for t in filled if t != self.tokenizer.pad_id], only_mask),
+            "sequence": self.tokenizer.decode([t for t in filled if t != padding], only_mask),
         }
 
     def _target_ids(self, targets: str | Sequence[str]) -> np.ndarray:

@@ -90,8 +90,8 @@ class TextClassificationPipeline(Pipeline):
             return function(self.engine.logits(batch))
 
         def combine(_: Text, windows: Sequence[Encoding], scores: Sequence[np.ndarray]) -> Any:
-            labels = self._labels(merged(scores, windows, rule))
-            return labels[0] if best_only else labels[:most]
+            labels = self._labels(merged(scores, windows, rule), 1 if best_only else most)
+            return labels[0] if best_only else labels
 
         return Plan(TextEncoder(self.tokenizer, options), compute, combine)
 
@@ -111,10 +111,10 @@ class TextClassificationPipeline(Pipeline):
             return checked_text(i, given["text"] if pair is None else (given["text"], pair))
         raise InputError(f"Input {i} is neither a string nor {_PAIR}.")
 
-    def _labels(self, scores: np.ndarray) -> list[dict[str, Any]]:
-        """All labels, best first."""
+    def _labels(self, scores: np.ndarray, most: int | None) -> list[dict[str, Any]]:
+        """The best labels, best first; None for all."""
         names = self.engine.config.id2label
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-scores, kind="stable")[:most]
         return [{"label": names[int(i)], "score": float(scores[i])} for i in order]
 
     def _function(self, name: Any) -> str:
