@@ -1,4 +1,4 @@
-"""Result rows as pictures: latency by length, ratios as a heat map, the roofline, latency against load."""
+"""Result rows as pictures: latency by length and against load, ratios as a heat map, the roofline and its share."""
 
 from __future__ import annotations
 
@@ -99,6 +99,31 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
     return _finish(figure, axes)
 
 
+def share_of_roof(rows: Sequence[Row]) -> Figure | None:
+    """How much of the forward the linears would take at the machine's peaks: a picture for each precision, by case."""
+    some = [row for row in rows if row["what"] == "latency" and "share_of_roof" in row]
+    cases = [*dict.fromkeys(row["case"] for row in some)]
+    if len(cases) < 2:
+        return None
+    precisions = [*dict.fromkeys(row["precision"] for row in some)]
+    with plt.rc_context(_STYLE):
+        size = (1.5 + max(4.0, 0.5 * len(cases)) * len(precisions), 4.8)
+        figure, pictures = plt.subplots(
+            1, len(precisions), figsize=size, sharey=True, squeeze=False, layout="constrained"
+        )
+    libraries = [*dict.fromkeys(row["contestant"] for row in some)]
+    for precision, axes in zip(precisions, pictures[0], strict=True):
+        mine = [row for row in some if row["precision"] == precision]
+        _lines(axes, mine, lambda row: cases.index(row["case"]), lambda row: 100 * row["share_of_roof"], libraries)
+        axes.set_xticks(range(len(cases)), cases, rotation=45, ha="right")
+        axes.set_title(precision, loc="left")
+    pictures[0, 0].set(ylim=(0, 100), ylabel="linears at the machine's peaks / forward, %")
+    figure.suptitle("Share of the roof", x=0.01, ha="left")
+    handles = {label: line for axes in pictures[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
 def _name_cases(axes: Axes, rows: Sequence[Row]) -> None:
     """Under the points of one contestant; the others have theirs in the same order. As many tokens, one name."""
     for flops in dict.fromkeys(row["linear_flops"] for row in rows):
@@ -124,6 +149,7 @@ PLOTS: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
     "latency_by_length": latency_by_length,
     "ratio_map": ratio_map,
     "roofline": roofline,
+    "share_of_roof": share_of_roof,
     "latency_against_load": latency_against_load,
 }
 
@@ -142,9 +168,18 @@ def _axes(rows: Sequence[Row]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _lines(axes: Axes, rows: Sequence[Row], x: Callable[[Row], Any], y: Callable[[Row], float]) -> None:
-    """A line for each contestant: a colour for the library, a dash for the precision; ours thick."""
-    names = [*dict.fromkeys(row["contestant"] for row in rows)]
+def _lines(
+    axes: Axes,
+    rows: Sequence[Row],
+    x: Callable[[Row], Any],
+    y: Callable[[Row], float],
+    names: Sequence[str] | None = None,
+) -> None:
+    """A line for each contestant: a colour for the library, a dash for the precision; ours thick.
+
+    ``names``: the contestants in the order of their colours, by default those of ``rows``.
+    """
+    names = names or [*dict.fromkeys(row["contestant"] for row in rows)]
     for who in dict.fromkeys(_who(row) for row in rows):
         some = sorted((row for row in rows if _who(row) == who), key=x)
         first = some[0]

@@ -510,10 +510,10 @@ def test_a_plot_is_made_of_rows(tmp_path, device):
         for case in ("1x16", "1x128")
     ]
     for row in found:
-        row |= {"device": device, "linear_flops": 1e9, "linear_bytes": 1e8}
+        row |= {"device": device, "linear_flops": 1e9, "linear_bytes": 1e8, "share_of_roof": 0.8}
     speeds = {"copy_gb": 4000.0} if device == "cuda" else {"read_gb_by_mib": {"340": 30.0}}
     found.append({"what": "roof", "device": device, "giga_operations": {"fp32": 300.0}, **speeds, **ORIGIN})
     suffix = "_gpu" if device == "cuda" else ""
     assert set(report.write_plots(found, tmp_path)) == {
-        f"{name}{suffix}" for name in ("latency_by_length", "ratio_map", "roofline")
+        f"{name}{suffix}" for name in ("latency_by_length", "ratio_map", "roofline", "share_of_roof")
     }
