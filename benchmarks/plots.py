@@ -119,7 +119,9 @@ def share_of_roof(rows: Sequence[Row]) -> Figure | None:
         axes.set_title(precision, loc="left")
     pictures[0, 0].set(ylim=(0, 100), ylabel="linears at the machine's peaks / forward, %")
     figure.suptitle("Share of the roof", x=0.01, ha="left")
-    handles = {label: line for axes in pictures[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: line for axes in pictures[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
 

@@ -136,6 +136,23 @@ def roofs(rows: Sequence[Row]) -> Cells:
     return [[f"roofs{threads}", ""], *lines]
 
 
+def scaling(rows: Sequence[Row]) -> Cells:
+    """Median ms and the speed-up over one thread, by the threads of the engine."""
+    return _by_threads([row for row in rows if "p50_ms" in row], "p50_ms", "ms (speed-up)")
+
+
+def scaling_predicted(rows: Sequence[Row]) -> Cells:
+    """The same as benchmarks/scaling.py predicts it."""
+    return _by_threads([row for row in rows if "predicted_ms" in row], "predicted_ms", "ms (speed-up), predicted")
+
+
+def _by_threads(rows: Sequence[Row], figure: str, head: str) -> Cells:
+    def cell(row: Row) -> str:
+        return f"{row[figure]:.1f} ({row['speed_up']:.1f})"
+
+    return _pivot(rows, "threads", cell, head, lambda row: f"{row['case']} {row['precision']}")
+
+
 def absent(rows: Sequence[Row]) -> Cells:
     """The contestants that did not take part, and why."""
     return [["absent", "case", "reason"], *([_who(row), row.get("case", "all"), row["reason"]] for row in rows)]
@@ -191,6 +208,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Row]], Cells]], ...] = (
     ("memory", "Memory", memory),
     ("neighbour", "Beside a busy process on every core", tails),
     ("load", "Under load", load),
+    ("scaling", "By the threads of an engine", scaling),
+    ("scaling", "By the threads of an engine, predicted", scaling_predicted),
     ("task", "Quality by precision", tasks),
     ("absent", "Absent", absent),
 )
