@@ -7,8 +7,11 @@ import torch
 
 from distilfast.batch import PackedBatch, bucket_for
 from distilfast.kernels.encoder import Arena, Encoder, Inputs, Recorder, Shape
+from distilfast.locks import ForkSafeLock
 
 Results = tuple[torch.Tensor | None, torch.Tensor | None]
+
+_CAPTURE = ForkSafeLock()  # one capture at a time in a process
 
 
 def shape_of(batch: PackedBatch, rows: np.ndarray | None, hidden: bool) -> Shape:
@@ -48,7 +51,7 @@ class ShapeRunner:
         if self._stream is None or record is not None:
             self._outputs = self._encoder.run(self._shape, self._buffers, record)
         elif self._graph is None:
-            self._capture(self._stream)
+            self._capture()
         else:
             self._graph.replay()
         assert self._outputs is not None
@@ -56,13 +59,21 @@ class ShapeRunner:
         hidden = residual[: batch.num_tokens] if self._shape.hidden else None
         return hidden, None if output is None or rows is None else output[: len(rows)]
 
-    def _capture(self, stream: torch.cuda.Stream) -> None:
-        """Run once, which compiles the kernels, and capture a second run, whose kernels are not executed."""
+    def _capture(self) -> None:
+        """Run once, which compiles the kernels, and capture a second run, whose kernels are not executed.
+
+        On the current stream, which is not the default one.
+        """
         self._outputs = self._encoder.run(self._shape, self._buffers)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other engines of this process may launch work during the capture without breaking it.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._encoder.run(self._shape, self._buffers)
+        # torch.cuda.graph would synchronise the device, which is an error while another engine captures. thread_local:
+        # other threads may launch work during the capture without breaking it.
+        with _CAPTURE:
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._encoder.run(self._shape, self._buffers)
+            finally:
+                graph.capture_end()
         self._graph = graph
 
     def _stage(self, batch: PackedBatch, rows: np.ndarray | None) -> None:

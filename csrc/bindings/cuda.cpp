@@ -59,7 +59,7 @@ class BoundEncoder {
                                 const std::variant<std::monostate, std::string, py::object>& rows, bool hidden,
                                 StreamHandle stream) const {
     const CurrentDevice current(encoder_->device());
-    check_stream(stream);              // before it is passed to the arrays' producers
+    check_reader(stream);              // before it is passed to the arrays' producers
     std::deque<DeviceIntegers> taken;  // held until the work is enqueued
     const auto take = [&](const py::object& array, const char* name) -> const DeviceIntegers& {
       return taken.emplace_back(array, name, encoder_->device(), stream);

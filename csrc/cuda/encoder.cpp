@@ -61,6 +61,13 @@ Encoder::Encoder(const EncoderShape& shape, const std::vector<HeadLinear>& head,
 
 Encoder::~Encoder() = default;
 
+void check_reader(StreamHandle stream) {
+  // The stream that this handle means depends on the thread that uses it, and any thread may drop the results last.
+  if (stream == thread_default_stream)
+    throw std::invalid_argument("Stream 2 is the default stream of whichever thread uses it; pass a stream's own handle.");
+  check_stream(stream);
+}
+
 void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, const Trace& trace,
                       const ShouldContinue& should_continue) const {
   const CurrentDevice current(device_);
@@ -82,7 +89,7 @@ void Encoder::forward(const ForwardInput& input, const ForwardOutput& output, co
 std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& input, bool hidden, bool head,
                                                          StreamHandle caller) const {
   const CurrentDevice current(device_);
-  check_stream(caller);
+  check_reader(caller);
   if (input.columns) throw std::invalid_argument("Columns can only be selected on the host.");
   const Chunk chunk = next_chunk(input, {}, chunk_limit());
   if (chunk.sequences < input.sequences) throw TooManyTokens(chunk_limit());
@@ -98,7 +105,7 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& inp
 std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const DeviceInput& input, bool hidden,
                                                          StreamHandle caller) const {
   const CurrentDevice current(device_);
-  check_stream(caller);
+  check_reader(caller);
   for (const StreamHandle producer : input.producers) check_stream(producer);
   if (input.tokens > chunk_limit()) throw TooManyTokens(chunk_limit());
   std::unique_ptr<Workspace> workspace = borrow_workspace(false);
@@ -143,7 +150,7 @@ DeviceOutput::~DeviceOutput() {
 void DeviceOutput::share_with(StreamHandle stream) {
   if (std::find(readers_.begin(), readers_.end(), stream) != readers_.end()) return;
   const CurrentDevice current(encoder_->device());
-  check_stream(stream);
+  check_reader(stream);
   workspace_->stream.precede(stream);
   readers_.push_back(stream);
 }

@@ -36,6 +36,9 @@ class Workspace;
 class Pass;
 class Encoder;
 
+// Throws std::invalid_argument where results cannot be ordered with a caller's stream.
+void check_reader(StreamHandle stream);
+
 // The results of a forward, on the device. It owns the workspace that holds them, so nothing overwrites them.
 class DeviceOutput {
  public:
@@ -47,6 +50,7 @@ class DeviceOutput {
   // before the work that is enqueued there when this object is destroyed. The constructor does it for `caller`.
   void share_with(StreamHandle stream);
   int device() const;
+  StreamHandle caller() const { return readers_.front(); }
   // Waits for the results. Throws std::invalid_argument where the device found a DeviceInput to be wrong; the results
   // of the sequences concerned are NaN.
   void wait() const;

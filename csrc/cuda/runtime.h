@@ -115,13 +115,13 @@ class CurrentDevice {
 
 // A caller's stream, as an integer from Python; 0 and 1 are the legacy default stream, 2 the per-thread default one.
 using StreamHandle = std::uintptr_t;
-constexpr StreamHandle last_default_stream = 2;
+constexpr StreamHandle thread_default_stream = 2;
 
 // Throws std::invalid_argument where work on the current device cannot be ordered with the caller's stream.
 inline void check_stream(StreamHandle caller) {
   const auto stream = reinterpret_cast<cudaStream_t>(caller);
   int device = 0;
-  if (caller > last_default_stream) {  // a default stream is the current device's
+  if (caller > thread_default_stream) {  // a default stream is the current device's
     check(cudaStreamGetDevice(stream, &device), "querying the stream's device");
     if (device != current_device())
       throw std::invalid_argument("The stream belongs to device " + std::to_string(device) +

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,9 @@ __all__ = ["PRECISIONS", "TritonBackend", "family", "is_interpreted", "unavailab
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 MOST_GRAPHS = 32
 """Shapes whose graphs are kept; the least recently used one is replaced."""
+
+# As CUDA numbers them: two names of the legacy default stream, and the default stream of the thread that uses it.
+_DEFAULT_STREAMS, _THREAD_DEFAULT_STREAM = (0, 1), 2
 
 _INTERPRETER = ForkSafeLock()  # it changes triton's own modules while a kernel runs, so one at a time in a process
 
@@ -151,7 +155,18 @@ class TritonBackend:
             return None
         if handle is None:
             return torch.cuda.current_stream(self._device)
+        if handle == _THREAD_DEFAULT_STREAM:
+            raise BackendError(
+                "Stream 2 is the default stream of whichever thread uses it; pass a stream's own handle."
+            )
+        if handle in _DEFAULT_STREAMS:  # an ExternalStream(0) would be a new stream
+            return torch.cuda.default_stream(self._device)
         return torch.cuda.ExternalStream(handle, self._device)
+
+    def _on_own_stream(self) -> AbstractContextManager[object]:
+        import torch
+
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _wait_for(self, caller: torch.cuda.Stream | None) -> None:
         """Wait until the caller's stream has read the last results, which are about to be overwritten."""
@@ -210,7 +225,8 @@ class TritonBackend:
             needed = self._encoder.bytes_for(shape)
             if needed > self._storage.nbytes:
                 self._release()  # their graphs hold the old addresses
-                self._storage = torch.empty(needed, dtype=torch.uint8, device=self._device)
+                with self._on_own_stream():  # of another stream, memory could be reused before this one has read it
+                    self._storage = torch.empty(needed, dtype=torch.uint8, device=self._device)
             while len(self._runners) >= MOST_GRAPHS:
                 self._runners.popitem(last=False)
             self._runners[shape] = ShapeRunner(self._encoder, shape, self._storage, self._stream)

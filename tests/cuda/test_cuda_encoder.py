@@ -62,6 +62,15 @@ def test_results_on_the_device(extension, engine):
     assert np.array_equal(fetched(array), wanted[0][0])
 
 
+@pytest.mark.parametrize(("stream", "exported"), [(0, 1), (1, 1), (64, 64)])
+def test_the_stream_on_which_results_are_ready_is_exported(extension, engine, stream, exported):
+    """As the interface has it: readers on other streams have to wait for it, and 0 is not allowed."""
+    if stream > 1 and extension.__name__ != "_cuda_host":
+        pytest.skip("this stream handle is valid on the simulated device only")
+    hidden = engine().forward_on_device(batch_of(3), hidden=True, stream=stream)[0]
+    assert hidden.__cuda_array_interface__["stream"] == exported
+
+
 @pytest.mark.parametrize("tokens", [113, 114])  # of 288 floats each: just below 128 KiB, and just above
 def test_results_reach_the_host_complete(engine, tokens):
     """Small ones through pinned memory and large ones directly: equal to what is on the device."""
@@ -121,7 +130,8 @@ for lengths in ((3,), (20,), (40,), (40, 41), (40,) * 7):
     ("stream", "sentence"),
     [
         (1 << 32, "The stream belongs to device 1 and the model to device 0."),
-        (17, "The stream is being captured, and a forward cannot be a part of another graph."),
+        (17, "The stream is being captured, and a forward cannot be part of another graph."),
+        (2, "Stream 2 is the default stream of whichever thread uses it; pass a stream's own handle."),
     ],
 )
 def test_an_unusable_stream_is_an_error(extension, engine, stream, sentence):

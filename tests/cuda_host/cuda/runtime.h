@@ -36,6 +36,7 @@ class CurrentDevice {
 };
 
 using StreamHandle = std::uintptr_t;
+constexpr StreamHandle thread_default_stream = 2;
 
 namespace host {
 
@@ -83,7 +84,7 @@ inline Known& known() {
 
 // A simulated stream handle: the upper half is the device, and the lowest bit says whether it is being captured.
 inline int device_of_stream(StreamHandle stream) { return static_cast<int>(stream >> 32); }
-inline bool is_captured(StreamHandle stream) { return stream & 1; }
+inline bool is_captured(StreamHandle stream) { return stream > thread_default_stream && stream & 1; }
 
 }  // namespace host
 
@@ -92,7 +93,7 @@ inline void check_stream(StreamHandle caller) {
     throw std::invalid_argument("The stream belongs to device " + std::to_string(device) + " and the model to device " +
                                 std::to_string(current_device()) + ".");
   if (host::is_captured(caller))
-    throw std::invalid_argument("The stream is being captured, and a forward cannot be a part of another graph.");
+    throw std::invalid_argument("The stream is being captured, and a forward cannot be part of another graph.");
 }
 
 constexpr int dlpack_device_type = 1;  // kDLCPU: a simulated device's memory is the host's
