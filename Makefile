@@ -121,7 +121,7 @@ bench: .venv/.bench ## beside other engines, with tables and plots; QUICK=1 for 
 bench-here: .venv/.bench ## the whole comparison, into a file of benchmarks/results named by the processor: an hour
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
-gpu-check: .venv-gpu/.installed ## on a GPU: tests, proof, roofs and latency in under eight minutes; COMMIT= where there is no git
+gpu-check: .venv-gpu/.installed ## on a GPU: proof and tests (4 minutes), latency and roofs (9); ARGS=check for the first, COMMIT= where there is no git
 	@GIT_COMMIT=$(COMMIT) $(GPU)/python -m benchmarks.gpu_check $(ARGS)
 
 wheel: .venv/.tools ## dist/*.whl
@@ -169,13 +169,17 @@ NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(n
 		$$(grep -q AuthenticAMD /proc/cpuinfo && echo zentorch)
 	@touch $@
 
+# The card at hand, "90a-real"; all of CUDA_ARCHITECTURES would take minutes.
+CARD = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+FOR_CARD = $(if $(CARD),CMAKE_ARGS=-DCUDA_ARCHITECTURES=$(patsubst 90,90a,$(CARD))-real)
+
 # Nothing is fetched: torch, triton and all else are the machine's own, which this environment looks into.
 .venv-gpu/.installed: $(NATIVE_SOURCES)
 	@echo "· .venv-gpu: distilfast, compiled, beside the packages of $(PYTHON)"
 	@$(PYTHON) -m venv --without-pip .venv-gpu
 	@$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sep='\n')" \
 		> $$($(GPU)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/machine.pth
-	@$(GPU)/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable .
+	@$(FOR_CARD) $(GPU)/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv-demo/.tools: constraints.txt

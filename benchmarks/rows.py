@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -74,7 +75,7 @@ def gpu_facts() -> Row:
 def commit() -> str:
     """The checkout's commit, followed by "+" where the tree has uncommitted changes.
 
-    For a copy of the tree without its history GIT_COMMIT in the environment names it.
+    For a copy of the tree without its history GIT_COMMIT in the environment names it; "" where nothing does.
     """
 
     def git(*words: str) -> str:
@@ -82,6 +83,8 @@ def commit() -> str:
 
     if given := os.environ.get("GIT_COMMIT"):
         return given
+    if shutil.which("git") is None:
+        return ""
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 

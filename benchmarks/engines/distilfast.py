@@ -8,6 +8,7 @@ runs, and puts padding back where the input has it, as the outputs of the others
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,36 @@ def _backend(contestant: Contestant) -> str:
 def _on_device(engine: distilfast.Engine) -> Forward:
     import torch
 
-    packed: dict[tuple[int, ...], tuple[PackedBatch, Any]] = {}
-
-    def pack(ids: Any, mask: Any) -> tuple[PackedBatch, Any]:
-        keep = None if mask is None else mask.bool()
-        return PackedBatch.from_padded(ids.cpu().numpy(), None if keep is None else keep.cpu().numpy()), keep
+    prepared: dict[tuple[Any, ...], _Prepared] = {}
 
     def forward(ids: Any, mask: Any) -> Any:
-        key = (ids.data_ptr(), *ids.shape)
-        if key not in packed:
-            packed[key] = pack(ids, mask)
-        batch, keep = packed[key]
-        hidden = torch.as_tensor(engine.forward_on_device(batch, hidden=True)[0], device="cuda")
-        if keep is None:
+        key = (ids.data_ptr(), *ids.shape, None if mask is None else mask.data_ptr())
+        if key not in prepared:
+            prepared[key] = _Prepared.of(ids, mask)
+        batch, places = prepared[key].batch, prepared[key].places
+        hidden = torch.as_tensor(engine.forward_on_device(batch, hidden=True)[0], device=ids.device)
+        if places is None:
             return hidden.view(*ids.shape, -1)
-        padded = hidden.new_zeros(*ids.shape, hidden.shape[1])
-        padded[keep] = hidden
-        return padded
+        padded = hidden.new_zeros(ids.numel(), hidden.shape[1])
+        return padded.index_copy_(0, places, hidden).view(*ids.shape, -1)
 
     return forward
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is made of a padded batch once; ``ids`` and ``mask`` are kept, or their addresses could be another batch's.
+
+    ``places``: of the tokens among all positions, on the device, so that a forward need not wait to count them.
+    """
+
+    batch: PackedBatch
+    places: Any
+    ids: Any
+    mask: Any
+
+    @classmethod
+    def of(cls, ids: Any, mask: Any) -> _Prepared:
+        keep = None if mask is None else mask.bool()
+        batch = PackedBatch.from_padded(ids.cpu().numpy(), None if keep is None else keep.cpu().numpy())
+        return cls(batch, None if keep is None else keep.flatten().nonzero().flatten(), ids, mask)

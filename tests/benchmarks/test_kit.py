@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from benchmarks import gpu_check, measure, report, roofs, rows, run, tables, timing, workloads
+from benchmarks import measure, report, roofs, rows, run, tables, timing, workloads
 from benchmarks import worker as worker_module
 from benchmarks.engines import Contestant, contestants, no_gpu
 from benchmarks.worker import Failure, Runner, Worker
@@ -334,11 +334,6 @@ def test_an_option_is_on_only_in_its_own_contestant(monkeypatch, variant, switch
     loaded = ours.load(Contestant("distilfast", "bf16", variant, "cuda"), Path(), 1, Path())
     assert loaded.detail == "cuda"
     assert [name for name in switches if getattr(cuda, name)] == switched_on
-
-
-def test_gpu_check_names_existing_contestants_and_cases():
-    assert set(gpu_check.OPTIONS.split(",")) <= {str(each) for each in contestants("cuda")}
-    assert set(gpu_check.OPTIONS_CASES.split(",")) <= {case.name for case in workloads.grid("cuda")}
 
 
 @pytest.mark.parametrize(("flags", "unit"), [(["avx512_bf16", "amx_bf16"], "amx_bf16"), (["avx512f"], None)])
