@@ -53,7 +53,8 @@ class DeviceArray {
     facts["typestr"] = "<f4";
     facts["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(data_), false);
     facts["strides"] = py::none();
-    // The stream on which the values are ready: who reads them on another one has to order that with it. 0 is not allowed.
+    // The stream on which the values are ready: who reads them on another one has to order that with it. 0 is not
+    // allowed.
     facts["stream"] = std::max<StreamHandle>(owner_->caller(), 1);
     facts["version"] = 3;
     return facts;

@@ -64,7 +64,8 @@ Encoder::~Encoder() = default;
 void check_reader(StreamHandle stream) {
   // The stream that this handle means depends on the thread that uses it, and any thread may drop the results last.
   if (stream == thread_default_stream)
-    throw std::invalid_argument("Stream 2 is the default stream of whichever thread uses it; pass a stream's own handle.");
+    throw std::invalid_argument(
+        "Stream 2 is the default stream of whichever thread uses it; pass a stream's own handle.");
   check_stream(stream);
 }
 
