@@ -21,13 +21,16 @@ from distilfast.kernels.launch import launch
 
 @triton.jit
 def layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps):
-    """LN of one row, fp32, whose masked columns are zero."""
-    mean = tl.sum(x, axis=0) / width
+    """LN of one row, fp32, whose masked columns are zero.
+
+    ``/`` would be div.full.f32, which is off by up to 2 ulp: more than the budget of fp32.
+    """
+    mean = tl.div_rn(tl.sum(x, axis=0), width * 1.0)
     centred = tl.where(column_mask, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / width
+    variance = tl.div_rn(tl.sum(centred * centred, axis=0), width * 1.0)
     weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0)
     bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0)
-    return centred / tl.sqrt_rn(variance + eps) * weight + bias
+    return tl.div_rn(centred, tl.sqrt_rn(variance + eps)) * weight + bias
 
 
 @triton.jit

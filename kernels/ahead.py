@@ -58,6 +58,7 @@ class Compiled:
     shared_bytes: int
     spilled_bytes: int
     matrix: str  # wgmma, mma, mfma or none
+    full_divisions: int  # div.full.f32 in the PTX, each off by up to 2 ulp
 
 
 def compile_all(
@@ -140,6 +141,7 @@ def _compiled(
         shared_bytes=binary.metadata.shared,
         spilled_bytes=spilled,
         matrix=next((name for name, word in MATRIX_INSTRUCTIONS.items() if word in text), "none"),
+        full_divisions=text.count("div.full.f32"),
     )
 
 
@@ -174,7 +176,7 @@ def main() -> None:
             print(json.dumps(asdict(compiled)), flush=True)
         return
     console = Console()
-    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix")
+    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix", "div.full")
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
         rows = []
