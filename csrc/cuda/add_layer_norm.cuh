@@ -11,21 +11,23 @@ namespace distilfast::cuda {
 namespace {
 
 // One row of out, by the whole block.
-template <class T>
+template <class T, bool in_registers = true>
 __device__ inline void add_layer_norm_row(const AddLayerNorm& op, Index row) {
   const Index width = op.norm.width;
   if (row >= load(op.rows)) return;
   const Index from = op.gather ? load(op.gather + row) : row;
-  const auto sum = [&](int c) {
-    const float* x = op.x + row * width + c;
-    float y = load(x);
-    for (int split = 1; split < op.split_k; ++split) y += load(x + split * op.split_stride);
-    if (op.bias) y += load(op.bias + c);
-    if (op.sum) store(op.sum + row * width + c, y);
-    return op.residual ? y + load(op.residual + from * width + c) : y;
-  };
   T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + row * row_stride(op.norm.width) : nullptr;
-  layer_norm_row(op.norm, sum, op.out + row * width, out_cast);
+  with_row<in_registers>(op.norm.width, [&](auto y) {
+    y.set(op.x + row * width);
+    for (int split = 1; split < op.split_k; ++split) y.add(op.x + row * width + split * op.split_stride);
+    if (op.bias) y.add(op.bias);
+    float* const sum = op.sum ? op.sum + row * width : nullptr;
+    if (op.residual)
+      y.add(op.residual + from * width, sum);
+    else if (sum)
+      y.store(sum);
+    y.normalize(op.norm, op.out + row * width, out_cast);
+  });
 }
 
 }  // namespace

@@ -14,21 +14,24 @@ namespace distilfast::cuda {
 namespace {
 
 // One row of out, by the whole block.
-template <class T>
+template <class T, bool in_registers = true>
 __device__ inline void embed_row(const Embed& op, Index token) {
   const Index width = op.norm.width;
   if (token >= load(op.rows)) return;
   const std::int32_t id = load(op.ids + token);
-  const float* word = id < 0 ? nullptr : op.word + id * width;
   const float* position = op.position + load(op.positions + token) * width;
   const float* token_type = op.token_type ? op.token_type + load(op.token_types + token) * width : nullptr;
-  const auto sum = [&](int c) {
-    if (!word) return NAN;
-    const float y = load(word + c) + load(position + c);
-    return token_type ? y + load(token_type + c) : y;
-  };
   T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + token * row_stride(op.norm.width) : nullptr;
-  layer_norm_row(op.norm, sum, op.out + token * width, out_cast);
+  with_row<in_registers>(op.norm.width, [&](auto y) {
+    if (id < 0) {
+      y.fill(NAN);
+    } else {
+      y.set(op.word + id * width);
+      y.add(position);
+      if (token_type) y.add(token_type);
+    }
+    y.normalize(op.norm, op.out + token * width, out_cast);
+  });
 }
 
 }  // namespace

@@ -7,11 +7,11 @@
 //
 // linear_add_layer_norm fuses two of them.
 //
-// All pointers point to device memory. The number of rows is read on the device, so that a graph captured for
+// All pointers point to device memory. The number of rows is read on the device, so that a graph built for
 // `bucket_rows` serves every batch with no more of them. `T` is the element type of the precision: that of the matrix
 // instructions' operands and of what one linear passes to the next. Accumulators, LayerNorm and the residual stream are
 // always fp32. Each operation only enqueues: none allocates or waits. `load_<op>` loads every kernel that the operation
-// launches in a precision, since a kernel must not be loaded for the first time while a graph is captured.
+// launches in a precision, since loading one may wait for the whole device.
 #pragma once
 
 #include <cstddef>

@@ -15,7 +15,7 @@ namespace distilfast::cuda {
 // The smallest bucket that holds `count` tokens or rows: a power of two, at least 16.
 int bucket_for(Index count);
 
-// What a captured graph depends on.
+// What a graph depends on.
 struct GraphKey {
   int bucket_rows;  // the bucket of the rows that the head reads
   bool hidden, head;

@@ -144,6 +144,8 @@ inline std::optional<int> device_of(const void* memory) {
   return attributes.device;
 }
 
+class Graph;
+
 class Stream {
  public:
   Stream() {
@@ -159,6 +161,8 @@ class Stream {
     cudaEventDestroy(event_);
     cudaStreamDestroy(stream_);
   }
+
+  Graph* building = nullptr;  // where it is not null, what is enqueued becomes part of it and is not run
 
   cudaStream_t get() const { return stream_; }
   // `follow`: this stream's next work waits for the caller's work so far; `precede`: the reverse.
@@ -215,14 +219,82 @@ class PinnedBuffer {
   void* data_ = nullptr;
 };
 
-// While a graph is captured, `host` must be pinned memory that outlives the graph.
-inline void upload(void* device, const void* host, std::size_t bytes, Stream& stream) {
+// A CUDA graph: a line of kernels and copies, each after the one before, launched with one call. It is built node by
+// node and not captured: while any stream is captured, no thread may wait for the device, whoever else's it is.
+class Graph {
+ public:
+  // What `enqueue` puts on the stream becomes the graph and is not run. It neither allocates nor frees nor waits.
+  Graph(Stream& stream, const std::function<void()>& enqueue);
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() {
+    if (executable_) cudaGraphExecDestroy(executable_);
+    if (graph_) cudaGraphDestroy(graph_);
+  }
+
+  void run(Stream& stream) { check(cudaGraphLaunch(executable_, stream.get()), "launching a graph"); }
+
+  void add_kernel(const char* name, const cudaLaunchConfig_t& config, const void* kernel, void** arguments) {
+    cudaKernelNodeParams node{};
+    node.func = const_cast<void*>(kernel), node.gridDim = config.gridDim, node.blockDim = config.blockDim;
+    node.sharedMemBytes = static_cast<unsigned>(config.dynamicSmemBytes), node.kernelParams = arguments;
+    add([&](cudaGraphNode_t* added, std::size_t count) {
+      check(cudaGraphAddKernelNode(added, graph_, &last_, count, &node), name);
+    });
+    for (unsigned i = 0; i < config.numAttrs; ++i)
+      check(cudaGraphKernelNodeSetAttribute(last_, config.attrs[i].id, &config.attrs[i].val), name);
+  }
+  // `host` is pinned memory that outlives the graph.
+  void add_copy(const char* name, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    add([&](cudaGraphNode_t* added, std::size_t count) {
+      check(cudaGraphAddMemcpyNode1D(added, graph_, &last_, count, to, from, bytes, kind), name);
+    });
+  }
+
+ private:
+  // Calls body(node, number of nodes that it depends on: `last_` or none).
+  template <class Body>
+  void add(Body body) {
+    cudaGraphNode_t added = nullptr;
+    body(&added, last_ ? 1 : 0);
+    last_ = added;
+  }
+
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphNode_t last_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+inline Graph::Graph(Stream& stream, const std::function<void()>& enqueue) {
+  struct Building {
+    Stream& stream;
+    Building(Stream& stream, Graph* graph) : stream(stream) { stream.building = graph; }
+    ~Building() { stream.building = nullptr; }
+  };
+  check(cudaGraphCreate(&graph_, 0), "creating a graph");
+  try {
+    const Building building(stream, this);
+    enqueue();
+    check(cudaGraphInstantiate(&executable_, graph_, 0), "instantiating a graph");
+  } catch (...) {
+    cudaGraphDestroy(graph_);
+    throw;
+  }
+}
+
+inline void copy(const char* name, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, Stream& stream) {
   if (bytes == 0) return;
-  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream.get()), "a copy to the device");
+  if (stream.building)
+    stream.building->add_copy(name, to, from, bytes, kind);
+  else
+    check(cudaMemcpyAsync(to, from, bytes, kind, stream.get()), name);
+}
+// In a graph, `host` must be pinned memory that outlives it.
+inline void upload(void* device, const void* host, std::size_t bytes, Stream& stream) {
+  copy("a copy to the device", device, host, bytes, cudaMemcpyHostToDevice, stream);
 }
 inline void download(void* host, const void* device, std::size_t bytes, Stream& stream) {
-  if (bytes == 0) return;
-  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream.get()), "a copy from the device");
+  copy("a copy from the device", host, device, bytes, cudaMemcpyDeviceToHost, stream);
 }
 
 struct Grid {
@@ -230,8 +302,8 @@ struct Grid {
 };
 
 // Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested).
-// CUDA loads a kernel when it is first used, which may wait for the whole device and is not allowed during a capture.
-// Always request the maximum: lowering it invalidates captured graphs.
+// CUDA loads a kernel when it is first used, which may wait for the whole device: models do it when they are loaded.
+// Always request the maximum: lowering it invalidates graphs.
 inline void load_kernel(const char* name, const void* kernel) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), name);
@@ -244,14 +316,30 @@ void load_kernel(const char* name, void (*kernel)(Op)) {
 }
 
 // Enqueues kernel(op) on `grid` blocks of `threads`, each with `shared_bytes` of shared memory; errors say `name`.
+// `attribute` may be null.
+template <class Op>
+void launch_with(cudaLaunchAttribute* attribute, const char* name, void (*kernel)(Op), Grid grid, unsigned threads,
+                 std::size_t shared_bytes, Stream& stream, Op op) {
+  load_kernel(name, kernel);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.get();
+  config.attrs = attribute;
+  config.numAttrs = attribute ? 1 : 0;
+  void* arguments[] = {&op};
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (stream.building)
+    stream.building->add_kernel(name, config, function, arguments);
+  else
+    check(cudaLaunchKernelExC(&config, function, arguments), name);
+}
+
 template <class Op>
 void launch(const char* name, void (*kernel)(Op), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
             Op op) {
-  load_kernel(name, kernel);
-  void* arguments[] = {&op};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z), dim3(threads), arguments,
-                         shared_bytes, stream.get()),
-        name);
+  launch_with(nullptr, name, kernel, grid, threads, shared_bytes, stream, op);
 }
 
 // The most blocks of a cluster: eight on every device that has clusters.
@@ -261,19 +349,11 @@ inline int max_cluster_blocks() { return device_attribute(cudaDevAttrClusterLaun
 template <class Op>
 void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Grid grid, unsigned threads,
                      std::size_t shared_bytes, Stream& stream, Op op) {
-  load_kernel(name, kernel);
-  void* arguments[] = {&op};
   cudaLaunchAttribute dimension{};
   dimension.id = cudaLaunchAttributeClusterDimension;
   dimension.val.clusterDim.x = cluster, dimension.val.clusterDim.y = 1, dimension.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid.x, grid.y, grid.z);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream.get();
-  config.attrs = &dimension;
-  config.numAttrs = cluster > 1;  // a device without clusters refuses the attribute
-  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), name);
+  // A device without clusters refuses the attribute.
+  launch_with(cluster > 1 ? &dimension : nullptr, name, kernel, grid, threads, shared_bytes, stream, op);
 }
 
 // The blocks of a cooperative launch, which must be resident together: one for each multiprocessor.
@@ -283,41 +363,9 @@ inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocess
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
                         Stream& stream, Op op) {
-  load_kernel(name, kernel);
-  void* arguments[] = {&op};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(cooperative_blocks()), dim3(threads),
-                                    arguments, shared_bytes, stream.get()),
-        name);
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative, together.val.cooperative = 1;
+  launch_with(&together, name, kernel, {cooperative_blocks()}, threads, shared_bytes, stream, op);
 }
-
-// A CUDA graph: what `enqueue` puts on the stream, captured once and then launched with one call. `enqueue` neither
-// allocates nor frees nor waits, and the kernels that it launches were loaded before.
-class Graph {
- public:
-  Graph(Stream& stream, const std::function<void()>& enqueue) {
-    // Thread-local: other threads may use the device during the capture.
-    check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "beginning a graph capture");
-    cudaGraph_t graph = nullptr;
-    try {
-      enqueue();
-    } catch (...) {
-      cudaStreamEndCapture(stream.get(), &graph);
-      if (graph) cudaGraphDestroy(graph);
-      throw;
-    }
-    check(cudaStreamEndCapture(stream.get(), &graph), "ending a graph capture");
-    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
-    cudaGraphDestroy(graph);
-    check(status, "instantiating a graph");
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() { cudaGraphExecDestroy(executable_); }
-
-  void run(Stream& stream) { check(cudaGraphLaunch(executable_, stream.get()), "launching a graph"); }
-
- private:
-  cudaGraphExec_t executable_ = nullptr;
-};
 
 }  // namespace distilfast::cuda

@@ -36,6 +36,8 @@ _ENTRY = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
+_MEMORY = re.compile(r"\b(?:LDG|STG|LDS|STS|BAR|BRA|EXIT)\b")
+_ROUNDS = "rounds of LDG"
 _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
 
 
@@ -43,7 +45,8 @@ _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
 class Kernel:
     """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, ``integer`` those on integers.
 
-    Both are None without cuobjdump.
+    ``load_rounds``: groups of global loads before the first barrier, with stores or branches between them; what is not
+    in one group waits for the group before. All three are None without cuobjdump.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Kernel:
     spilled: int
     matrix: int | None
     integer: int | None
+    load_rounds: int | None
 
 
 def nvcc() -> str | None:
@@ -85,7 +89,7 @@ def kernels(targets: Targets) -> list[Kernel]:
 
 def _kernels(source: Path, targets: Targets) -> list[Kernel]:
     fatbin, log = _compile(source, targets)
-    matrix = _matrix_instructions(fatbin)
+    matrix = _instructions(fatbin)
     return [
         Kernel(
             source.stem,
@@ -96,6 +100,7 @@ def _kernels(source: Path, targets: Targets) -> list[Kernel]:
             int(stores) + int(loads),
             None if matrix is None else sum(matrix[name, architecture, each] for each in MATRIX_INSTRUCTIONS),
             None if matrix is None else matrix[name, architecture, "IMMA"],
+            None if matrix is None else matrix[name, architecture, _ROUNDS],
         )
         for name, architecture, stack, stores, loads, registers in _ENTRY.findall(log)
     ]
@@ -128,18 +133,21 @@ def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
     return fatbin, log.read_text(encoding="utf-8")
 
 
-def _matrix_instructions(fatbin: Path) -> Counter[tuple[str, str, str]] | None:
+def _instructions(fatbin: Path) -> Counter[tuple[str, str, str]] | None:
     tool = cuobjdump()
     if tool is None:
         return None
     text = subprocess.run([tool, "-sass", str(fatbin)], capture_output=True, text=True, check=True).stdout
     counts: Counter[tuple[str, str, str]] = Counter()
-    architecture = name = ""
+    architecture = name = last = ""
     for line in text.splitlines():
         if found := re.search(r"arch = sm_(\w+)|Function : (\w+)", line):
-            architecture, name = found[1] or architecture, found[2] or name
+            architecture, name, last = found[1] or architecture, found[2] or name, ""
         elif found := re.search("|".join(MATRIX_INSTRUCTIONS), line):
             counts[name, architecture, found[0]] += 1
+        elif (found := _MEMORY.search(line)) and last != "BAR":
+            counts[name, architecture, _ROUNDS] += found[0] == "LDG" != last
+            last = found[0]
     return counts
 
 

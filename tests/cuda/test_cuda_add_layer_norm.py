@@ -23,7 +23,7 @@ def check(got, x, residual, weight, bias):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("width", [1, 7, 32, 127, 129, 768, 1025])
+@pytest.mark.parametrize("width", [1, 7, 32, 127, 129, 768, 1024, 1025])
 def test_widths(extension, normal, precision, width):
     x, residual, weight, bias = normal(17, width), normal(17, width), normal(width), normal(width)
     got, low = run(extension, x[None], None, residual, weight, bias, precision)
@@ -36,9 +36,10 @@ def test_a_mean_far_above_the_deviation(extension, normal):
     check(run(extension, x[None], None, residual, weight, bias)[0], x, residual, weight, bias)
 
 
-def test_partial_sums_and_bias_are_added_in_their_order(extension, normal):
-    parts, residual, x_bias = normal(3, 9, 96), normal(9, 96), normal(96)
-    weight, bias = normal(96), normal(96)
+@pytest.mark.parametrize("width", [96, 1100])  # in registers, and in shared memory
+def test_partial_sums_and_bias_are_added_in_their_order(extension, normal, width):
+    parts, residual, x_bias = normal(3, 9, width), normal(9, width), normal(width)
+    weight, bias = normal(width), normal(width)
     x = ((parts[0] + parts[1]) + parts[2]) + x_bias
     got = run(extension, parts, x_bias, residual, weight, bias)[0]
     assert np.array_equal(got, run(extension, x[None], None, residual, weight, bias)[0])

@@ -31,6 +31,15 @@ def test_products_run_on_tensor_cores(kernels):
         assert (kernel.matrix > 0) == is_product, kernel
 
 
+def test_a_layer_norm_loads_its_row_at_once(kernels):
+    """Rows, gathered row, x, the other splits, bias, residual, then the weight and bias of the norm."""
+    if compiled.cuobjdump() is None:
+        pytest.skip("cuobjdump is not installed (pip install nvidia-cuda-cuobjdump, or triton)")
+    rows = [kernel for kernel in kernels if kernel.name.startswith(("add_layer_norm_kernel", "embed_kernel"))]
+    assert len(rows) == 6 * len(compiled.TESTED)
+    assert [kernel for kernel in rows if kernel.load_rounds > 8] == []
+
+
 def test_integers_are_multiplied_as_integers(kernels):
     if compiled.cuobjdump() is None:
         pytest.skip("cuobjdump is not installed (pip install nvidia-cuda-cuobjdump, or triton)")

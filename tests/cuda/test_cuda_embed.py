@@ -15,7 +15,7 @@ EPS = 1e-12
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("types", [False, True])
-@pytest.mark.parametrize("width", [8, 50, 768])
+@pytest.mark.parametrize("width", [8, 50, 768, 1056])
 def test_embed(extension, normal, rng, precision, types, width):
     ids, positions = (rng.integers(0, most, 19).astype(np.int32) for most in (90, 40))
     kinds = rng.integers(0, 2, 19).astype(np.int32) if types else None

@@ -107,8 +107,8 @@ def test_closing_frees_all_memory(extension, engine):
 
 @pytest.mark.parametrize("precision", LINEAR_PRECISIONS)
 @pytest.mark.parametrize("options", [False, True])
-def test_the_first_forward_of_a_process_captures_a_graph(host_build, tiny_checkpoint, precision, options):
-    """Nothing ran before, so a kernel that was not loaded with the model would be first used during the capture."""
+def test_the_first_forward_of_a_process_builds_a_graph(host_build, tiny_checkpoint, precision, options):
+    """Nothing ran before, so a kernel that was not loaded with the model would be first used in the graph."""
     script = f"""
 from host_build import imported
 from distilfast import Engine, PackedBatch
@@ -212,7 +212,7 @@ def test_rows_that_the_head_does_not_read_are_skipped(engine, precision):
 
 
 def test_a_graph_serves_every_batch_of_its_bucket(engine):
-    """Sizes are read on the device, so the graph captured for the first batch also runs other lengths, rows and ids."""
+    """Sizes are read on the device, so the graph built for the first batch also runs other lengths, rows and ids."""
     runs, fresh = engine(), engine()
     for seed, lengths in enumerate([(30,), (1, 2, 3), (17, 15), (1,) * 20, (32,)]):
         batch = batch_of(*lengths, seed=seed)

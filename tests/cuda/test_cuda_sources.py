@@ -31,6 +31,12 @@ def test_primitives_stay_in_two_headers():
     assert [path.name for path in others if PRIMITIVES.search(path.read_text(encoding="utf-8"))] == []
 
 
+def test_no_stream_is_captured():
+    """While one is, a wait for the device is an error in every thread of the process, and ends the capture."""
+    sources = [path for path in SOURCES.rglob("*") if path.is_file()]
+    assert [path.name for path in sources if "BeginCapture" in path.read_text(encoding="utf-8")] == []
+
+
 def test_kernels_access_memory_through_device_cuh_only():
     """A field that points to memory is never indexed or dereferenced: the simulator could not check such an access."""
     contract = (SOURCES / "kernels.h").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 // csrc/cuda/runtime.h on the host: device memory whose accesses are checked, and work that runs as it is enqueued.
 //
-// It also reports what a real device refuses or does badly while a graph is captured: a kernel's first use, an
+// It also reports what has no place while a graph is built: a kernel's first use, which may wait for the device, an
 // allocation, a wait for a stream, and a copy from memory that is not pinned.
 #pragma once
 
@@ -218,7 +218,7 @@ void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, 
   host::run({name, {cooperative_blocks(), 1, 1}, {threads, 1, 1}, shared_bytes, true}, kernel, op);
 }
 
-// Records what was enqueued, and replays it: as in a real graph, with the pointers of the capture and current data.
+// Records what was enqueued, and replays it: as in a real graph, with the pointers of then and current data.
 class Graph {
  public:
   Graph(Stream&, const host::Work& enqueue) {
