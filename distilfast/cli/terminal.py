@@ -31,12 +31,16 @@ def print_json(value: Any) -> None:
 
 
 def json_line(value: Any) -> str:
-    """JSON in one line; NaN and infinities, which JSON does not have, become null."""
+    """JSON in one line; NaN and infinities, which JSON does not have, become null.
+
+    A lone surrogate, which a word of the command line that is not UTF-8 holds, is escaped: it cannot be encoded.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        line = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:
         plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
-        return json.dumps(plain, ensure_ascii=False)
+        line = json.dumps(plain, ensure_ascii=False)
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

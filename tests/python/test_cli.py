@@ -219,3 +219,12 @@ def raises(error):
 def test_numbers_that_json_does_not_have_are_null(capsys):
     terminal.print_json({"score": float("nan"), "vector": np.array([np.inf, -np.inf, 1.5], np.float32)})
     assert capsys.readouterr().out == '{"score": null, "vector": [null, null, 1.5]}\n'
+
+
+def test_a_word_that_is_not_utf_8_is_escaped():
+    """The command line gives it as a lone surrogate, which a strict stdout cannot encode."""
+    program = [sys.executable, "-c", "from distilfast.cli import main; main()", "info", b"\xff", "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(program, env=environment, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert json.loads(done.stdout) == {"error": "\udcff does not exist."}
