@@ -128,6 +128,7 @@ class Plan:
 def main() -> None:
     """Run the steps, print the result of each, and end with those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    # argparse looks for the empty list, which no word gives, among the choices too.
     parser.add_argument("commands", nargs="*", choices=[[], *SECONDS], help="check, measure; by default both")
     parser.add_argument("--out", type=Path, default=rows.RESULTS / f"{date.today()}-gpu.jsonl", help="result rows")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: every step, on the CPU")

@@ -51,7 +51,7 @@ namespace {
 
 // From one row of a linear's output to the next: an odd number of cache lines. Else rows of DistilBERT's widths meet in
 // a few sets of the caches (with 3,072 columns, 256 rows fill all ways of theirs), and the rows of two consecutive
-// tiles are a multiple of 4 KB apart: a load of c then waits for the stores of the tile before.
+// tiles are a multiple of 4 KB apart, where a load can be taken to depend on the stores of the tile before.
 Index out_stride(Index columns) { return ((columns + 15) / 16 | 1) * 16; }
 
 void gather(const float* from, const std::vector<std::int32_t>& rows, Index width, float* to) {

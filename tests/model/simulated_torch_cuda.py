@@ -3,7 +3,7 @@
 Kernels run in Triton's interpreter as they are launched, so a stream has nothing left to do; it keeps whom it waited
 for. A capture (of a thread, "thread_local") collects launches and torch.index_select instead of running them. What is
 forbidden meanwhile is an error: by CUDA a wait for the device in any thread, and in the capturing one a wait of the
-host or new memory; by torch a second capture in the process.
+host or new memory; by a rule of this project a second capture in the process.
 """
 
 from __future__ import annotations
