@@ -75,6 +75,16 @@ class Encoder:
     def scratch_bytes(self) -> int:
         """Of all arenas that no forward is using."""
 
+class Urgent:
+    """A context manager: within it, what this thread computes goes before what other threads of the process compute.
+
+    These finish the tasks that they have begun, and go on when no thread is urgent. It concerns engines of two threads
+    or more, which share a pool.
+    """
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
 class Head:
     """A head by itself, with the bits that it has in an ``Encoder``; safe to call from several threads at once."""
 

@@ -21,3 +21,16 @@ class WeightsError(DistilfastError, ValueError):
 
 class BackendError(DistilfastError, RuntimeError):
     """The requested backend, ISA or precision is not available, or cannot run the model or batch."""
+
+
+class OverloadError(DistilfastError, RuntimeError):
+    """A request is refused, at once: it could not be answered in time, or too much work waits."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        """``retry_after``: seconds after which it might be accepted."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(DistilfastError, TimeoutError):
+    """A request was accepted, and its deadline passed before it could be answered."""

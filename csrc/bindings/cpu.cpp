@@ -6,6 +6,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/encoder.h"
 #include "cpu/head.h"
+#include "cpu/threads.h"
 
 namespace distilfast {
 
@@ -172,6 +173,16 @@ py::list isa_list() {
 }
 
 }  // namespace
+// A context manager: within it the calling thread is urgent.
+class UrgentHere {
+ public:
+  void begin() { urgent_.emplace(); }
+  void end() { urgent_.reset(); }
+
+ private:
+  std::optional<Urgent> urgent_;
+};
+
 }  // namespace distilfast
 
 PYBIND11_MODULE(_cpu, module) {
@@ -204,6 +215,11 @@ PYBIND11_MODULE(_cpu, module) {
            py::kw_only(), arg("width"), arg("eps"), arg("head"), arg("tensors"), arg("isa"), arg("precision"),
            arg("threads"))
       .def("forward", &BoundHead::forward, arg("x"), arg("columns") = py::none());
+
+  py::class_<UrgentHere>(module, "Urgent")
+      .def(py::init<>())
+      .def("__enter__", &UrgentHere::begin)
+      .def("__exit__", [](UrgentHere& self, const py::args&) { self.end(); });
 
   module.def("packed_layout", &packed_layout, arg("isa"), arg("precision"),
              "The id of the layout of packed weights, which with the checkpoint decides all their bytes.");

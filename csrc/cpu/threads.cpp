@@ -105,6 +105,9 @@ class TicketLock {
   Line lines_[lines];
 };
 
+// How many Urgent objects this thread has.
+thread_local int urgent_here = 0;
+
 }  // namespace
 
 class ThreadPool {
@@ -122,9 +125,17 @@ class ThreadPool {
     Remaining left{std::min(threads, max_shares), {}};
     for (int i = 0; i < left.count; ++i) left.shares[i] = {tasks * i / left.count, tasks * (i + 1) / left.count};
     while (left.any()) {
+      wait_for_urgent_threads();
       const std::lock_guard guard(lock_);
+      // One has become urgent while this thread had its place in the queue, and may stand behind it.
+      if (must_wait()) continue;
       run_remaining(left, threads, call, context);
     }
+  }
+
+  void begin_urgent() { urgent_.fetch_add(1); }
+  void end_urgent() {
+    if (urgent_.fetch_sub(1) == 1) urgent_.notify_all();
   }
 
  private:
@@ -148,9 +159,17 @@ class ThreadPool {
     Index end = 0;
   };
 
-  // Runs tasks until none is left, or until the time slice ends while another caller waits.
+  // Whether this thread's jobs have to wait for those of urgent threads.
+  bool must_wait() const { return urgent_here == 0 && urgent_.load(std::memory_order_relaxed) > 0; }
+
+  void wait_for_urgent_threads() const {
+    if (urgent_here > 0) return;
+    for (int others; (others = urgent_.load()) > 0;) urgent_.wait(others);
+  }
+
+  // Runs tasks until none is left, until the time slice ends while another caller waits, or until one is urgent.
   void run_remaining(Remaining& left, int threads, Team::Call call, void* context) {
-    call_ = call, context_ = context, threads_ = threads, num_shares_ = left.count;
+    call_ = call, context_ = context, threads_ = threads, num_shares_ = left.count, is_urgent_ = urgent_here > 0;
     slice_end_ = Clock::now() + time_slice;
     for (int i = 0; i < left.count; ++i) {
       shares_[i].end = left.shares[i].end;
@@ -174,6 +193,7 @@ class ThreadPool {
         const Index task = share.next.fetch_add(1, std::memory_order_relaxed);
         if (task >= share.end) break;
         call_(context_, task, worker);
+        if (!is_urgent_ && urgent_.load(std::memory_order_relaxed) > 0) return;
         // Only while tasks are left: contended() reads a cache line that other cores write, which would delay a job's
         // end.
         if (share.next.load(std::memory_order_relaxed) < share.end && lock_.contended() && Clock::now() > slice_end_)
@@ -203,10 +223,12 @@ class ThreadPool {
   Team::Call call_ = nullptr;
   void* context_ = nullptr;
   int threads_ = 0, num_shares_ = 0;
+  bool is_urgent_ = false;
   Clock::time_point slice_end_;
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
   Share shares_[max_shares];
   alignas(64) std::atomic<int> inside_{0};
+  alignas(64) std::atomic<int> urgent_{0};  // Urgent objects of all threads
 };
 
 namespace {
@@ -220,6 +242,7 @@ void before_fork() { process_lock.lock(); }
 void after_fork_in_parent() { process_lock.unlock(); }
 void after_fork_in_child() {
   pool = nullptr;
+  urgent_here = 0;
   process_lock.unlock();
 }
 const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
@@ -239,6 +262,17 @@ Team::Team(int threads) : threads_(threads) {
   if (threads == 1) return;
   pool_ = &ThreadPool::instance();
   pool_->grow_to(threads - 1);
+}
+
+Urgent::Urgent() {
+  ThreadPool::instance().begin_urgent();
+  ++urgent_here;
+}
+
+Urgent::~Urgent() {
+  if (urgent_here == 0) return;  // made before a fork, of another pool
+  --urgent_here;
+  ThreadPool::instance().end_urgent();
 }
 
 void Team::run_shared(Index tasks, Call call, void* context) { pool_->run(threads_, tasks, call, context); }

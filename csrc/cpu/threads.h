@@ -2,7 +2,8 @@
 //
 // Several engines and callers therefore never run more threads than the largest of them asked for. Callers are served
 // in the order of arrival. A job that keeps others waiting is interrupted between two tasks and queues again, so that a
-// short request beside a long one waits for some of its jobs and not for all of them.
+// short request beside a long one waits for some of its jobs and not for all of them. An urgent caller does not wait
+// for others at all, but for the tasks that they have begun.
 //
 // A job is a number of independent tasks, of which each thread has a share: consecutive ones, so that rows stay in the
 // caches of one core from job to job. Who has none left takes those of another's share. A late worker, which was parked
@@ -21,6 +22,16 @@ class ThreadPool;
 
 // For short critical sections; never held across a fork.
 std::mutex& process_mutex();
+
+// As long as one exists, its thread is urgent: other threads' jobs end after their current tasks, and wait until no
+// thread is urgent. Among themselves urgent threads are served in the order of arrival.
+class Urgent {
+ public:
+  Urgent();
+  ~Urgent();
+  Urgent(const Urgent&) = delete;
+  Urgent& operator=(const Urgent&) = delete;
+};
 
 // `threads` threads, of which the caller's own is one and the others are the pool's; one thread alone needs no pool.
 // Between two runs of a team the pool can run jobs of other callers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import cast
 
@@ -65,6 +66,13 @@ def available_cores() -> int:
     from distilfast import _cpu
 
     return _cpu.available_cores()
+
+
+def urgent() -> AbstractContextManager[None]:
+    """Within it, what this thread computes goes before what others compute on the CPU; see ``_cpu.Urgent``."""
+    from distilfast import _cpu
+
+    return _cpu.Urgent()
 
 
 class CpuBackend:

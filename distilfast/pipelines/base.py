@@ -62,6 +62,19 @@ class Plan:
     first: int = 0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An input whose windows are encoded: it can be computed with those of other inputs of the same options.
+
+    ``compute`` gives one result for each of some windows, and ``answer`` that of the input from the results of all of
+    its ``windows``, in order.
+    """
+
+    windows: Sequence[Encoding]
+    compute: Compute
+    answer: Callable[[Sequence[Any]], Any]
+
+
 class Pipeline:
     """Inputs in, dicts out, as ``transformers.pipeline`` answers. Subclasses name their ``task``.
 
@@ -126,7 +139,7 @@ class Pipeline:
         if isinstance(inputs, Iterator):
             return self._answers(inputs, plan)
         if self._is_one(inputs):
-            return next(self._answers([inputs], plan))
+            return self._answer_to_one(inputs, next(self._answers([inputs], plan)), options)
         several = self._listed(inputs)
         return list(shown(self._answers(several, plan), several))
 
@@ -138,6 +151,30 @@ class Pipeline:
         """
         plan = self._checked_plan(**(self._defaults | options | {"errors": "return"}))
         return self._answers(inputs, replace(plan, first=first))
+
+    def prepare(self, given: Any, **options: Any) -> Prepared:
+        """One input, for a caller that forms batches itself; its answer is that of a call. Raises InputError."""
+        for name in options:
+            if name in ("batch_size", "errors"):
+                raise InputError(f"{name} is an option of calls with several inputs; here is one.")
+        plan = self._checked_plan(**(self._defaults | options))
+        prepared = self._prepared(given, plan)
+        return replace(prepared, answer=lambda results: self._answer_to_one(given, prepared.answer(results), options))
+
+    def _prepared(self, given: Any, plan: Plan) -> Prepared:
+        item = self._item(0, given, plan)
+        (windows,) = self._encoded(0, [item], plan)
+        if isinstance(windows, InputError):
+            raise windows
+
+        def answer(results: Sequence[Any]) -> Any:
+            return self._with_truncation(0, item, windows, plan.combine(item, windows, results), plan)
+
+        return Prepared(windows, plan.compute, answer)
+
+    def _answer_to_one(self, given: Any, answer: Any, options: dict[str, Any]) -> Any:
+        """What a call with one input and these options returns."""
+        return answer
 
     @classmethod
     def check_names(cls, options: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from distilfast.arguments import count, flag, one_of
 from distilfast.batch import PackedBatch
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, Plan
+from distilfast.pipelines.base import Pipeline, Plan, Prepared
 from distilfast.pipelines.encoders import EncodingOptions, TextEncoder
 from distilfast.pipelines.progress import shown
 from distilfast.pipelines.quantized_vectors import quantized
@@ -93,6 +93,40 @@ class EmbeddingPipeline(Pipeline):
         is no ``errors`` here, since an array has no place for one. Raises InputError, and ConfigError for a checkpoint
         whose modules are not run.
         """
+        plan, modules = self._embedding(pooling, normalize, truncation, max_length, window, stride, over_windows)
+        if batch_size is not None:
+            plan = replace(plan, batch_size=count("batch_size", batch_size))
+        if isinstance(texts, Iterator):
+            return self._answers(texts, plan)
+        return self._stacked(texts, plan, modules)
+
+    def prepare_vector(
+        self,
+        text: str,
+        *,
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        over_windows: str = "mean",
+    ) -> Prepared:
+        """One text, for a caller that forms batches itself; its answer is its vector of ``embed``, float32 [D]."""
+        plan, _ = self._embedding(pooling, normalize, truncation, max_length, window, stride, over_windows)
+        return self._prepared(text, plan)
+
+    def _embedding(
+        self,
+        pooling: Any,
+        normalize: Any,
+        truncation: Any,
+        max_length: Any,
+        window: Any,
+        stride: Any,
+        over_windows: Any,
+    ) -> tuple[Plan, SentenceModules]:
+        """How ``embed`` runs with these arguments."""
         modules = self._modules_for(pooling, normalize)
         reads_windows = window is not None or stride is not None
         options = self._encoding_options(
@@ -102,12 +136,7 @@ class EmbeddingPipeline(Pipeline):
             window=window,
             stride=stride,
         )
-        plan = self._vectors(modules, options, checked_rule(over_windows))
-        if batch_size is not None:
-            plan = replace(plan, batch_size=count("batch_size", batch_size))
-        if isinstance(texts, Iterator):
-            return self._answers(texts, plan)
-        return self._stacked(texts, plan, modules)
+        return self._vectors(modules, options, checked_rule(over_windows)), modules
 
     def stream_vectors(self, texts: Iterable[str], *, first: int = 0) -> Iterator[Any]:
         """A vector of ``embed`` for each text in order; see ``stream`` for errors and ``first``."""

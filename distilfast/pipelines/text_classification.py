@@ -54,10 +54,9 @@ class TextClassificationPipeline(Pipeline):
     engine_task: ClassVar[Task] = "text-classification"
     _elsewhere = Pipeline._elsewhere | {"return_all_scores": "top_k=None gives all scores"}
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def _answer_to_one(self, given: Any, answer: Any, options: dict[str, Any]) -> Any:
         """As the reference does: one string gives a list, unless the call itself says ``top_k``."""
-        answer = super().__call__(inputs, **options)
-        alone = isinstance(inputs, str) and "top_k" not in options and not isinstance(answer, InputError)
+        alone = isinstance(given, str) and "top_k" not in options and not isinstance(answer, InputError)
         return [answer] if alone else answer
 
     def _plan(

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -364,6 +365,52 @@ TEST(a_short_job_does_not_wait_for_a_long_one) {
   Team(2).run(2, [&](Index, int) { done = true; });
   longer.join();
   CHECK(overtaken);
+}
+
+TEST(an_urgent_thread_waits_for_begun_tasks_only) {
+  std::atomic<Index> ran{0};
+  std::atomic<bool> stop{false};
+  std::thread longer([&] {
+    Team team(2);
+    while (!stop) team.run(100, [&](Index, int) { ++ran; });
+  });
+  while (ran == 0) std::this_thread::yield();
+  Index before = 0, after = 0;
+  {
+    const Urgent urgent;
+    Team team(2);
+    team.run(2, [](Index, int) {});  // the other's tasks have ended when this begins
+    before = ran;
+    for (int job = 0; job < 100; ++job) team.run(2, [](Index, int) { std::this_thread::yield(); });
+    after = ran;
+  }
+  while (ran == after) std::this_thread::yield();  // it goes on
+  stop = true;
+  longer.join();
+  CHECK(before == after);
+}
+
+TEST(urgent_and_other_jobs_run_every_task_once) {
+  constexpr Index tasks = 100;
+  constexpr int threads = 3;
+  std::atomic<int> right{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 6; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int job = 0; job < 20; ++job) {
+        std::optional<Urgent> urgent;
+        if ((caller + job) % 3 == 0) urgent.emplace();
+        Tally tally(tasks, threads);
+        Team(threads).run(tasks, [&](Index i, int worker) {
+          tally.count(i, worker, [] {
+            for (volatile int k = 0; k < 2000;) k = k + 1;
+          });
+        });
+        right += tally.right();
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(right == 120);
 }
 
 TEST(a_missing_tensor_is_named) {

@@ -23,7 +23,7 @@ LAYERS = (
     "backends",
     "engine machine",
     "pipelines",
-    "integrations",
+    "integrations serving",
     "parity",
     "evaluation",
     "cli",
