@@ -32,5 +32,9 @@ class OverloadError(DistilfastError, RuntimeError):
         self.retry_after = retry_after
 
 
+class ClosedError(OverloadError):
+    """A request is refused, because what would answer it has not begun yet or is ending."""
+
+
 class DeadlineError(DistilfastError, TimeoutError):
     """A request was accepted, and its deadline passed before it could be answered."""

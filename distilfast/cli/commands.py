@@ -13,6 +13,7 @@ import typer
 from distilfast.cli.answer import run
 from distilfast.cli.evaluate import evaluate
 from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
+from distilfast.cli.serve import serve
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
 
@@ -115,6 +116,9 @@ def demo(
 
 
 app.command()(evaluate)
+
+
+app.command()(serve)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -211,6 +211,11 @@ class EmbeddingPipeline(Pipeline):
         kept = modules.steps[:-1] if modules.steps and modules.steps[-1] is normalized else modules.steps
         return replace(modules, steps=(*kept, normalized) if flag("normalize", normalize) else kept)
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector of ``embed``, as the checkpoint's own modules make it."""
+        return self._modules.width
+
     # Each is made on first use, without the lock of cached_property, which a forked child could wait for.
     _stored_modules: SentenceModules | None = None
     _lowercased_tokenizer: Tokenizer | None = None

@@ -16,7 +16,7 @@ from distilfast.arguments import flag
 from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline, Plan, softmax
+from distilfast.pipelines.base import Pipeline, Plan, Prepared, softmax
 from distilfast.pipelines.encoders import Encoder, EncodingOptions
 from distilfast.pipelines.windows import checked_rule, merged
 from distilfast.tokenizer import Encoding, Tokenizer
@@ -88,9 +88,17 @@ class ZeroShotClassificationPipeline(Pipeline):
         """One text, a list or an iterator of them; see the class."""
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
+        self._check_labels(options)
+        return super().__call__(inputs, **options)
+
+    def prepare(self, given: Any, **options: Any) -> Prepared:
+        """See ``Pipeline``; the labels are needed here too."""
+        self._check_labels(options)
+        return super().prepare(given, **options)
+
+    def _check_labels(self, options: dict[str, Any]) -> None:
         if (self._defaults | options).get("candidate_labels") is None:
             raise InputError("candidate_labels is missing; pass the labels to choose from.")
-        return super().__call__(inputs, **options)
 
     def _plan(
         self,

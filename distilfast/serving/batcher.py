@@ -29,7 +29,7 @@ import numpy as np
 from distilfast.arguments import count, integer
 from distilfast.backends.cpu import urgent
 from distilfast.batch import PackedBatch
-from distilfast.errors import DeadlineError, InputError, OverloadError
+from distilfast.errors import ClosedError, DeadlineError, InputError, OverloadError
 from distilfast.pipelines.base import Pipeline, Prepared
 from distilfast.pipelines.embedding import EmbeddingPipeline
 from distilfast.serving.cost import Cost, Curve, measure
@@ -421,7 +421,7 @@ class Batcher:
     def close(self, timeout: float | None = None) -> bool:
         """Accept nothing more, answer what waits, and end the threads; whether all of it was answered.
 
-        After ``timeout`` seconds, what still waits is given OverloadError.
+        After ``timeout`` seconds, what still waits is given ClosedError.
         """
         end = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -436,7 +436,7 @@ class Batcher:
             for condition in self._changed.values():
                 condition.notify_all()
         for request in left:
-            self._settle(request, OverloadError("The batcher is closed."))
+            self._settle(request, ClosedError("The batcher is closed."))
         for thread in self._threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return drained
@@ -451,7 +451,12 @@ class Batcher:
 
     def _check_open(self) -> None:
         if not self._accepts:
-            raise OverloadError("The batcher is closed.")
+            raise ClosedError("The batcher is closed.")
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it is not closed."""
+        return self._accepts
 
     def info(self) -> dict[str, Any]:
         """What waits and runs, what has become of requests, and what the cost model has learned."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CURVE
+from conftest import CURVE, QUICK
 
 from distilfast import Engine, pipeline
 from distilfast.errors import DeadlineError, InputError, OverloadError
@@ -24,9 +24,6 @@ from distilfast.serving.batcher import Batcher, Timing
 from distilfast.serving.cost import ROUNDS, Curve
 
 TIMEOUT_S = 60  # after which something hangs; each wait takes milliseconds
-QUICK = Curve((8, 16, 512), (1e-6, 2e-6, 64e-6))
-"""Predicts that a forward takes no time."""
-
 Make = Callable[..., Path]
 Serve = Callable[..., Batcher]
 

@@ -1,0 +1,1 @@
+"""The HTTP server: FastAPI around a Batcher. Needs ``pip install distilfast[serve]``."""

@@ -1,0 +1,133 @@
+"""What the routes read: strict, so that no field of a request is ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Body(BaseModel):
+    """A JSON object without unknown fields. ``model``: the name of a served model, where there are several."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = None
+
+
+class Embed(Body):
+    """``/embed``. ``truncate``: cut texts that are too long, instead of refusing them."""
+
+    inputs: str | list[str]
+    normalize: bool | None = None
+    truncate: bool = False
+    prompt_name: None = None
+    truncation_direction: Literal["Right", "right"] = "Right"
+    dimensions: Annotated[int | None, Field(ge=1)] = None
+    errors: Literal["raise", "return"] = "raise"
+
+
+class EmbedAll(Body):
+    """``/embed_all``: a row for each token."""
+
+    inputs: str | list[str]
+    truncate: bool = False
+    prompt_name: None = None
+    truncation_direction: Literal["Right", "right"] = "Right"
+    errors: Literal["raise", "return"] = "raise"
+
+
+class Predict(Body):
+    """``/predict``: a text, a pair [a, b], or a list of texts [a] and pairs [a, b]."""
+
+    inputs: str | list[str] | list[list[str]]
+    raw_scores: bool = False
+    truncate: bool = False
+    truncation_direction: Literal["Right", "right"] = "Right"
+    errors: Literal["raise", "return"] = "raise"
+
+
+class Rerank(Body):
+    """``/rerank``: how well each text answers the query."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = False
+    truncation_direction: Literal["Right", "right"] = "Right"
+
+
+class Sentences(BaseModel):
+    """A sentence and those it is compared with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class Similarity(Body):
+    """``/similarity``: cosines of the source sentence with each other one."""
+
+    inputs: Sentences
+
+
+class Tokenize(Body):
+    """``/tokenize``: the tokens of texts."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: None = None
+
+
+class Decode(Body):
+    """``/decode``: the text of ids."""
+
+    ids: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+
+
+class OpenAIEmbeddings(BaseModel):
+    """``/v1/embeddings``, as OpenAI's clients send it. ``user``: whose part of the queue the request takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: str | list[str] | list[int] | list[list[int]]
+    model: str
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int | None, Field(ge=1)] = None
+    user: str | None = None
+
+
+class FillMask(Body):
+    """``/fill-mask``: the most likely words at each mask; ``parameters`` are options of the pipeline."""
+
+    inputs: str | list[str]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    errors: Literal["raise", "return"] = "raise"
+
+
+class Ner(FillMask):
+    """``/ner``: entities, or a label for each token."""
+
+
+class ZeroShot(FillMask):
+    """``/zero-shot``: ``parameters`` have the ``candidate_labels``."""
+
+
+class Question(BaseModel):
+    """A question about a context."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str
+    context: str
+
+
+class QuestionAnswering(Body):
+    """``/question-answering``: the span of the context that answers the question."""
+
+    inputs: Question | list[Question]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    errors: Literal["raise", "return"] = "raise"

@@ -1,0 +1,127 @@
+"""What every request passes through: its id and log line, and its API key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from distilfast.serving.http.keys import Keys
+
+LOG = logging.getLogger("distilfast.serve")
+REQUEST_ID = "x-request-id"
+OPEN = ("/health", "/live", "/")
+"""Paths that need no key: what an orchestrator asks for, and the status page, which has no data of its own."""
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def _header(scope: Scope, name: str) -> str | None:
+    wanted = name.encode("ascii")
+    for each, value in scope["headers"]:
+        if each == wanted:
+            return str(value, "latin-1")
+    return None
+
+
+async def refuse(send: Send, status: int, error: str, kind: str, headers: dict[str, str] | None = None) -> None:
+    """An answer with one sentence, in the form of text-embeddings-inference."""
+    body = json.dumps({"error": error, "error_type": kind}).encode()
+    pairs = {"content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+    raw = [(name.encode(), value.encode()) for name, value in pairs.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class RequestLog:
+    """Gives each request an id, its client's own where that is plain, and logs a line of JSON without any body."""
+
+    def __init__(self, app: ASGIApp, observe: Callable[[str, int, float], None]) -> None:
+        """``observe`` is told the route, the status and the seconds of each request."""
+        self._app, self._observe = app, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = _header(scope, REQUEST_ID)
+        name = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = name
+        begin, status = time.perf_counter(), 499  # as nginx logs a client that has gone
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (REQUEST_ID.encode(), name.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - begin
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._observe(route, status, seconds)
+            if LOG.isEnabledFor(logging.INFO):
+                LOG.info(json.dumps(_line(scope, name, status, seconds)))
+
+
+def _line(scope: Scope, name: str, status: int, seconds: float) -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "request_id": name,
+        "client": (scope.get("client") or ("-",))[0],
+        "key": scope["state"].get("key"),
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": status,
+        "ms": round(1e3 * seconds, 2),
+    }
+
+
+class KeyCheck:
+    """Answers 401 to a request without one of the keys, in ``Authorization: Bearer`` or ``x-api-key``."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        """``keys`` are read again when their file changes."""
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        scheme, _, bearer = (_header(scope, "authorization") or "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else _header(scope, "x-api-key")
+        owner = self._keys.owner(given) if given else None
+        if owner is None:
+            what = "The API key is not known." if given else "An API key is needed, as Authorization: Bearer KEY."
+            await refuse(send, 401, what, "Unauthorized", {"www-authenticate": "Bearer"})
+            return
+        scope["state"]["key"] = owner
+        await self._app(scope, receive, send)
+
+
+class DeclaredLength:
+    """Answers 413 to a request that declares more than ``most`` bytes; FastAPI counts those that declare none."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        """``most`` bytes."""
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI."""
+        declared = _header(scope, "content-length") if scope["type"] == "http" else None
+        if declared is not None and declared.isdecimal() and int(declared) > self._most:
+            await refuse(
+                send, 413, f"The body is larger than {self._most} bytes.", "Validation", {"connection": "close"}
+            )
+        else:
+            await self._app(scope, receive, send)

@@ -1,0 +1,207 @@
+"""What the routes share: the models by name, the batcher in front of them, and how a request is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from distilfast.engine import Engine
+from distilfast.errors import ClosedError, DistilfastError, InputError
+from distilfast.pipelines import pipeline
+from distilfast.pipelines.base import Pipeline
+from distilfast.serving.batcher import Batcher, Timing
+from distilfast.serving.http.settings import ServedModel, Settings
+
+DEADLINE, PRIORITY = "x-deadline-ms", "x-priority"
+"""Headers of a request: within how many milliseconds it has to be answered, and an integer, higher first."""
+
+
+class UnknownModelError(InputError):
+    """A request names a model that is not served."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request says about itself."""
+
+    deadline: float | None
+    priority: int
+    client: str
+
+    @classmethod
+    def of(cls, request: Request) -> Limits:
+        """From its headers; raises InputError."""
+        milliseconds = _number(request, DEADLINE, float)
+        if milliseconds is not None and not 0 < milliseconds < 1e9:
+            raise InputError(f"{DEADLINE} is {milliseconds}; a positive number of milliseconds is needed.")
+        host = request.client.host if request.client else "-"
+        return cls(
+            None if milliseconds is None else milliseconds / 1e3,
+            int(_number(request, PRIORITY, int) or 0),
+            getattr(request.state, "key", None) or host,
+        )
+
+
+def _number(request: Request, header: str, kind: Callable[[str], float]) -> float | None:
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{header} is {text[:40]!r}; a number is needed.") from None
+
+
+def load(model: ServedModel) -> Pipeline:
+    """The pipeline of a served model, for its own task where none is named."""
+    task = model.task
+    options: dict[str, Any] = {
+        "precision": model.precision,
+        "backend": model.backend,
+        "threads": model.threads,
+        "revision": model.revision,
+    }
+    if task is not None:
+        return pipeline(task, model.path, **options)
+    engine = Engine.from_pretrained(model.path, **options)
+    return pipeline(engine.task, engine)
+
+
+class Service:
+    """The models that are served. ``load_models`` blocks; until it has ended, no request is answered."""
+
+    def __init__(self, settings: Settings, observe: Callable[[Timing], None] | None = None) -> None:
+        """Nothing is loaded yet."""
+        self.settings = settings
+        self.batcher: Batcher | None = None
+        self.began = time.time()
+        self._observe = observe
+
+    def load_models(self) -> None:
+        """Load every model and measure its cost; a second call replaces them without losing a request."""
+        settings = self.settings
+        batcher = Batcher(
+            {model.name: load(model) for model in settings.models},
+            deadline=settings.deadline_ms / 1e3 or None,
+            weights={model.name: model.weight for model in settings.models},
+            cache_bytes=settings.cache_bytes,
+            observe=self._observe,
+        )
+        old, self.batcher = self.batcher, batcher
+        if old is not None:
+            old.close(settings.drain_timeout)
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        if self.batcher is not None:
+            self.batcher.close(self.settings.drain_timeout)
+
+    @property
+    def ready(self) -> Batcher:
+        """The batcher; raises ClosedError while there is none."""
+        if self.batcher is None:
+            raise ClosedError("The models are being loaded.", 1.0)
+        return self.batcher
+
+    def model(self, name: str | None, tasks: Sequence[str]) -> tuple[str, Pipeline]:
+        """The served model of that name, or without one the first that has one of ``tasks``; raises InputError."""
+        pipelines = self.ready.pipelines
+        if name is not None and name not in pipelines:
+            raise UnknownModelError(f"model {name[:80]!r} is not served; there are {', '.join(pipelines)}.")
+        for each, pipe in pipelines.items():
+            if name in (None, each) and pipe.task in tasks:
+                return each, pipe
+        served = f"Model {name!r} is" if name else "No model that is served is"
+        raise InputError(f"{served} for {' or '.join(tasks)}.")
+
+    async def answers(
+        self,
+        request: Request,
+        submit: Callable[[Any, dict[str, Any]], Future[Any]],
+        inputs: Sequence[Any],
+        *,
+        return_errors: bool = False,
+    ) -> list[Any]:
+        """The answer to each input, in order; with ``return_errors`` a DistilfastError in the place of one.
+
+        Otherwise the first error ends the request. What is not needed any more is taken back, also where the client
+        goes away.
+        """
+        most = self.settings.most_texts
+        if not 0 < len(inputs) <= most:
+            raise InputError(f"The request has {len(inputs)} inputs; 1 to {most} are allowed.")
+        limits = Limits.of(request)
+        options = {"deadline": limits.deadline, "priority": limits.priority, "client": limits.client}
+        futures: list[Future[Any] | DistilfastError] = []
+        try:
+            for i, given in enumerate(inputs):
+                try:
+                    futures.append(submit(given, options))
+                except DistilfastError as error:
+                    if not return_errors:
+                        raise _numbered(error, i, len(inputs)) from None
+                    futures.append(error)
+                if i % 16 == 15:
+                    await asyncio.sleep(0)  # others are served while many texts are tokenised
+            return await _unless_gone(request, _gathered(futures, return_errors))
+        finally:
+            for future in futures:
+                if isinstance(future, Future):
+                    future.cancel()
+
+
+def _numbered(error: DistilfastError, i: int, count: int) -> DistilfastError:
+    """The pipelines call the only input that they see input 0."""
+    if count > 1 and isinstance(error, InputError):
+        for word in ("Input", "Text"):
+            if str(error).startswith(f"{word} 0 "):
+                return InputError(f"{word} {i} {str(error)[len(word) + 3 :]}")
+    return error
+
+
+async def _gathered(futures: Sequence[Future[Any] | DistilfastError], return_errors: bool) -> list[Any]:
+    found = []
+    for future in futures:
+        if isinstance(future, DistilfastError):
+            found.append(future)
+            continue
+        try:
+            found.append(await asyncio.wrap_future(future))
+        except DistilfastError as error:
+            if not return_errors:
+                raise
+            found.append(error)
+    return found
+
+
+async def _unless_gone(request: Request, answer: Awaitable[list[Any]]) -> list[Any]:
+    """``answer``, or ClientGone as soon as the client has closed its connection."""
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for each in (task, gone):
+            if not each.done():
+                each.cancel()
+                with suppress(asyncio.CancelledError):
+                    await each
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class ClientGone(Exception):
+    """The client has closed its connection, and nobody reads the answer."""

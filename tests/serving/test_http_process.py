@@ -1,0 +1,148 @@
+"""`distilfast serve` as a process: its signals, a reload, and what it says where it cannot start."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Client
+
+TIMEOUT_S = 60
+COMMAND = [sys.executable, "-c", "from distilfast.cli import main; main()", "serve"]
+SLOW = {"dim": 128, "n_heads": 4, "hidden_dim": 512, "max_position_embeddings": 512}
+"""On the reference backend a text of 500 tokens takes some 0.1 s."""
+
+Make = Callable[..., Path]
+
+
+@contextmanager
+def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """The server, ready, on a free port; killed at the end, unless it has ended."""
+    command = [*COMMAND, *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        try:
+            port = None
+            for line in running.stderr:
+                if found := re.search(r"at http://127\.0\.0\.1:(\d+)", line):
+                    port = int(found[1])
+                if "Ready" in line:
+                    break
+            assert port is not None
+            threading.Thread(target=running.stderr.read, daemon=True).start()
+            yield running, Client(port)
+        finally:
+            running.kill()
+
+
+def running_batches(client: Client) -> float:
+    lines = client.get("/metrics")[1].splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("distilfast_running "))
+
+
+def test_sigterm_answers_what_has_been_accepted(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("distilbert", "feature-extraction", config=SLOW)
+    arguments = ("embedder=" + str(directory), "--backend", "reference", "--precision", "fp64", "--deadline-ms", "0")
+    with process(*arguments) as (running, client), ThreadPoolExecutor(6) as callers:
+        text = "a b c d " * 120
+        asked = [callers.submit(client.post, "/embed", {"inputs": text}) for _ in range(6)]
+        while not running_batches(client):
+            assert not all(each.done() for each in asked)
+        running.send_signal(signal.SIGTERM)
+        answers = [each.result(TIMEOUT_S) for each in asked]
+        assert [status for status, _ in answers] == [200] * 6
+        assert all(answer == answers[0][1] for _, answer in answers)
+        assert running.wait(TIMEOUT_S) == 0
+        with pytest.raises(ConnectionRefusedError):
+            client.get("/live")
+
+
+def test_a_second_sigterm_ends_at_once(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("distilbert", "feature-extraction", config=SLOW)
+    arguments = ("embedder=" + str(directory), "--backend", "reference", "--precision", "fp64", "--deadline-ms", "0")
+    with process(*arguments) as (running, client), ThreadPoolExecutor(4) as callers:
+        texts = ["a b c d " * 120] * 120  # a minute of work
+        asked = [callers.submit(client.post, "/embed", {"inputs": texts}) for _ in range(4)]
+        while not running_batches(client):
+            assert not any(each.done() for each in asked)
+        running.send_signal(signal.SIGTERM)
+        while True:  # until it has been noticed
+            try:
+                socket.create_connection(("127.0.0.1", client.port), timeout=TIMEOUT_S).close()
+            except ConnectionError:
+                break
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(TIMEOUT_S / 2) is not None
+        assert all(each.exception(TIMEOUT_S) is not None or each.result()[0] >= 500 for each in asked)
+
+
+def test_sighup_replaces_the_models_without_losing_a_request(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    served = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint("distilbert", "feature-extraction", seed=1), tmp_path / "first")
+    shutil.copytree(tiny_checkpoint("distilbert", "feature-extraction", seed=2), tmp_path / "second")
+    served.symlink_to(tmp_path / "first")
+    with process(served) as (running, client):
+        first = client.post("/embed", {"inputs": "a b"})[1]
+        (tmp_path / "link").symlink_to(tmp_path / "second")
+        os.replace(tmp_path / "link", served)
+        running.send_signal(signal.SIGHUP)
+        seen = []
+        for _ in range(20_000):
+            status, answer = client.post("/embed", {"inputs": "a b"})
+            assert status == 200
+            seen.append(answer)
+            if answer != first:
+                break
+        second = seen[-1]
+        assert second != first
+        assert client.post("/embed", {"inputs": "a b"})[1] == second
+
+        shutil.rmtree(tmp_path / "second")  # what cannot be loaded changes nothing
+        running.send_signal(signal.SIGHUP)
+        assert all(client.post("/embed", {"inputs": "a b"}) == (200, second) for _ in range(200))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "There is no model to serve; name one, as in: distilfast serve MODEL."),
+        (["nowhere/model"], "nowhere/model"),
+        (["a", "--port", "99999"], "port is 99999; a number from 0 to 65535 is needed."),
+        (["a", "--host", "no.such.host.invalid"], "cannot be listened at:"),
+        (["a", "--task", "b=ner"], "task 'b=ner' names no model; there are a."),
+        (["a", "--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
+    ],
+)
+def test_where_it_cannot_start_it_says_why(arguments: list[str], sentence: str) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(tiny_checkpoint: Make) -> None:
+    directory = tiny_checkpoint("distilbert", "feature-extraction")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [*COMMAND, str(directory), "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"127.0.0.1:{port} cannot be listened at: Address already in use.")
+
+
+def test_show_config_starts_nothing() -> None:
+    done = subprocess.run([*COMMAND, "a", "--show-config"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0
+    assert '"port": {"value": 8000, "from": "default"}' in done.stdout

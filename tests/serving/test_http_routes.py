@@ -1,0 +1,170 @@
+"""Each route over HTTP: its answers are those of the pipelines."""
+
+from __future__ import annotations
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Client
+
+from distilfast.pipelines.base import Pipeline
+
+Pipes = dict[str, Pipeline]
+TEXTS = ["a b c", "d", "e f g h"]
+
+
+def answered(client: Client, path: str, body: dict[str, Any], **headers: str) -> Any:
+    status, answer = client.post(path, body, **headers)
+    assert status == 200, answer
+    return answer
+
+
+def test_embed(client: Client, pipelines: Pipes) -> None:
+    want = pipelines["embedder"].embed(TEXTS)  # type: ignore[attr-defined]
+    found = answered(client, "/embed", {"inputs": TEXTS})
+    assert np.array(found, np.float32).tobytes() == want.tobytes()
+    assert answered(client, "/embed", {"inputs": TEXTS[0]}) == found[:1]
+    raw = answered(client, "/embed", {"inputs": TEXTS, "normalize": False})
+    assert np.array(raw, np.float32).tobytes() == pipelines["embedder"].embed(TEXTS, normalize=False).tobytes()  # type: ignore[attr-defined]
+
+
+def test_embed_with_fewer_dimensions(client: Client, pipelines: Pipes) -> None:
+    want = pipelines["embedder"].embed(TEXTS)[:, :8].astype(np.float64)  # type: ignore[attr-defined]
+    want /= np.linalg.norm(want, axis=1, keepdims=True)
+    assert answered(client, "/embed", {"inputs": TEXTS, "dimensions": 8}) == pytest.approx(want, abs=1e-6)
+    status, answer = client.post("/embed", {"inputs": TEXTS, "dimensions": 33})
+    assert (status, answer["error"]) == (422, "dimensions is 33; the vectors have 32.")
+
+
+def test_embed_all(client: Client, pipelines: Pipes) -> None:
+    assert answered(client, "/embed_all", {"inputs": TEXTS}) == [each[0] for each in pipelines["embedder"](TEXTS)]
+
+
+def test_predict(client: Client, pipelines: Pipes) -> None:
+    pipe = pipelines["intent"]
+    body = {"model": "intent"}
+    assert answered(client, "/predict", body | {"inputs": "a b"}) == pipe("a b", top_k=None)
+    pair = {"text": "a", "text_pair": "b"}
+    assert answered(client, "/predict", body | {"inputs": ["a", "b"]}) == pipe(pair, top_k=None)
+    assert answered(client, "/predict", body | {"inputs": [["a b"], ["a", "b"]]}) == pipe(["a b", pair], top_k=None)
+    raw = answered(client, "/predict", body | {"inputs": "a b", "raw_scores": True})
+    assert raw == pipe("a b", top_k=None, function_to_apply="none")
+
+
+def test_rerank(client: Client, pipelines: Pipes) -> None:
+    texts = ["a", "b c", "d e f", "g"]
+    pairs = [{"text": "a b", "text_pair": text} for text in texts]
+    scores = [labels[0]["score"] for labels in pipelines["reranker"](pairs, top_k=None, function_to_apply="sigmoid")]
+    order = sorted(range(4), key=lambda i: -scores[i])
+    body = {"model": "reranker", "query": "a b", "texts": texts, "return_text": True}
+    want = [{"index": i, "score": scores[i], "text": texts[i]} for i in order]
+    assert answered(client, "/rerank", body) == want
+    status, answer = client.post("/rerank", body | {"model": "intent"})
+    assert (status, answer["error"]) == (422, "Model 'intent' has 5 labels; a reranker has one.")
+
+
+def test_similarity(client: Client, pipelines: Pipes) -> None:
+    found = answered(client, "/similarity", {"inputs": {"source_sentence": "a b", "sentences": ["a b", "c d"]}})
+    vectors = pipelines["embedder"].embed(["a b", "c d"]).astype(np.float64)  # type: ignore[attr-defined]
+    assert found == pytest.approx([1.0, vectors[0] @ vectors[1]])
+
+
+def test_tokenize_and_decode(client: Client, pipelines: Pipes) -> None:
+    (tokens,) = answered(client, "/tokenize", {"inputs": "a b"})
+    ids = pipelines["embedder"].tokenizer.encode("a b").ids
+    assert [each["id"] for each in tokens] == ids
+    assert tokens[0] == {"id": ids[0], "text": "[CLS]", "special": True, "start": None, "stop": None}
+    assert tokens[2] == {"id": ids[2], "text": "b", "special": False, "start": 2, "stop": 3}
+    assert answered(client, "/tokenize", {"inputs": ["a"], "add_special_tokens": False}) == [[tokens[1]]]
+    assert answered(client, "/decode", {"ids": ids}) == answered(client, "/decode", {"ids": [ids]}) == ["a b"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "given", "options"),
+    [
+        ("/fill-mask", "masks", "a [MASK] b", {"top_k": 3}),
+        ("/ner", "entities", "a b c", {"aggregation_strategy": "simple"}),
+        ("/zero-shot", "labels", "a b", {"candidate_labels": ["c", "d e"]}),
+        ("/question-answering", "answers", {"question": "a?", "context": "a b c d"}, {"top_k": 2}),
+    ],
+)
+def test_tasks(client: Client, pipelines: Pipes, path: str, name: str, given: Any, options: dict[str, Any]) -> None:
+    body = {"inputs": given, "parameters": options}
+    assert answered(client, path, body) == pipelines[name](given, **options)
+    several = [pipelines[name](each, **options) for each in (given, given)]
+    assert answered(client, path, body | {"inputs": [given, given]}) == several
+
+
+def test_long_texts_are_read_in_windows(client: Client, pipelines: Pipes) -> None:
+    text = "a b c d " * 50
+    body = {"inputs": text, "parameters": {"stride": 4, "aggregation_strategy": "first"}}
+    assert answered(client, "/ner", body) == pipelines["entities"](text, stride=4, aggregation_strategy="first")
+
+
+def test_one_bad_text_of_several(client: Client, pipelines: Pipes) -> None:
+    """With ``errors`` it has its error in its place; without, the request names it."""
+    body = {"inputs": ["a", "b " * 200, "c"], "model": "embedder"}
+    found = answered(client, "/embed", body | {"errors": "return"})
+    assert found[0] == answered(client, "/embed", {"inputs": "a"})[0]
+    assert found[1]["error"].startswith("Text 0 has 202 tokens")
+    assert found[2] == answered(client, "/embed", {"inputs": "c"})[0]
+    status, answer = client.post("/embed", body)
+    assert status == 422
+    assert answer["error"].startswith("Text 1 has 202 tokens and the model 64 positions")
+    assert client.post("/embed", body | {"truncate": True})[0] == 200
+
+
+def test_openai(client: Client, pipelines: Pipes) -> None:
+    want = pipelines["embedder"].embed(TEXTS)  # type: ignore[attr-defined]
+    body = {"model": "embedder", "input": TEXTS}
+    answer = answered(client, "/v1/embeddings", body)
+    vectors = np.array([each["embedding"] for each in answer["data"]], np.float32)
+    assert vectors.tobytes() == want.tobytes()
+    assert [each["index"] for each in answer["data"]] == [0, 1, 2]
+    tokens = sum(len(pipelines["embedder"].tokenizer.encode(text).ids) for text in TEXTS)
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    coded = answered(client, "/v1/embeddings", body | {"encoding_format": "base64"})["data"]
+    assert b"".join(base64.b64decode(each["embedding"]) for each in coded) == want.tobytes()
+    short = answered(client, "/v1/embeddings", body | {"dimensions": 4, "user": "someone"})["data"]
+    assert {len(each["embedding"]) for each in short} == {4}
+    names = [each["id"] for each in client.get("/v1/models")[1]["data"]]
+    assert names == list(pipelines)
+    assert client.get("/v1/models/intent")[1]["id"] == "intent"
+
+
+def test_states(client: Client, pipelines: Pipes) -> None:
+    assert client.get("/live") == (200, "alive")
+    assert client.get("/health") == (200, "ready")
+    info = client.get("/info")[1]
+    assert [each["model_id"] for each in info["models"]] == list(pipelines)
+    assert info["models"][1]["model_type"]["classifier"]["id2label"]["4"] == "LABEL_4"
+    assert "reranker" in info["models"][2]["model_type"]
+
+
+def test_metrics_count(client: Client) -> None:
+    def value(name: str) -> float:
+        lines = client.get("/metrics")[1].splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    requests = 'distilfast_request_seconds_count{route="/embed",status="200"}'
+    before = value(requests), value("distilfast_inputs_answered_total")
+    answered(client, "/embed", {"inputs": TEXTS})
+    assert (value(requests), value("distilfast_inputs_answered_total")) == (before[0] + 1, before[1] + 3)
+
+
+def test_many_clients_at_once(client: Client, pipelines: Pipes) -> None:
+    """Of different routes, each with its own answer."""
+    texts = [" ".join("abcdefgh"[i % 8 : i % 8 + 1 + i % 5]) for i in range(120)]
+    want = {text: pipelines["intent"](text, top_k=None) for text in texts}
+    vectors = {text: pipelines["embedder"].embed(text)[0].tolist() for text in texts}  # type: ignore[attr-defined]
+
+    def ask(i: int) -> bool:
+        if i % 2:
+            return bool(answered(client, "/embed", {"inputs": texts[i]}) == [vectors[texts[i]]])
+        return bool(answered(client, "/predict", {"inputs": texts[i], "model": "intent"}) == want[texts[i]])
+
+    with ThreadPoolExecutor(16) as callers:
+        assert all(callers.map(ask, range(len(texts))))
