@@ -11,8 +11,6 @@ from distilfast.cli.options import Backend, Precision, Threads
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import ConfigError
 
-_DEFAULTS = "as the environment (DISTILFAST_SERVE_…), --config or the defaults say"
-
 
 def serve(
     models: Annotated[
@@ -25,6 +23,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen at.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
     deadline_ms: Annotated[float | None, typer.Option(help="For requests that name none; 0 for none.")] = None,
+    most_waiting: Annotated[
+        float | None, typer.Option(help="Seconds of work that may wait without a deadline.")
+    ] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Memory for answers that were given before.")] = None,
     keys: Annotated[Path | None, typer.Option(help="A file of API keys, NAME KEY a line.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="For TLS, a PEM file.")] = None,
@@ -38,7 +39,10 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every setting and its source.")] = False,
 ) -> None:
-    """Serve models over HTTP, with the routes of text-embeddings-inference and OpenAI."""
+    """Serve models over HTTP, with the routes of text-embeddings-inference and OpenAI.
+
+    A setting that no option gives is that of the environment, DISTILFAST_SERVE_PORT for --port, else of --config.
+    """
     with errors(as_json=False):
         from distilfast.serving.http import settings as known
 
@@ -46,6 +50,7 @@ def serve(
             "host": host,
             "port": port,
             "deadline_ms": deadline_ms,
+            "most_waiting": most_waiting,
             "cache_bytes": cache_bytes,
             "keys": keys,
             "certificate": certificate,

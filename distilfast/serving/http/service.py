@@ -92,6 +92,7 @@ class Service:
             deadline=settings.deadline_ms / 1e3 or None,
             weights={model.name: model.weight for model in settings.models},
             cache_bytes=settings.cache_bytes,
+            most_waiting=settings.most_waiting,
             observe=self._observe,
         )
         old, self.batcher = self.batcher, batcher

@@ -33,7 +33,8 @@ class ServedModel:
 class Settings:
     """What a server is told. Sizes are in bytes and times in seconds, unless the name says otherwise.
 
-    ``deadline_ms``: for requests that name none; 0 for none. ``keys``: a file with an API key a line, which is read
+    ``deadline_ms``: for requests that name none; 0 for none. ``most_waiting``: seconds of work that may wait without a
+    deadline. ``keys``: a file with an API key a line, which is read
     again when it changes; without it every client is served. ``certificate`` and ``private_key``: PEM files, for TLS.
     ``most_texts``: of one request. ``header_timeout``: within which a client has to send its request.
     """
@@ -42,6 +43,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     deadline_ms: float = 1000.0
+    most_waiting: float = 10.0
     cache_bytes: int = 0
     keys: str = ""
     certificate: str = ""
@@ -167,7 +169,14 @@ def _checked(settings: Settings) -> Settings:
             raise ConfigError(f"Two models are called {name!r}; give one another name, as NAME=PATH.")
         if "/" in name or not name.isprintable():
             raise ConfigError(f"A model is called {name!r}; a name has no slash.")
-    least = {"most_body_bytes": 1, "most_texts": 1, "most_connections": 1, "cache_bytes": 0, "deadline_ms": 0}
+    least = {
+        "most_body_bytes": 1,
+        "most_texts": 1,
+        "most_connections": 1,
+        "cache_bytes": 0,
+        "most_waiting": 0.1,
+        "deadline_ms": 0,
+    }
     for name, value in (least | {"drain_timeout": 0, "header_timeout": 0.1}).items():
         if not getattr(settings, name) >= value:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}; at least {value} is needed.")
