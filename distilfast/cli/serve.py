@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen at.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
     deadline_ms: Annotated[float | None, typer.Option(help="For requests that name none; 0 for none.")] = None,
-    most_waiting: Annotated[
-        float | None, typer.Option(help="Seconds of work that may wait without a deadline.")
-    ] = None,
+    most_waiting: Annotated[float | None, typer.Option(help="Seconds of work without a deadline that wait.")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Memory for answers that were given before.")] = None,
     keys: Annotated[Path | None, typer.Option(help="A file of API keys, NAME KEY a line.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="For TLS, a PEM file.")] = None,
@@ -44,6 +43,8 @@ def serve(
     A setting that no option gives is that of the environment, DISTILFAST_SERVE_PORT for --port, else of --config.
     """
     with errors(as_json=False):
+        if sys.version_info < (3, 11):
+            raise ConfigError("The server needs Python 3.11 or newer.")
         from distilfast.serving.http import settings as known
 
         flags: dict[str, Any] = {

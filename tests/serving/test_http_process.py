@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Client
+from typer.testing import CliRunner
+
+from distilfast.cli import app
 
 TIMEOUT_S = 60
 COMMAND = [sys.executable, "-c", "from distilfast.cli import main; main()", "serve"]
@@ -118,18 +122,26 @@ def test_sighup_replaces_the_models_without_losing_a_request(tiny_checkpoint: Ma
     ("arguments", "sentence"),
     [
         ([], "There is no model to serve; name one, as in: distilfast serve MODEL."),
-        (["nowhere/model"], "nowhere/model"),
         (["a", "--port", "99999"], "port is 99999; a number from 0 to 65535 is needed."),
-        (["a", "--host", "no.such.host.invalid"], "cannot be listened at:"),
+        (["a", "--host", "no.such.host.invalid"], "no.such.host.invalid:8000 cannot be listened at:"),
         (["a", "--task", "b=ner"], "task 'b=ner' names no model; there are a."),
         (["a", "--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
+        (["a", "--keys", "nowhere"], "nowhere cannot be read: No such file or directory."),
     ],
 )
 def test_where_it_cannot_start_it_says_why(arguments: list[str], sentence: str) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert done.exit_code == 2
     assert sentence in done.stderr
+    assert not isinstance(done.exception, Exception)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [*COMMAND, "nowhere/model", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    assert "nowhere/model" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
@@ -144,6 +156,6 @@ def test_a_port_that_is_taken(tiny_checkpoint: Make) -> None:
 
 
 def test_show_config_starts_nothing() -> None:
-    done = subprocess.run([*COMMAND, "a", "--show-config"], capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0
-    assert '"port": {"value": 8000, "from": "default"}' in done.stdout
+    done = CliRunner().invoke(app, ["serve", "a", "--show-config"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["port"] == {"value": 8000, "from": "default"}

@@ -52,6 +52,8 @@ def test_predict(client: Client, pipelines: Pipes) -> None:
     assert answered(client, "/predict", body | {"inputs": [["a b"], ["a", "b"]]}) == pipe(["a b", pair], top_k=None)
     raw = answered(client, "/predict", body | {"inputs": "a b", "raw_scores": True})
     assert raw == pipe("a b", top_k=None, function_to_apply="none")
+    best = answered(client, "/predict", body | {"inputs": "a b", "parameters": {"top_k": 2}})
+    assert best == pipe("a b", top_k=2)
 
 
 def test_rerank(client: Client, pipelines: Pipes) -> None:
@@ -87,7 +89,6 @@ def test_tokenize_and_decode(client: Client, pipelines: Pipes) -> None:
     [
         ("/fill-mask", "masks", "a [MASK] b", {"top_k": 3}),
         ("/ner", "entities", "a b c", {"aggregation_strategy": "simple"}),
-        ("/zero-shot", "labels", "a b", {"candidate_labels": ["c", "d e"]}),
         ("/question-answering", "answers", {"question": "a?", "context": "a b c d"}, {"top_k": 2}),
     ],
 )
@@ -96,6 +97,15 @@ def test_tasks(client: Client, pipelines: Pipes, path: str, name: str, given: An
     assert answered(client, path, body) == pipelines[name](given, **options)
     several = [pipelines[name](each, **options) for each in (given, given)]
     assert answered(client, path, body | {"inputs": [given, given]}) == several
+
+
+def test_zero_shot(client: Client, pipelines: Pipes) -> None:
+    options = {"candidate_labels": ["c", "d e"]}
+    want = pipelines["labels"]("a b", **options)
+    found = answered(client, "/zero-shot", {"inputs": "a b", "parameters": options})
+    assert [each["label"] for each in found] == want["labels"]
+    assert [each["score"] for each in found] == want["scores"]
+    assert answered(client, "/zero-shot", {"inputs": ["a b"], "parameters": options}) == [found]
 
 
 def test_long_texts_are_read_in_windows(client: Client, pipelines: Pipes) -> None:

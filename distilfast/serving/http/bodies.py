@@ -38,9 +38,13 @@ class EmbedAll(Body):
 
 
 class Predict(Body):
-    """``/predict``: a text, a pair [a, b], or a list of texts [a] and pairs [a, b]."""
+    """``/predict``: a text, a pair [a, b], or a list of texts [a] and pairs [a, b].
+
+    ``parameters`` are options of the pipeline, as huggingface_hub sends them.
+    """
 
     inputs: str | list[str] | list[list[str]]
+    parameters: dict[str, Any] = Field(default_factory=dict)
     raw_scores: bool = False
     truncate: bool = False
     truncation_direction: Literal["Right", "right"] = "Right"
@@ -71,6 +75,7 @@ class Similarity(Body):
     """``/similarity``: cosines of the source sentence with each other one."""
 
     inputs: Sentences
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=0)
 
 
 class Tokenize(Body):

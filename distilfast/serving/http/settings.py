@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import tomllib
+
 from distilfast.errors import ConfigError
 
 PREFIX = "DISTILFAST_SERVE_"
 """Of environment variables: ``DISTILFAST_SERVE_PORT`` is the setting ``port``."""
+
+
+_LEAST = {
+    "deadline_ms": 0,
+    "most_waiting": 0.1,
+    "cache_bytes": 0,
+    "most_body_bytes": 1,
+    "most_texts": 1,
+    "most_connections": 1,
+    "header_timeout": 0.1,
+    "drain_timeout": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -101,10 +114,6 @@ def with_tasks(models: Sequence[ServedModel], tasks: Sequence[str]) -> tuple[Ser
 
 
 def _from_file(settings: Settings, file: Path) -> Settings:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
         read = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -51,19 +51,15 @@ def routes(service: Service) -> APIRouter:
     @router.post("/predict")
     async def predict(body: bodies.Predict, request: Request) -> list[Any]:
         """Every label of each text or pair with its score, best first."""
-        name, _ = service.model(body.model, CLASSIFYING)
+        name, pipe = service.model(body.model, CLASSIFYING)
         inputs, alone = _texts_and_pairs(body.inputs)
-        function = "none" if body.raw_scores else None
+        wanted = {"top_k": None, "truncation": body.truncate or None} | body.parameters
+        if body.raw_scores:
+            wanted["function_to_apply"] = "none"
+        pipe.check_names(wanted)
 
         def submit(given: Any, options: dict[str, Any]) -> Future[Any]:
-            return service.ready.submit(
-                given,
-                model=name,
-                top_k=None,
-                truncation=body.truncate or None,
-                function_to_apply=function,
-                **options,
-            )
+            return service.ready.submit(given, model=name, **(wanted | options))
 
         found = await _answers(service, request, body, submit, inputs)
         return found[0] if alone and isinstance(found[0], list) else found
@@ -138,8 +134,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/zero-shot")
     async def zero_shot(body: bodies.ZeroShot, request: Request) -> Any:
-        """The candidate labels of each text, best first."""
-        return await _of_task(service, request, body, "zero-shot-classification")
+        """The candidate labels of each text with their scores, best first."""
+        found = await _of_task(service, request, body, "zero-shot-classification")
+        return [_scored(each) for each in found] if isinstance(body.inputs, list) else _scored(found)
 
     @router.post("/question-answering")
     async def question_answering(body: bodies.QuestionAnswering, request: Request) -> Any:
@@ -198,6 +195,14 @@ async def _of_task(service: Service, request: Request, body: Any, task: str) -> 
     several = isinstance(body.inputs, list)
     found = await _answers(service, request, body, submit, body.inputs if several else [body.inputs])
     return _plain(found if several else found[0])
+
+
+def _scored(answer: dict[str, Any]) -> Any:
+    """The pipeline's answer as huggingface_hub reads it; an error as it is."""
+    if "error" in answer:
+        return answer
+    pairs = zip(answer["labels"], answer["scores"], strict=True)
+    return [{"label": label, "score": score} for label, score in pairs]
 
 
 def _plain(value: Any) -> Any:
