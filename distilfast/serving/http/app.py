@@ -21,8 +21,8 @@ import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
 from distilfast.serving.http import openai, tei
 from distilfast.serving.http.keys import Keys
-from distilfast.serving.http.metrics import Metrics
 from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, RequestLog
+from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
 

@@ -109,6 +109,19 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
 
+_DISCARDED = 16 << 20
+"""Bytes of a body that is too large which are read all the same: who is still sending would not read the answer."""
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    read = 0
+    while read < most:
+        message = await receive()
+        read += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+
+
 class DeclaredLength:
     """Answers 413 to a request that declares more than ``most`` bytes; FastAPI counts those that declare none."""
 
