@@ -96,7 +96,7 @@ def load_onnxruntime(precision: str, task: str, checkpoint: str, threads: int, s
     torch.set_num_threads(threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    path = _quantised(_exported(task, checkpoint, scratch), checkpoint)
+    path = quantised(exported(task, checkpoint, scratch), checkpoint)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     model = getattr(transformers, AUTO[task]).from_pretrained(checkpoint).eval()
     names = OUTPUTS.get(task, ["logits"])
@@ -122,7 +122,7 @@ def _in_transformers(model: Any, task: str, checkpoint: str) -> Timed:
     return Timed(call, f"transformers {transformers.__version__}")
 
 
-def _exported(task: str, checkpoint: str, scratch: Path) -> Path:
+def exported(task: str, checkpoint: str, scratch: Path) -> Path:
     path = scratch / f"{task}.onnx"
     if not path.exists():
         import torch
@@ -147,7 +147,7 @@ def _exported(task: str, checkpoint: str, scratch: Path) -> Path:
     return path
 
 
-def _quantised(path: Path, checkpoint: str) -> Path:
+def quantised(path: Path, checkpoint: str) -> Path:
     """Fused by ONNX Runtime's transformer optimiser, then dynamic int8 with a scale for each output channel."""
     quantised = path.with_suffix(".int8.onnx")
     if not quantised.exists():
