@@ -87,7 +87,7 @@ class Batcher:
     ``weights``: the models' shares of the processor while several have work. ``cache_bytes``: memory for answers that
     were given before. ``most_waiting``: seconds of work that may wait without a deadline; beyond it requests are
     refused. ``curves``: what was measured of a model's cost before (``batcher.curves``); others are measured now, which
-    takes some 40 forwards. ``observe`` is called with the Timing of each answer, in the thread that made it.
+    takes some 20 forwards. ``observe`` is called with the Timing of each answer, in the thread that made it.
 
     Threads begin with the first request, in a forked child with its first one; ``close`` ends them.
     """
@@ -487,7 +487,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def measured_curve(pipe: Pipeline) -> Curve:
-    """What forwards of ``pipe`` cost, from some 40 of them."""
+    """What forwards of ``pipe`` cost, from some 20 of them."""
     engine = pipe.engine
     text = pipe.tokenizer.encode("a").ids
     token = text[len(text) // 2]

@@ -18,10 +18,13 @@ from distilfast.errors import InputError
 SHORT = 16
 """Tokens of a short sequence: the lengths at which the piecewise linear part is measured."""
 
-TOKENS = (8, 16, 32, 64, 128, 256, 512)
+TOKENS = (8, 16, 32, 64, 128)
 """The batches, in tokens, through which the piecewise linear part goes."""
 
-ROUNDS = 5
+LONG = 256
+"""Tokens of the sequence by which attention is measured."""
+
+ROUNDS = 3
 
 _SMOOTHING = 0.05
 _TAIL_STEP = 0.01
@@ -80,7 +83,7 @@ class Curve:
 def measure(
     forward: Callable[[Sequence[int]], object],
     *,
-    longest: int = TOKENS[-1],
+    longest: int = LONG,
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Curve:
@@ -91,7 +94,7 @@ def measure(
     """
     points = [tokens for tokens in TOKENS if tokens <= max(longest, TOKENS[1])]
     batches = [[tokens] if tokens < SHORT else [SHORT] * (tokens // SHORT) for tokens in points]
-    longest = min(longest, points[-1])
+    longest = min(longest, LONG)
     batches.append([longest])
     taken: list[list[float]] = [[] for _ in batches]
     forward(batches[0])  # the first forward of an engine allocates
