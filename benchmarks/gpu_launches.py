@@ -116,6 +116,13 @@ def _k_tiles(k: int) -> int:
     return ceil(k * ELEMENT / _number("linear/packing.cuh", "k_tile_bytes"))
 
 
+def persistent_blocks() -> int:
+    """Of the persistent kernel on each multiprocessor."""
+    found = re.search(r"__launch_bounds__\(block_threads, (\d+)\) persistent_kernel", _source("persistent.cu"))
+    assert found is not None
+    return int(found[1])
+
+
 def persistent_rows() -> int:
     """The most tokens that the persistent kernel takes."""
     return _number("op_list.h", "max_persistent_rows")
@@ -305,66 +312,75 @@ def persistent(config: ModelConfig, lengths: Sequence[int]) -> list[Launch] | No
 
 
 def triton_graph(config: ModelConfig, lengths: Sequence[int]) -> list[Launch]:
-    """What the Triton backend launches for a batch, after the copy of its inputs."""
-    weights, launches = _recorded(config, bucket_for(sum(lengths)), bucket_for(len(lengths)))
-    names = {id(weight): name for name, weight in weights.items()}
-    found = [_copy(4 * (5 * bucket_for(sum(lengths)) + 2 * bucket_for(len(lengths)) + 3))]
-    for launch in launches:
-        found.append(_triton_launch(config, lengths, launch, names))
-    return found
+    """What the Triton backend launches for a batch; the head's tiles are those of 16 rows."""
+    recorded = _recorded(config, bucket_for(sum(lengths)))
+    found = [
+        _triton_launch(config, lengths, launch, part)
+        for launch, part in zip(recorded, _parts(config, recorded), strict=True)
+    ]
+    if found[0].part == "copy":
+        return found
+    return [_copy(4 * (5 * bucket_for(sum(lengths)) + 2 * bucket_for(len(lengths)) + 3)), *found]
 
 
-def _recorded(config: ModelConfig, tokens: int, rows: int) -> tuple[dict[str, Any], list[Any]]:
-    """(The weights, the launches) of a forward on a bucket; a gather is a launch too."""
+def _recorded(config: ModelConfig, tokens: int) -> list[Any]:
+    """The launches of a forward on a bucket that gives all tokens' hidden states; a gather is one too."""
     import torch
 
-    from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
+    from distilfast.kernels import ahead
     from distilfast.kernels.launch import Launch as Recorded
-    from distilfast.kernels.launch import recording
 
-    dtype = torch.bfloat16
-    weights = {
-        name: torch.empty(shape, dtype=stored_as(name, dtype), device="meta")
-        for name, shape in weights_of(config).items()
-    }
-    encoder = Encoder(weights, config, head_for(config, TASK), dtype, "sm_90")
-    shape = Shape(tokens, rows=rows, all_rows=False, hidden=True)
-    select = torch.index_select
-    with recording() as found:
+    select, gathers = torch.index_select, []
 
-        def gather(x: torch.Tensor, dim: int, index: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-            found.append(Recorded("gather", (len(index),), (x, out), {}))
-            return out
+    def gather(x: torch.Tensor, dim: int, index: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        gathers.append(Recorded("gather", (len(index),), (x, out), {}))
+        return out
 
-        torch.index_select = gather  # type: ignore[assignment]
-        try:
-            encoder.run(shape, encoder.buffers(shape, Arena(torch.empty(1 << 46, dtype=torch.uint8, device="meta"))))
-        finally:
-            torch.index_select = select
-    return weights, found
+    torch.index_select = gather  # type: ignore[assignment]
+    try:
+        found = ahead.launches(config, "sm_90", torch.bfloat16, tokens)
+    finally:
+        torch.index_select = select
+    # Two forwards: the second one has the last layer compute the rows of the head alone.
+    first = [i for i, each in enumerate(found) if each.kernel is found[0].kernel][1]
+    before_head = next(i for i, each in enumerate(found) if each.kernel.__name__.startswith("embed")) + 1
+    before_head += len(_LAYER) * config.num_layers
+    return [*found[:before_head], *gathers[: len(gathers) // 2], *found[before_head:first]]
+
+
+_LAYER = ("qkv", "attention", "attention_out", "LayerNorm", "ffn_in", "ffn_out", "LayerNorm")
+
+
+def _parts(config: ModelConfig, launches: Sequence[Any]) -> Iterator[str]:
+    """Of each launch, by the order of the encoder: what comes before embed receives the inputs."""
+    at_embed = next(i for i, each in enumerate(launches) if _name(each).startswith("embed"))
+    yield from ["copy"] * at_embed
+    yield "embed"
+    yield from _LAYER * config.num_layers
+    yield from ["head"] * (len(launches) - at_embed - 1 - len(_LAYER) * config.num_layers)
 
 
 def triton_overlaps_predecessor() -> bool:
     """The same of Triton's: whether every kernel is launched so."""
     from distilfast.kernels import launch
 
-    return "launch_pdl=True" in Path(launch.__file__).read_text(encoding="utf-8")
+    return "launch_pdl" in Path(launch.__file__).read_text(encoding="utf-8")
 
 
-def _triton_launch(config: ModelConfig, lengths: Sequence[int], launch: Any, names: dict[int, str]) -> Launch:
-    """A recorded launch with the work of a batch; its part is that of the weights among its arguments."""
+def _triton_launch(config: ModelConfig, lengths: Sequence[int], launch: Any, part: str) -> Launch:
+    """A recorded launch with the work of a batch."""
     name, width = _name(launch), config.hidden_size
     tensors = [each for each in (getattr(each, "base", each) for each in launch.arguments) if hasattr(each, "dtype")]
-    weight = next((names[id(each)] for each in tensors if id(each) in names), "")
-    part = next((part for part in PARTS if f".{part}." in f".{weight}"), "LayerNorm")
-    part = "head" if weight.startswith("head.") else part
     rows = len(lengths) if part == "head" else sum(lengths)
+    if part == "copy":
+        return replace(_copy(tensors[0].numel() * tensors[0].element_size()), kernel=name, grid=launch.grid)
     if name.startswith("embed"):
-        return _triton_rows("embed", launch, rows, len(tensors[0]), config, reads=2 * ELEMENT * width)
+        return _triton_rows(part, launch, rows, len(tensors[0]), config, reads=2 * ELEMENT * width)
     if name.startswith("attention"):
         return _triton_attention(config, lengths, launch)
-    if name.startswith("linear"):
-        return _triton_linear(part, launch, _matrix(tensors, names), _output(tensors, names), rows)
+    if name.endswith("linear"):
+        _, weight, *_, out = [each for each in tensors if each.dim() > 1]
+        return _triton_linear(part, launch, tuple(weight.shape), out, rows)
     if name.startswith("add_layer_norm"):
         splits, bucket, _ = tensors[0].shape
         reads = splits * tensors[0].element_size() * width
@@ -374,15 +390,6 @@ def _triton_launch(config: ModelConfig, lengths: Sequence[int], launch: Any, nam
         size = len(lengths) * width * tensors[0].element_size()
         return Launch("head", "gather", launch.grid, len(lengths), 128, reads=size, writes=size, steps=1)
     raise SystemExit(f"error: benchmarks/gpu_launches.py does not know the kernel {name}.")
-
-
-def _matrix(tensors: Sequence[Any], names: dict[int, str]) -> tuple[int, ...]:
-    return next(tuple(each.shape) for each in tensors if names.get(id(each), "").endswith(".weight"))
-
-
-def _output(tensors: Sequence[Any], names: dict[int, str]) -> Any:
-    """The last matrix that is no weight: kernels take their inputs first."""
-    return [each for each in tensors if id(each) not in names and each.dim() > 1][-1]
 
 
 def _triton_linear(part: str, launch: Any, shape: tuple[int, ...], out: Any, rows: int) -> Launch:

@@ -150,7 +150,7 @@ def resident_blocks(launch: Launch) -> int:
 
 def launch_seconds(launch: Launch, gpu: Gpu, now: Values, *, resident: int, from_memory: bool = True) -> float:
     """``from_memory``: the weights are read from device memory, and not prefetched into L2."""
-    if launch.kernel == "copy":
+    if launch.part == "copy":
         return now["copy"] + launch.reads / PCIE_BANDWIDTH
     busiest = ceil(launch.blocks / MULTIPROCESSORS)
     waves, together = ceil(busiest / resident), min(resident, busiest)
@@ -169,7 +169,7 @@ def launch_seconds(launch: Launch, gpu: Gpu, now: Values, *, resident: int, from
 
 
 def _family(kernel: str) -> str:
-    return next(name for name in ROUNDS if kernel.startswith(name))
+    return next(name for name in ROUNDS if name in kernel.split("persistent_"))
 
 
 def tensor_share(launch: Launch, now: Values) -> float:
@@ -218,11 +218,11 @@ def triton_parts(launches: Sequence[Launch], gpu: Gpu, now: Values) -> dict[str,
 
 
 def persistent_parts(launches: Sequence[Launch], gpu: Gpu, now: Values) -> dict[str, float]:
-    """One block on each multiprocessor; a linear finds the W that was prefetched, or waits for memory."""
+    """A few blocks on each multiprocessor; a linear finds the W that was prefetched, or waits for memory."""
     parts = dict.fromkeys((*PARTS[1:-1], "gaps", "host", "head"), 0.0)
-    parts["host"], weights = now["cuda_host"], 0.0
+    parts["host"], weights, blocks = now["cuda_host"], 0.0, gpu_launches.persistent_blocks()
     for launch in launches:
-        seconds = launch_seconds(launch, gpu, now, resident=1, from_memory=False)
+        seconds = launch_seconds(launch, gpu, now, resident=blocks, from_memory=False)
         if launch.part == "copy":
             parts["host"] += seconds
             parts["gaps"] += now["gap"]

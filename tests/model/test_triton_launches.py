@@ -22,6 +22,10 @@ import torch
 __all__ = ["simulated_cuda"]
 
 
+def name_of(launch) -> str:
+    return launch.kernel.__name__.removesuffix("_kernel")
+
+
 @pytest.mark.parametrize("lengths", [(16,), (5, 30)], ids=str)
 def test_the_graph_is_counted_as_it_is_captured(tiny_checkpoint, simulated_cuda, lengths):
     """In fp16, whose tiles are those of bf16: the interpreter's bf16 is wrong."""
@@ -32,10 +36,8 @@ def test_the_graph_is_counted_as_it_is_captured(tiny_checkpoint, simulated_cuda,
     engine.encode_with_logits(PackedBatch.from_sequences([rng.integers(0, 200, n).tolist() for n in lengths]))
     [runner] = engine._backend._runners.values()
     made = [
-        (each.func.__name__, None) if isinstance(each, partial) else (each.kernel.__name__, each.grid)
-        for each in runner._graph.work
+        ("gather", None) if isinstance(each, partial) else (name_of(each), each.grid) for each in runner._graph.work
     ]
     counted = [each for each in gpu_launches.triton_graph(engine.config, lengths) if each.kernel != "copy"]
-    assert made == [
-        ("index_select", None) if each.kernel == "gather" else (f"{each.kernel}_kernel", each.grid) for each in counted
-    ]
+    assert [name for name, _ in made] == [each.kernel for each in counted]
+    assert all(grid in (each.grid, None) for (_, grid), each in zip(made, counted, strict=True))
