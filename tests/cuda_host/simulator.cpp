@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 namespace cuda_host {
 
@@ -411,9 +412,37 @@ std::string Device::deadlock(std::size_t count) const {
   return "";
 }
 
+namespace {
+
+// Every launch since the last call of simulated_launches, a line each; nothing before its first call.
+std::optional<std::string>& launches() {
+  static std::optional<std::string> all;
+  return all;
+}
+
+void note(const Launch& launch) {
+  if (!launches()) return;
+  *launches() += launch.kernel;
+  for (const unsigned number : {launch.grid.x, launch.grid.y, launch.grid.z, launch.size.x})
+    *launches() += " " + std::to_string(number);
+  *launches() += " " + std::to_string(launch.shared_bytes) + "\n";
+}
+
+}  // namespace
+
+// For tests that use ctypes: lines of kernel, grid, threads and bytes of shared memory.
+extern "C" __attribute__((visibility("default"))) const char* simulated_launches() {
+  static std::string returned;
+  const std::lock_guard guard(device().mutex);
+  returned = launches().value_or("");
+  launches() = "";
+  return returned.c_str();
+}
+
 void Device::run(const Launch& launch, const std::function<void()>& kernel) {
   const std::lock_guard guard(mutex);
   const std::size_t count = std::size_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  note(launch);
   if (count == 0 || launch.size.x == 0 || launch.size.x > 1024 || launch.grid.y > 65535 || launch.grid.z > 65535 ||
       launch.cluster == 0 || launch.grid.x % launch.cluster != 0)
     throw Error("The launch of " + launch.kernel + " has an impossible grid.");
