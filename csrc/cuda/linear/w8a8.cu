@@ -140,29 +140,46 @@ struct W8A8Launch {
   int bucket_rows;
 };
 
-// A k-block of the rows of x from `row0`, with their scales where it is a group; zero-padded past the last row.
+// One thread's copies of packed A, like CopiesOfX: a k-block of the rows from `row0`, with their scales where it is a
+// group; zero-padded past the last row.
 template <class Tile>
-__device__ inline void copy_packed_a(const W8A8Launch& launch, const KBlocks& k_blocks, int row0, int rows, int k_block,
-                                     char* stage) {
-  const auto* x = static_cast<const char*>(launch.op.x);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::rows * Tile::row_chunks; i += Tile::threads) {
-    const int row = i / Tile::row_chunks, chunk = i % Tile::row_chunks;
-    const bool in_bounds = row0 + row < rows;
-    const char* from = x;
-    if (in_bounds)
-      from += (row0 + row) * static_cast<Index>(k_blocks.row_bytes()) + k_block * int8_group + chunk * chunk_bytes;
-    copy_async(stage + x_offset<Tile>(row, chunk), from, in_bounds ? chunk_bytes : 0);
+class CopiesOfPackedA {
+ public:
+  __device__ CopiesOfPackedA(const W8A8Launch& launch, const KBlocks& k_blocks, int row0, int rows, int k_block0)
+      : first_group_(k_blocks.outliers - k_block0) {
+    const int thread = static_cast<int>(threadIdx.x), row = thread / Tile::row_chunks,
+              chunk = thread % Tile::row_chunks;
+    const auto* x = static_cast<const char*>(launch.op.x);
+    to_ = x_offset<Tile>(row, chunk);
+    from_ = x + (row0 + row) * Index{k_blocks.row_bytes()} + k_block0 * int8_group + chunk * chunk_bytes;
+    pass_bytes_ = pass_rows * Index{k_blocks.row_bytes()};
+    left_ = rows - row0 - row;
+    scales_stride_ = Index{row_stride(launch.bucket_rows)} * 2;
+    const int scale_row = row0 + thread * chunk_scales, left = rows - scale_row;
+    scales_ = x + launch.bucket_rows * Index{k_blocks.row_bytes()} - first_group_ * scales_stride_ + scale_row * 2;
+    scale_bytes_ = (left < 0 ? 0 : left < chunk_scales ? left : chunk_scales) * 2;
   }
-  if (k_block < k_blocks.outliers) return;
-  constexpr int chunk_scales = chunk_bytes / 2;
-  const char* scales = x + launch.bucket_rows * static_cast<Index>(k_blocks.row_bytes()) +
-                       (k_block - k_blocks.outliers) * static_cast<Index>(row_stride(launch.bucket_rows)) * 2;
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::rows / chunk_scales; i += Tile::threads) {
-    const int row = row0 + i * chunk_scales, left = rows - row;
-    const int count = left < 0 ? 0 : left < chunk_scales ? left : chunk_scales;
-    copy_async(stage + W8A8StageSizes<Tile>::scales_at + i * chunk_bytes, count ? scales + row * 2 : scales, count * 2);
+
+  __device__ void issue(int step, char* stage) const {
+#pragma unroll
+    for (int i = 0; i < copies; ++i)
+      copy_async(stage + to_ + i * pass_rows * Tile::row_bytes, from_ + i * pass_bytes_ + step * int8_group,
+                 i * pass_rows < left_ ? chunk_bytes : 0);
+    if (step >= first_group_ && threadIdx.x < Tile::rows / chunk_scales)
+      copy_async(stage + W8A8StageSizes<Tile>::scales_at + threadIdx.x * chunk_bytes, scales_ + step * scales_stride_,
+                 scale_bytes_);
   }
-}
+
+ private:
+  static constexpr int pass_rows = Tile::threads / Tile::row_chunks, copies = Tile::rows / pass_rows;
+  static constexpr int chunk_scales = chunk_bytes / 2;
+  static_assert(copies * pass_rows == Tile::rows && pass_rows % 8 == 0 && Tile::rows / chunk_scales <= Tile::threads);
+
+  int first_group_;  // the step that copies it
+  const char *from_, *scales_;
+  Index pass_bytes_, scales_stride_;
+  int to_, left_, scale_bytes_;  // in the stage; rows
+};
 
 // ---- products
 
@@ -226,27 +243,26 @@ __device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int
   const int per_split = divide_up(k_blocks.all(), launch.op.split_k), first = split * per_split;
   const int end = first + per_split < k_blocks.all() ? first + per_split : k_blocks.all();
   const WarpCoord<Tile> at;
-  // copy_w reads the packed W past its header.
-  Linear weight = launch.op;
-  weight.packed.weight = Int8Header(launch.op.packed.weight, k_blocks).weight;
-  const auto stage_of = [&](int k_block) {
-    return shared_memory() + (k_block - first) % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
+  const CopiesOfPackedA<Tile> x(launch, k_blocks, row0, rows, first);
+  const CopiesOfW<W8A8, Tile> w(Int8Header(launch.op.packed.weight, k_blocks).weight, launch.op.packed.n,
+                                k_blocks.all() * Tile::k_tiles, column0, first * Tile::k_tiles, end * Tile::k_tiles);
+  const auto stage_of = [&](int step) {
+    return shared_memory() + step % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
   };
-  const auto copy_stage = [&](int k_block) {
-    if (k_block < end) {
-      copy_packed_a<Tile>(launch, k_blocks, row0, rows, k_block, stage_of(k_block));
-      copy_w<W8A8, Tile>(weight, k_blocks.all() * Tile::k_tiles, column0, k_block * Tile::k_tiles, end * Tile::k_tiles,
-                         stage_of(k_block) + Tile::x_bytes);
+  const auto copy_stage = [&](int step) {
+    if (step < end - first) {
+      x.issue(step, stage_of(step));
+      w.issue(step, stage_of(step) + Tile::x_bytes);
     }
-    commit_copies();  // an empty group past the last one keeps the number of pending groups constant
+    commit_copies();  // an empty group past the last step keeps the number of pending groups constant
   };
-  for (int i = 0; i < Tile::stages - 1; ++i) copy_stage(first + i);
-  for (int k_block = first; k_block < end; ++k_block) {
+  for (int step = 0; step < Tile::stages - 1; ++step) copy_stage(step);
+  for (int step = 0; step < end - first; ++step) {
     wait_copies<Tile::stages - 2>();
     sync_threads();  // this stage is complete, and all warps have read the one that is filled next
-    copy_stage(k_block + Tile::stages - 1);
-    const char* stage = stage_of(k_block);
-    if (k_block >= k_blocks.outliers) {
+    copy_stage(step + Tile::stages - 1);
+    const char* stage = stage_of(step);
+    if (first + step >= k_blocks.outliers) {
       multiply_group<Tile>(stage, at, accumulators);
       continue;
     }
