@@ -219,11 +219,13 @@ __device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums
 template <class T, class Tile>
 __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, int row_tile) {
   static_assert(Tile::k_warps == 1);
-  const int rows = load(op.linear.rows), row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
-  if (row0 >= rows) return;  // uniform over the cluster
-  arrive_cluster();          // the wait below precedes the first remote store
+  const int row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
+  const MainLoop<T, T, Tile> main_loop(op.linear, column0, 0);
+  const int rows = load(op.linear.rows);
+  if (row0 >= rows) return drop_copies();  // uniform over the cluster
+  arrive_cluster();                        // the wait below precedes the first remote store
   Accumulators<Tile> y = {};
-  main_loop<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
+  main_loop.run(op.linear, row0, rows, y);
   const LaneCoord<Tile> coord(row0, column0, rows, op.linear.packed.n);
   add_bias<Tile>(coord, op.linear.packed.bias, y);
   if (op.add_layer_norm.sum) store_accumulators<Tile>(coord, y, op.add_layer_norm.sum);

@@ -1,9 +1,11 @@
 // The main loop of `linear`: x Wt of one CTA tile, in the registers of its warps.
 //
 // A software pipeline over K: asynchronous copies fill the stages ahead (the prologue fills all but one) while the
-// warps multiply the oldest. Operands of T (fp32 as three tf32 products, see tile.cuh); fp32 accumulators. The order of
-// summation is fixed by CTA tile and split-K, that is by the device and the bucket of rows: a row's result is the same
-// in every run and in every batch of the bucket. x is row-major in device memory and swizzled in shared memory.
+// warps multiply the oldest. W's share of the prologue comes first of all: at few rows a linear is bound by reading W,
+// and x is known only once the kernel before has ended. Operands of T (fp32 as three tf32 products, see tile.cuh); fp32
+// accumulators. The order of summation is fixed by CTA tile and split-K, that is by the device and the bucket of rows:
+// a row's result is the same in every run and in every batch of the bucket. x is row-major in device memory and
+// swizzled in shared memory.
 #pragma once
 
 #include <type_traits>
@@ -143,39 +145,68 @@ __device__ inline void multiply_any_k_tile(const char* x, const char* w, const W
     multiply_k_tile<T, T, Tile>(x, w, at, k_tile, accumulators);
 }
 
-// The main loop over one split of K.
+// All of a linear's k-tiles, and those of one split.
+struct KTiles {
+  int all, first, end;
+};
 template <class T, class W, class Tile>
-__device__ inline void main_loop(const Linear& op, int row0, int rows, int column0, int split,
-                                 Accumulators<Tile>& accumulators) {
-  const int k_tiles = k_tiles_in<T, W>(op.packed.k), split_k_tiles = k_tiles_per_split<Tile>(k_tiles, op.split_k);
-  const int k_tile0 = split * split_k_tiles,
-            k_tile_end = k_tile0 + split_k_tiles < k_tiles ? k_tile0 + split_k_tiles : k_tiles;
-  char* shared = shared_memory();
-  const WarpCoord<Tile> at;
-  const int steps = divide_up(k_tile_end - k_tile0, Tile::k_tiles);
-  const CopiesOfX<T, Tile> x(op, row0, rows, k_tile0);
-  const CopiesOfW<W, Tile> w(op.packed.weight, op.packed.n, k_tiles, column0, k_tile0, k_tile_end);
-  const auto copy_stage = [&](int step) {
-    char* stage = shared + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
-    if (step < steps) {
-      x.issue(step, stage);
-      w.issue(step, stage + Tile::x_bytes);
-    }
-    commit_copies();  // an empty group past the last step keeps the number of pending groups constant
-  };
-  for (int step = 0; step < Tile::stages - 1; ++step) copy_stage(step);  // the prologue
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<Tile::stages - 2>();
-    sync_threads();  // this stage is complete, and all warps have read the one that is filled next
-    copy_stage(step + Tile::stages - 1);
-    const char* stage = shared + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
-#pragma unroll 1  // unrolled, two k-tiles would need too many registers in the largest fp32 tile
-    for (int k_tile = 0; k_tile < Tile::k_tiles / Tile::k_warps; ++k_tile)
-      multiply_any_k_tile<T, W, Tile>(stage, stage + Tile::x_bytes, at, k_tile * Tile::k_warps + at.k_warp,
-                                      accumulators);
+__device__ inline KTiles split_of(const Linear& op, int split) {
+  const int all = k_tiles_in<T, W>(op.packed.k), per_split = k_tiles_per_split<Tile>(all, op.split_k);
+  const int first = split * per_split, end = first + per_split;
+  return {all, first, end < all ? end : all};
+}
+
+// The main loop over one split of K. A new one has copies of W on their way, in the order of the prologue; they depend
+// on nothing that another kernel writes, and a block can begin with them before it knows its rows.
+template <class T, class W, class Tile>
+class MainLoop {
+ public:
+  __device__ MainLoop(const Linear& op, int column0, int split)
+      : k_(split_of<T, W, Tile>(op, split)),
+        steps_(divide_up(k_.end - k_.first, Tile::k_tiles)),
+        w_(op.packed.weight, op.packed.n, k_.all, column0, k_.first, k_.end) {
+    for (int step = 0; step < Tile::stages - 1; ++step)
+      if (step < steps_) w_.issue(step, stage(step) + Tile::x_bytes);
   }
+
+  __device__ void run(const Linear& op, int row0, int rows, Accumulators<Tile>& accumulators) const {
+    const WarpCoord<Tile> at;
+    const CopiesOfX<T, Tile> x(op, row0, rows, k_.first);
+    for (int step = 0; step < Tile::stages - 1; ++step) {
+      if (step < steps_) x.issue(step, stage(step));
+      commit_copies();  // the first group has the prologue's W too
+    }
+    for (int step = 0; step < steps_; ++step) {
+      wait_copies<Tile::stages - 2>();
+      sync_threads();  // this stage is complete, and all warps have read the one that is filled next
+      if (const int next = step + Tile::stages - 1; next < steps_) {
+        x.issue(next, stage(next));
+        w_.issue(next, stage(next) + Tile::x_bytes);
+      }
+      commit_copies();  // an empty group past the last step keeps the number of pending groups constant
+#pragma unroll 1        // unrolled, two k-tiles would need too many registers in the largest fp32 tile
+      for (int k_tile = 0; k_tile < Tile::k_tiles / Tile::k_warps; ++k_tile)
+        multiply_any_k_tile<T, W, Tile>(stage(step), stage(step) + Tile::x_bytes, at,
+                                        k_tile * Tile::k_warps + at.k_warp, accumulators);
+    }
+    wait_copies<0>();
+    sync_threads();  // the epilogue reuses the stages
+  }
+
+ private:
+  static __device__ char* stage(int step) {
+    return shared_memory() + step % Tile::stages * StageSizes<W, Tile>::stage_bytes;
+  }
+
+  const KTiles k_;
+  const int steps_;
+  const CopiesOfW<W, Tile> w_;
+};
+
+// For a block without rows, whose copies of W would otherwise arrive when its shared memory has another use.
+__device__ inline void drop_copies() {
+  commit_copies();
   wait_copies<0>();
-  sync_threads();  // the epilogue reuses the stages
 }
 
 }  // namespace

@@ -22,16 +22,18 @@ struct Tile {
   static constexpr int row_tiles = Rows / RowWarps / 16, column_tiles = Columns / ColumnWarps / mma_columns;
   // Padded by eight floats, so that the four rows that half a warp writes lie in different banks of shared memory.
   static constexpr int accumulator_stride = Columns + 8;
+  static constexpr int bias_bytes = Columns * static_cast<int>(sizeof(float));
   static constexpr int accumulator_bytes = KWarps * Rows * accumulator_stride * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a CTA tile: the stages, which the accumulators overwrite in the epilogue.
+// Shared memory of a CTA tile: the stages, which the accumulators overwrite in the epilogue, and the columns' bias.
 template <class W, class Tile>
 struct StageSizes {
   static constexpr int n_tile_bytes = Tile::k_tiles / Packing<W>::k_tiles * Packing<W>::bytes;  // of W, for 8 columns
   static constexpr int stage_bytes = Tile::x_bytes + Tile::columns / mma_columns * n_tile_bytes;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
-  static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int bias_at = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int shared_bytes = bias_at + Tile::bias_bytes;
   // Resident blocks, for __launch_bounds__: as many as compute capability 8.0 has shared memory for, 163 KB with 1 KB
   // reserved for each block. Limiting registers to fit more of them would gain nothing.
   static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);

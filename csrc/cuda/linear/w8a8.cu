@@ -130,7 +130,8 @@ struct W8A8StageSizes {
   static constexpr int scales_at = StageSizes<W8A8, Tile>::stage_bytes;
   static constexpr int stage_bytes = scales_at + Tile::rows * 2;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
-  static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int bias_at = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int shared_bytes = bias_at + Tile::bias_bytes;
   static_assert(shared_bytes <= 99 * 1024);
   static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
@@ -237,53 +238,72 @@ __device__ inline void multiply_group(const char* stage, const WarpCoord<Tile>& 
 
 // The main loop over the split's k-blocks, with the pipeline of mainloop.cuh.
 template <class Tile>
-__device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int rows, int column0, int split,
-                                         Accumulators<Tile>& accumulators) {
-  const KBlocks k_blocks(launch.op.packed.k);
-  const int per_split = divide_up(k_blocks.all(), launch.op.split_k), first = split * per_split;
-  const int end = first + per_split < k_blocks.all() ? first + per_split : k_blocks.all();
-  const WarpCoord<Tile> at;
-  const CopiesOfPackedA<Tile> x(launch, k_blocks, row0, rows, first);
-  const CopiesOfW<W8A8, Tile> w(Int8Header(launch.op.packed.weight, k_blocks).weight, launch.op.packed.n,
-                                k_blocks.all() * Tile::k_tiles, column0, first * Tile::k_tiles, end * Tile::k_tiles);
-  const auto stage_of = [&](int step) {
-    return shared_memory() + step % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
-  };
-  const auto copy_stage = [&](int step) {
-    if (step < end - first) {
-      x.issue(step, stage_of(step));
-      w.issue(step, stage_of(step) + Tile::x_bytes);
-    }
-    commit_copies();  // an empty group past the last step keeps the number of pending groups constant
-  };
-  for (int step = 0; step < Tile::stages - 1; ++step) copy_stage(step);
-  for (int step = 0; step < end - first; ++step) {
-    wait_copies<Tile::stages - 2>();
-    sync_threads();  // this stage is complete, and all warps have read the one that is filled next
-    copy_stage(step + Tile::stages - 1);
-    const char* stage = stage_of(step);
-    if (first + step >= k_blocks.outliers) {
-      multiply_group<Tile>(stage, at, accumulators);
-      continue;
-    }
-#pragma unroll
-    for (int k_tile = 0; k_tile < Tile::k_tiles; ++k_tile)
-      multiply_k_tile<BFloat16, W8A8, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
+class W8A8MainLoop {
+ public:
+  __device__ W8A8MainLoop(const Linear& op, int column0, int split)
+      : k_blocks_(op.packed.k),
+        first_(split * divide_up(k_blocks_.all(), op.split_k)),
+        end_(end_of(first_ + divide_up(k_blocks_.all(), op.split_k))),
+        w_(Int8Header(op.packed.weight, k_blocks_).weight, op.packed.n, k_blocks_.all() * Tile::k_tiles, column0,
+           first_ * Tile::k_tiles, end_ * Tile::k_tiles) {
+    for (int step = 0; step < Tile::stages - 1; ++step)
+      if (first_ + step < end_) w_.issue(step, stage_of(step) + Tile::x_bytes);
   }
-  wait_copies<0>();
-  sync_threads();  // the epilogue reuses the stages
-}
+
+  __device__ void run(const W8A8Launch& launch, int row0, int rows, Accumulators<Tile>& accumulators) const {
+    const WarpCoord<Tile> at;
+    const CopiesOfPackedA<Tile> x(launch, k_blocks_, row0, rows, first_);
+    const int steps = end_ - first_;
+    for (int step = 0; step < Tile::stages - 1; ++step) {
+      if (step < steps) x.issue(step, stage_of(step));
+      commit_copies();  // the first group has the prologue's W too
+    }
+    for (int step = 0; step < steps; ++step) {
+      wait_copies<Tile::stages - 2>();
+      sync_threads();  // this stage is complete, and all warps have read the one that is filled next
+      if (const int next = step + Tile::stages - 1; next < steps) {
+        x.issue(next, stage_of(next));
+        w_.issue(next, stage_of(next) + Tile::x_bytes);
+      }
+      commit_copies();  // an empty group past the last step keeps the number of pending groups constant
+      const char* stage = stage_of(step);
+      if (first_ + step >= k_blocks_.outliers) {
+        multiply_group<Tile>(stage, at, accumulators);
+        continue;
+      }
+#pragma unroll
+      for (int k_tile = 0; k_tile < Tile::k_tiles; ++k_tile)
+        multiply_k_tile<BFloat16, W8A8, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
+    }
+    wait_copies<0>();
+    sync_threads();  // the epilogue reuses the stages
+  }
+
+ private:
+  __device__ int end_of(int past) const { return past < k_blocks_.all() ? past : k_blocks_.all(); }
+  static __device__ char* stage_of(int step) {
+    return shared_memory() + step % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
+  }
+
+  const KBlocks k_blocks_;
+  const int first_, end_;  // k-blocks
+  const CopiesOfW<W8A8, Tile> w_;
+};
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads, W8A8StageSizes<Tile>::blocks) linear_w8a8_kernel(W8A8Launch launch) {
   static_assert(Tile::k_warps == 1);
-  const int rows = load(launch.op.rows), row0 = static_cast<int>(blockIdx.y) * Tile::rows;
-  const int column0 = static_cast<int>(blockIdx.x) * Tile::columns, split = static_cast<int>(blockIdx.z);
-  if (row0 >= rows) return;
+  const int row0 = static_cast<int>(blockIdx.y) * Tile::rows, column0 = static_cast<int>(blockIdx.x) * Tile::columns;
+  const int split = static_cast<int>(blockIdx.z);
+  auto* bias = reinterpret_cast<float*>(shared_memory() + W8A8StageSizes<Tile>::bias_at);
+  const W8A8MainLoop<Tile> main_loop(launch.op, column0, split);
+  copy_bias<Tile>(launch.op, column0, bias);
+  const int rows = load(launch.op.rows);
+  if (row0 >= rows) return drop_copies();
   Accumulators<Tile> accumulators = {};
-  multiply_k_blocks<Tile>(launch, row0, rows, column0, split, accumulators);
+  main_loop.run(launch, row0, rows, accumulators);
   stage_accumulators<Tile>(accumulators);
-  epilogue<BFloat16, Tile>(launch.op, row0, rows, column0, split);
+  epilogue<BFloat16, Tile>(launch.op, row0, rows, column0, split, bias);
 }
 
 }  // namespace
