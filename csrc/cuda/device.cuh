@@ -196,6 +196,24 @@ __device__ inline void sync_threads() { __syncthreads(); }
 // A barrier of all blocks of a cooperative launch; writes before it are visible to all after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
 
+// ---- programmatic dependent launch
+
+// In a graph a kernel starts as soon as every block of the kernel before has released its dependents or has ended. All
+// threads of a forward's kernels call these two, in this order, before they read what another kernel writes and before
+// they write to device memory at all. Until then they may only read weights, which are packed before any forward. So
+//   * a read finds what was written: the wait ends when the kernel before has ended and its writes are visible, and
+//     that kernel has ended after its own wait, so the one before it has ended too, and all earlier ones;
+//   * a write destroys nothing that is still read, since then all earlier kernels have ended;
+//   * at most two kernels run at once, since none releases its dependents before its own wait.
+// Below compute capability 9.0 a kernel starts when the one before has ended.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+__device__ inline void wait_for_predecessor() {}
+__device__ inline void release_dependents() {}
+#else
+__device__ inline void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void release_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#endif
+
 // ---- clusters and distributed shared memory
 
 // Below compute capability 9.0 every block is a cluster of its own. The other blocks are known to have started only

@@ -221,6 +221,8 @@ __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, 
   static_assert(Tile::k_warps == 1);
   const int row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
   const MainLoop<T, T, Tile> main_loop(op.linear, column0, 0);
+  wait_for_predecessor();
+  release_dependents();
   const int rows = load(op.linear.rows);
   if (row0 >= rows) return drop_copies();  // uniform over the cluster
   arrive_cluster();                        // the wait below precedes the first remote store

@@ -86,6 +86,8 @@ inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessor
 inline int architecture() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
+// Whether a kernel can start before the kernel before it has ended.
+inline bool has_dependent_launch() { return architecture() >= 90; }
 // Bytes of shared memory that one block can have.
 inline std::size_t max_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
@@ -220,7 +222,8 @@ class PinnedBuffer {
 };
 
 // A CUDA graph: a line of kernels and copies, each after the one before, launched with one call. It is built node by
-// node and not captured: while any stream is captured, no thread may wait for the device, whoever else's it is.
+// node and not captured: while any stream is captured, no thread may wait for the device, whoever else's it is. Where
+// the device can, a kernel starts before the kernel before it has ended, and waits for it itself; see device.cuh.
 class Graph {
  public:
   // What `enqueue` puts on the stream becomes the graph and is not run. It neither allocates nor frees nor waits.
@@ -238,30 +241,36 @@ class Graph {
     cudaKernelNodeParams node{};
     node.func = const_cast<void*>(kernel), node.gridDim = config.gridDim, node.blockDim = config.blockDim;
     node.sharedMemBytes = static_cast<unsigned>(config.dynamicSmemBytes), node.kernelParams = arguments;
-    add([&](cudaGraphNode_t* added, std::size_t count) {
-      check(cudaGraphAddKernelNode(added, graph_, &last_, count, &node), name);
-    });
+    const bool overlaps = after_kernel_ && has_dependent_launch() && !is_cooperative(config);
+    cudaGraphNode_t added = nullptr;
+    check(cudaGraphAddKernelNode(&added, graph_, &last_, last_ && !overlaps ? 1 : 0, &node), name);
     for (unsigned i = 0; i < config.numAttrs; ++i)
-      check(cudaGraphKernelNodeSetAttribute(last_, config.attrs[i].id, &config.attrs[i].val), name);
+      check(cudaGraphKernelNodeSetAttribute(added, config.attrs[i].id, &config.attrs[i].val), name);
+    if (overlaps) {
+      cudaGraphEdgeData edge{};
+      edge.type = cudaGraphDependencyTypeProgrammatic, edge.from_port = cudaGraphKernelNodePortProgrammatic;
+      check(cudaGraphAddDependencies(graph_, &last_, &added, &edge, 1), name);
+    }
+    last_ = added, after_kernel_ = true;
   }
   // `host` is pinned memory that outlives the graph.
   void add_copy(const char* name, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-    add([&](cudaGraphNode_t* added, std::size_t count) {
-      check(cudaGraphAddMemcpyNode1D(added, graph_, &last_, count, to, from, bytes, kind), name);
-    });
+    cudaGraphNode_t added = nullptr;
+    check(cudaGraphAddMemcpyNode1D(&added, graph_, &last_, last_ ? 1 : 0, to, from, bytes, kind), name);
+    last_ = added, after_kernel_ = false;
   }
 
  private:
-  // Calls body(node, number of nodes that it depends on: `last_` or none).
-  template <class Body>
-  void add(Body body) {
-    cudaGraphNode_t added = nullptr;
-    body(&added, last_ ? 1 : 0);
-    last_ = added;
+  // Its grid barriers need all blocks at once, so it starts when the device is free.
+  static bool is_cooperative(const cudaLaunchConfig_t& config) {
+    for (unsigned i = 0; i < config.numAttrs; ++i)
+      if (config.attrs[i].id == cudaLaunchAttributeCooperative) return true;
+    return false;
   }
 
   cudaGraph_t graph_ = nullptr;
   cudaGraphNode_t last_ = nullptr;
+  bool after_kernel_ = false;  // `last_` is a kernel
   cudaGraphExec_t executable_ = nullptr;
 };
 

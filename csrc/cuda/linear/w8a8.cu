@@ -298,6 +298,8 @@ __global__ void __launch_bounds__(Tile::threads, W8A8StageSizes<Tile>::blocks) l
   auto* bias = reinterpret_cast<float*>(shared_memory() + W8A8StageSizes<Tile>::bias_at);
   const W8A8MainLoop<Tile> main_loop(launch.op, column0, split);
   copy_bias<Tile>(launch.op, column0, bias);
+  wait_for_predecessor();
+  release_dependents();
   const int rows = load(launch.op.rows);
   if (row0 >= rows) return drop_copies();
   Accumulators<Tile> accumulators = {};

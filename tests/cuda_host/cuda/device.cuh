@@ -280,6 +280,12 @@ inline void sync_warp(const Where& where = Where::current()) { cuda_host::device
 inline void sync_threads() { cuda_host::device().sync_threads(); }
 inline void sync_grid() { cuda_host::device().sync_grid(); }
 
+// ---- programmatic dependent launch
+
+// Kernels run one after the other here, so there is nothing to wait for.
+inline void wait_for_predecessor() {}
+inline void release_dependents() {}
+
 // ---- clusters
 
 inline int cluster_rank() { return cuda_host::device().cluster_rank(); }
