@@ -11,6 +11,7 @@
 // Rows in shared memory are padded by 16 bytes, so that the eight rows of a matrix load lie in different banks.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "cuda/device.cuh"
@@ -215,7 +216,7 @@ struct OnlineSoftmax {
       for (int j = 0; j < tile_keys / 8; ++j)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) total += scores[j][i] = exp2f(scores[j][i] - new_max);
-      sum[half] = sum[half] * rescale + row_sum(total);
+      sum[half] = fmaf(sum[half], rescale, row_sum(total));
 #pragma unroll
       for (int n = 0; n < Blocks; ++n) context[n][2 * half] *= rescale, context[n][2 * half + 1] *= rescale;
     }

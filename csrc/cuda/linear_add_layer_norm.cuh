@@ -14,6 +14,8 @@
 // element is read and written by the same lane, in this order.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/element.cuh"
 #include "cuda/linear/mainloop.cuh"
 
@@ -200,15 +202,15 @@ __device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums
   load_columns<Tile>(coord, op.norm.bias, bias);
   const auto squares = [&](int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
-    return pair.x * pair.x + pair.y * pair.y;
+    return fmaf(pair.x, pair.x, pair.y * pair.y);
   };
   const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(coord.width) + op.norm.eps); };
   RowValues<Tile> scales;
   sum_rows<Tile>(coord, block_sums, squares, inverse, scales);
   for_each_pair<Tile>(coord, [&](Index row, int column, int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
-    const Float2 out{pair.x * scales[i][half] * weight[j].x + bias[j].x,
-                     pair.y * scales[i][half] * weight[j].y + bias[j].y};
+    const Float2 out{fmaf(pair.x * scales[i][half], weight[j].x, bias[j].x),
+                     fmaf(pair.y * scales[i][half], weight[j].y, bias[j].y)};
     store(reinterpret_cast<Float2*>(op.out + row * coord.width + column), out);
     store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(coord.width) + column),
           Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});

@@ -28,17 +28,16 @@ Targets = Mapping[str, tuple[str, ...]]
 NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
+FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
+"""What decides the code of a kernel; the same in CMakeLists.txt."""
 MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
 """The SASS opcodes for floating-point numbers, and for integers."""
 
-_ENTRY = re.compile(
-    r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?Used (\d+) registers", re.DOTALL)
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _FUNCTION = re.compile(r"arch = sm_(\w+)|Function : (\w+)")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?((\w+)[^;]*);")
-_TARGET = re.compile(r"\b0x([0-9a-f]+)$")
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
 WAIT, RELEASE = "ACQBULK", "PREEXIT"
 """The SASS opcodes of ``wait_for_predecessor`` and ``release_dependents``."""
 _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
@@ -55,7 +54,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel on one architecture; ``code`` is empty without cuobjdump."""
+    """One kernel on one architecture.
+
+    ``contractible``: sums and products of its PTX that the assembler may join to one instruction, with other bits.
+    ``code`` is empty and ``contractible`` zero without cuobjdump.
+    """
 
     source: str
     name: str
@@ -64,6 +67,7 @@ class Kernel:
     stack: int
     spilled: int
     code: tuple[Instruction, ...]
+    contractible: int
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -88,7 +92,7 @@ class Kernel:
         return rounds
 
     def step(self) -> Counter[str]:
-        """Opcodes that a warp executes in a step of a linear's main loop, on its longest path.
+        """Opcodes that a warp executes in a step of a linear's main loop; of a branch both sides are counted.
 
         That is the loop with both copies and products; the k-tiles of a step may be a loop inside it.
         """
@@ -141,19 +145,26 @@ def kernels(targets: Targets) -> list[Kernel]:
 
 def _kernels(source: Path, targets: Targets) -> list[Kernel]:
     fatbin, log = _compile(source, targets)
-    code = _instructions(fatbin)
-    return [
-        Kernel(
-            source.stem,
-            _readable(name),
-            architecture,
-            int(registers),
-            int(stack),
-            int(stores) + int(loads),
-            tuple(code[name, architecture]),
+    code, contractible = _instructions(fatbin), _contractible(fatbin)
+    kernels = []
+    for part in re.split("(?=Compiling entry function)", log)[1:]:  # an entry, then the functions that it calls
+        entry = _ENTRY.match(part)
+        assert entry is not None
+        name, architecture, registers = entry.groups()
+        stack, stores, loads = (sum(map(int, column)) for column in zip(*_STACK.findall(part), strict=True))
+        kernels.append(
+            Kernel(
+                source.stem,
+                _readable(name),
+                architecture,
+                int(registers),
+                stack,
+                stores + loads,
+                tuple(code[name, architecture]),
+                contractible[name],
+            )
         )
-        for name, architecture, stack, stores, loads, registers in _ENTRY.findall(log)
-    ]
+    return kernels
 
 
 def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
@@ -164,13 +175,15 @@ def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
     log = fatbin.with_suffix(".log")
     if not log.exists():
         fatbin.parent.mkdir(parents=True, exist_ok=True)
-        codes = {virtual: ",".join(f"sm_{each}" for each in real) for virtual, real in targets.items()}
+        codes = {
+            virtual: ",".join((f"compute_{virtual}", *(f"sm_{each}" for each in real)))
+            for virtual, real in targets.items()
+        }
         compiler = nvcc()
         assert compiler is not None
         command = [
             compiler,
-            "-std=c++20",
-            "--expt-relaxed-constexpr",
+            *FLAGS,
             "-Xptxas=-v",
             "-I",
             str(SOURCES.parent),
@@ -198,6 +211,19 @@ def _instructions(fatbin: Path) -> defaultdict[tuple[str, str], list[Instruction
         elif found := _FUNCTION.search(line):
             architecture, name = found[1] or architecture, found[2] or name
     return code
+
+
+def _contractible(fatbin: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    tool = cuobjdump()
+    if tool is None:
+        return counts
+    text = subprocess.run([tool, "-ptx", str(fatbin)], capture_output=True, text=True, check=True).stdout
+    for entry in text.split(".entry ")[1:]:
+        name = re.match(r"\w+", entry)
+        assert name is not None
+        counts[name[0]] += len(re.findall(r"\b(?:add|sub|mul)(?:\.ftz)?\.f32\b", entry))
+    return counts
 
 
 def _readable(mangled: str) -> str:

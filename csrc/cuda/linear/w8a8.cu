@@ -228,10 +228,11 @@ __device__ inline void multiply_group(const char* stage, const WarpCoord<Tile>& 
 #pragma unroll
       for (int j = 0; j < Tile::column_tiles; ++j)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-          accumulators[i][j][2 * half + c] +=
-              (float_of(static_cast<std::uint32_t>(products[j][2 * half + c])) - float_offset) *
-              (row_scale * column_scales[j][c]);
+        for (int c = 0; c < 2; ++c) {
+          float& sum = accumulators[i][j][2 * half + c];
+          const float product = float_of(static_cast<std::uint32_t>(products[j][2 * half + c])) - float_offset;
+          sum = fmaf(product, row_scale * column_scales[j][c], sum);
+        }
     }
   }
 }
