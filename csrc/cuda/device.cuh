@@ -88,8 +88,16 @@ __device__ inline void store(T* to, T value) {
   *to = value;
 }
 
-// Prefetches the cache line of this address into L2; does not wait.
-__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+// Prefetches `bytes` into L2 and does not wait; address and size are multiples of 16.
+__device__ inline void prefetch(const void* global, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr int line_bytes = 128;
+  for (int at = 0; at < bytes; at += line_bytes)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(global) + at));
+#else
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes));
+#endif
+}
 
 // The block's dynamic shared memory, whose size is a launch argument.
 __device__ inline char* shared_memory() {

@@ -86,14 +86,18 @@ __device__ inline Index weight_bytes(const Linear& op) {
 // Prefetches this block's share of the next linear's W.
 template <class T, class W>
 __device__ inline void prefetch_weight(const OpList& op_list, int next) {
-  constexpr int line_bytes = 128;
+  constexpr int piece_bytes = 4096;
   while (next < op_list.count && op_list.ops[next].kind != Op::Kind::linear) ++next;
   if (next == op_list.count) return;
   const Linear& op = op_list.ops[next].linear;
   const Index bytes = weight_bytes<T, W>(op);
-  const Index first = (blockIdx.x * block_threads + threadIdx.x) * Index{line_bytes};
-  for (Index at = first; at < bytes; at += static_cast<Index>(gridDim.x) * block_threads * line_bytes)
-    prefetch(static_cast<const char*>(op.packed.weight) + at);
+  // Neighbouring pieces to different blocks, so that all of them prefetch a small W.
+  for (Index i = threadIdx.x * Index{gridDim.x} + blockIdx.x; i * piece_bytes < bytes;
+       i += Index{gridDim.x} * block_threads) {
+    const Index left = bytes - i * piece_bytes;
+    prefetch(static_cast<const char*>(op.packed.weight) + i * piece_bytes,
+             left < piece_bytes ? static_cast<int>(left) : piece_bytes);
+  }
 }
 
 static_assert(sizeof(OpList) <= 32764, "exceeds what a kernel's arguments may take");

@@ -152,17 +152,16 @@ class Stream {
  public:
   Stream() {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-    if (const cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)) {
-      cudaStreamDestroy(stream_);
+    cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+    if (status == cudaSuccess) status = cudaEventCreateWithFlags(&mark_, cudaEventDisableTiming);
+    if (status != cudaSuccess) {
+      destroy();
       check(status, "creating an event");
     }
   }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  ~Stream() {
-    cudaEventDestroy(event_);
-    cudaStreamDestroy(stream_);
-  }
+  ~Stream() { destroy(); }
 
   Graph* building = nullptr;  // where it is not null, what is enqueued becomes part of it and is not run
 
@@ -171,8 +170,16 @@ class Stream {
   void follow(StreamHandle caller) { order(reinterpret_cast<cudaStream_t>(caller), stream_); }
   void precede(StreamHandle caller) { order(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
+  // `wait_for_mark` waits for what was enqueued before the last `mark`, and not for what came later.
+  void mark() { check(cudaEventRecord(mark_, stream_), "marking a stream"); }
+  void wait_for_mark() { check(cudaEventSynchronize(mark_), "the work on the device"); }
 
  private:
+  void destroy() {
+    if (mark_) cudaEventDestroy(mark_);
+    if (event_) cudaEventDestroy(event_);
+    cudaStreamDestroy(stream_);
+  }
   // Work enqueued on `second` from now on waits for the work now on `first`. The event can be recorded again at once: a
   // wait refers to what was recorded when the wait was enqueued.
   void order(cudaStream_t first, cudaStream_t second) {
@@ -181,7 +188,7 @@ class Stream {
   }
 
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
+  cudaEvent_t event_ = nullptr, mark_ = nullptr;
 };
 
 class DeviceBuffer {
@@ -310,7 +317,8 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested).
+// Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested),
+// with the same division between shared memory and L1 for every kernel: changing it would drain the multiprocessor.
 // CUDA loads a kernel when it is first used, which may wait for the whole device: models do it when they are loaded.
 // Always request the maximum: lowering it invalidates graphs.
 inline void load_kernel(const char* name, const void* kernel) {
@@ -318,6 +326,8 @@ inline void load_kernel(const char* name, const void* kernel) {
   check(cudaFuncGetAttributes(&attributes, kernel), name);
   const std::size_t dynamic = max_shared_bytes() - attributes.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        name);
 }
 template <class Op>
 void load_kernel(const char* name, void (*kernel)(Op)) {
