@@ -103,7 +103,7 @@ __device__ inline void prefetch_weight(const OpList& op_list, int next) {
 static_assert(sizeof(OpList) <= 32764, "exceeds what a kernel's arguments may take");
 
 template <class T, class W>
-__global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ OpList op_list) {
+__global__ void __launch_bounds__(block_threads, 2) persistent_kernel(const __grid_constant__ OpList op_list) {
   prefetch_weight<T, W>(op_list, 0);
   for (int i = 0; i < op_list.count; ++i) {
     run_op<T, W>(op_list.ops[i]);

@@ -375,16 +375,21 @@ void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Gri
   launch_with(cluster > 1 ? &dimension : nullptr, name, kernel, grid, threads, shared_bytes, stream, op);
 }
 
-// The blocks of a cooperative launch, which must be resident together: one for each multiprocessor.
-inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
-
-// A cooperative launch, for a kernel with grid barriers.
+// A cooperative launch, for a kernel with grid barriers: all blocks are resident together, at most two on each
+// multiprocessor. At few tokens an operation of a base model has 48 to 192 parts, of which 132 blocks, one on each of
+// an H100's multiprocessors, would take some in a second round.
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
                         Stream& stream, Op op) {
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeCooperative, together.val.cooperative = 1;
-  launch_with(&together, name, kernel, {cooperative_blocks()}, threads, shared_bytes, stream, op);
+  load_kernel(name, kernel);  // without it more than 48 KB of shared memory do not fit
+  int resident = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, reinterpret_cast<const void*>(kernel),
+                                                      static_cast<int>(threads), shared_bytes),
+        name);
+  const int blocks = multiprocessors() * (resident < 2 ? resident : 2);
+  launch_with(&together, name, kernel, {static_cast<unsigned>(blocks)}, threads, shared_bytes, stream, op);
 }
 
 }  // namespace distilfast::cuda
