@@ -225,11 +225,6 @@ struct OnlineSoftmax {
 
 // ---- results
 
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T x, y;
-};
-
 // Through shared memory, 16 rows of the warp's own, so that rows are stored in accesses of 16 bytes.
 template <class T, class Head>
 __device__ inline void store_context(const Attention& op, const QueryTile& tile, int head, const Context<Head>& context,

@@ -187,11 +187,6 @@ __device__ inline void subtract_mean(const LaneCoord<Tile>& coord, float* block_
   });
 }
 
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T x, y;
-};
-
 // out = out_cast = y / sqrt(mean(y^2) + eps) * weight + bias, where the mean of y has been subtracted; nothing else
 // uses these `block_sums`.
 template <class T, class Tile>
