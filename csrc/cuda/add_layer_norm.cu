@@ -6,6 +6,8 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(row_threads) add_layer_norm_kernel(AddLayerNorm op) {
+  wait_for_predecessor();
+  release_dependents();
   add_layer_norm_row<T>(op, blockIdx.x);
 }
 

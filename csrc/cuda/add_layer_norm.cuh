@@ -11,13 +11,13 @@ namespace distilfast::cuda {
 namespace {
 
 // One row of out, by the whole block.
-template <class T, bool in_registers = true>
+template <class T>
 __device__ inline void add_layer_norm_row(const AddLayerNorm& op, Index row) {
   const Index width = op.norm.width;
   if (row >= load(op.rows)) return;
   const Index from = op.gather ? load(op.gather + row) : row;
   T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + row * row_stride(op.norm.width) : nullptr;
-  with_row<in_registers>(op.norm.width, [&](auto y) {
+  with_row(op.norm.width, [&](auto y) {
     y.set(op.x + row * width);
     for (int split = 1; split < op.split_k; ++split) y.add(op.x + row * width + split * op.split_stride);
     if (op.bias) y.add(op.bias);
@@ -26,7 +26,7 @@ __device__ inline void add_layer_norm_row(const AddLayerNorm& op, Index row) {
       y.add(op.residual + from * width, sum);
     else if (sum)
       y.store(sum);
-    y.normalize(op.norm, op.out + row * width, out_cast);
+    normalize(y, op.norm, op.out + row * width, out_cast);
   });
 }
 

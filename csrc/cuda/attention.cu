@@ -6,6 +6,8 @@ namespace {
 
 template <class T, class Head>
 __global__ void __launch_bounds__(attention_threads) attention_kernel(Attention op) {
+  wait_for_predecessor();
+  release_dependents();
   attention_tiles<T, Head>(op, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
 }
 

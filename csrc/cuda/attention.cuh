@@ -11,6 +11,7 @@
 // Rows in shared memory are padded by 16 bytes, so that the eight rows of a matrix load lie in different banks.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "cuda/device.cuh"
@@ -215,7 +216,7 @@ struct OnlineSoftmax {
       for (int j = 0; j < tile_keys / 8; ++j)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) total += scores[j][i] = exp2f(scores[j][i] - new_max);
-      sum[half] = sum[half] * rescale + row_sum(total);
+      sum[half] = fmaf(sum[half], rescale, row_sum(total));
 #pragma unroll
       for (int n = 0; n < Blocks; ++n) context[n][2 * half] *= rescale, context[n][2 * half + 1] *= rescale;
     }
@@ -224,24 +225,31 @@ struct OnlineSoftmax {
 
 // ---- results
 
+// Through shared memory, 16 rows of the warp's own, so that rows are stored in accesses of 16 bytes.
 template <class T, class Head>
 __device__ inline void store_context(const Attention& op, const QueryTile& tile, int head, const Context<Head>& context,
-                                     const OnlineSoftmax& softmax) {
+                                     const OnlineSoftmax& softmax, char* shared) {
+  constexpr int row_chunks = Head::row_bytes / chunk_bytes;
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = tile.query + warp * 16 + half * 8 + lane / 4;
-    if (row >= tile.end) continue;
     const float inverse = 1.0f / softmax.sum[half];
-    T* out =
-        static_cast<T*>(op.out) + static_cast<Index>(row) * row_stride(op.heads * op.head_size) + head * op.head_size;
+    auto* row = reinterpret_cast<Pair<T>*>(shared + (half * 8 + lane / 4) * Head::stride) + lane % 4;
 #pragma unroll
     for (int n = 0; n < Head::columns / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = n * 8 + lane % 4 * 2 + i;
-        if (column < op.head_size) store(out + column, from_float<T>(context[n][2 * half + i] * inverse));
-      }
+      store(row + 4 * n,
+            Pair<T>{from_float<T>(context[n][2 * half] * inverse), from_float<T>(context[n][2 * half + 1] * inverse)});
+  }
+  sync_warp();
+  const int row0 = tile.query + warp * 16, head_bytes = op.head_size * static_cast<int>(sizeof(T));
+  const Index stride = Index{row_stride(op.heads * op.head_size)} * static_cast<int>(sizeof(T));
+  char* out = static_cast<char*>(op.out) + row0 * stride + head * head_bytes;
+#pragma unroll 1  // the addresses of all of them would spill
+  for (int i = lane; i < 16 * row_chunks; i += warp_size) {
+    const int row = i / row_chunks, offset = i % row_chunks * chunk_bytes;
+    if (row0 + row < tile.end && offset < head_bytes)
+      store(reinterpret_cast<Word4*>(out + row * stride + offset),
+            load(reinterpret_cast<const Word4*>(shared + row * Head::stride + offset)));
   }
 }
 
@@ -300,7 +308,8 @@ __device__ inline void attend(const Attention& op, const QueryTile& tile, int he
     sync_threads();
     copy_values(key0 + tile_keys);
   }
-  if (has_rows) store_context<T, Head>(op, tile, head, context, softmax);
+  // No warp reads the keys any more.
+  if (has_rows) store_context<T, Head>(op, tile, head, context, softmax, keys + warp * 16 * Head::stride);
   if (!op.probabilities) return;
   for (int key0 = 0; key0 < length; key0 += tile_keys) {
     sync_threads();

@@ -88,8 +88,16 @@ __device__ inline void store(T* to, T value) {
   *to = value;
 }
 
-// Prefetches the cache line of this address into L2; does not wait.
-__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+// Prefetches `bytes` into L2 and does not wait; address and size are multiples of 16.
+__device__ inline void prefetch(const void* global, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr int line_bytes = 128;
+  for (int at = 0; at < bytes; at += line_bytes)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(global) + at));
+#else
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes));
+#endif
+}
 
 // The block's dynamic shared memory, whose size is a launch argument.
 __device__ inline char* shared_memory() {
@@ -195,6 +203,24 @@ __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }
 // A barrier of all blocks of a cooperative launch; writes before it are visible to all after it.
 __device__ inline void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// ---- programmatic dependent launch
+
+// In a graph a kernel starts as soon as every block of the kernel before has released its dependents or has ended. All
+// threads of a forward's kernels call these two, in this order, before they read what another kernel writes and before
+// they write to device memory at all. Until then they may only read weights, which are packed before any forward. So
+//   * a read finds what was written: the wait ends when the kernel before has ended and its writes are visible, and
+//     that kernel has ended after its own wait, so the one before it has ended too, and all earlier ones;
+//   * a write destroys nothing that is still read, since then all earlier kernels have ended;
+//   * at most two kernels run at once, since none releases its dependents before its own wait.
+// Below compute capability 9.0 a kernel starts when the one before has ended.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+__device__ inline void wait_for_predecessor() {}
+__device__ inline void release_dependents() {}
+#else
+__device__ inline void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void release_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#endif
 
 // ---- clusters and distributed shared memory
 

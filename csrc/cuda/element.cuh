@@ -28,4 +28,10 @@ void with_16_bit_element(Precision precision, Run run) {
   precision == Precision::fp16 ? run.template operator()<Half>() : run.template operator()<BFloat16>();
 }
 
+// Two adjacent elements, which are stored at once.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T x, y;
+};
+
 }  // namespace distilfast::cuda

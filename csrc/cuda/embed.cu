@@ -6,6 +6,8 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(row_threads) embed_kernel(Embed op) {
+  wait_for_predecessor();
+  release_dependents();
   embed_row<T>(op, blockIdx.x);
 }
 

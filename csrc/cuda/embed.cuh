@@ -14,7 +14,7 @@ namespace distilfast::cuda {
 namespace {
 
 // One row of out, by the whole block.
-template <class T, bool in_registers = true>
+template <class T>
 __device__ inline void embed_row(const Embed& op, Index token) {
   const Index width = op.norm.width;
   if (token >= load(op.rows)) return;
@@ -22,7 +22,7 @@ __device__ inline void embed_row(const Embed& op, Index token) {
   const float* position = op.position + load(op.positions + token) * width;
   const float* token_type = op.token_type ? op.token_type + load(op.token_types + token) * width : nullptr;
   T* out_cast = op.out_cast ? static_cast<T*>(op.out_cast) + token * row_stride(op.norm.width) : nullptr;
-  with_row<in_registers>(op.norm.width, [&](auto y) {
+  with_row(op.norm.width, [&](auto y) {
     if (id < 0) {
       y.fill(NAN);
     } else {
@@ -30,7 +30,7 @@ __device__ inline void embed_row(const Embed& op, Index token) {
       y.add(position);
       if (token_type) y.add(token_type);
     }
-    y.normalize(op.norm, op.out + token * width, out_cast);
+    normalize(y, op.norm, op.out + token * width, out_cast);
   });
 }
 

@@ -33,7 +33,7 @@ class Workspace {
  public:
   Stream stream;
   std::map<int, Pass> passes;
-  bool in_flight = false;  // an asynchronous copy may still read its host memory
+  bool in_flight = false;  // work before the stream's mark may still read its host memory
 
   Pass& pass_for(const Model& model, Index tokens, const Options& options) {
     const int bucket = bucket_for(tokens);
@@ -98,6 +98,7 @@ std::unique_ptr<DeviceOutput> Encoder::forward_on_device(const ForwardInput& inp
   Pass& pass = workspace->pass_for(model_, chunk.tokens, options_);
   workspace->stream.follow(caller);
   const Pass::Results results = pass.start(input, chunk, hidden, head, workspace->stream);
+  workspace->stream.mark();  // readers of the results follow, for which the next batch need not wait
   workspace->in_flight = true;
   return std::make_unique<DeviceOutput>(shared_from_this(), std::move(workspace), pass, results.hidden, results.head,
                                         caller);
@@ -126,7 +127,7 @@ Index Encoder::chunk_limit() const {
 
 std::unique_ptr<Workspace> Encoder::borrow_workspace(bool writes_host_memory) const {
   std::unique_ptr<Workspace> workspace = workspaces_.borrow();
-  if (writes_host_memory && std::exchange(workspace->in_flight, false)) workspace->stream.wait();
+  if (writes_host_memory && std::exchange(workspace->in_flight, false)) workspace->stream.wait_for_mark();
   return workspace;
 }
 

@@ -6,6 +6,8 @@
 // E[y^2] - mean^2 would cancel where the mean is large. fp32; the order of summation is fixed by D.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/device.cuh"
 #include "cuda/element.cuh"
 
@@ -18,10 +20,9 @@ constexpr int register_columns = 8;
 
 constexpr bool fits_registers(int width) { return width <= register_columns * row_threads; }
 
-// The warps' partial sums of two reductions, and a row that does not fit registers or must not take them.
-inline std::size_t layer_norm_shared_bytes(int width, bool in_registers = true) {
-  const bool shared = !in_registers || !fits_registers(width);
-  return ((shared ? static_cast<std::size_t>(width) : 0) + 2 * row_warps) * sizeof(float);
+// The warps' partial sums of two reductions, and a row that does not fit registers.
+inline std::size_t layer_norm_shared_bytes(int width) {
+  return ((fits_registers(width) ? 0 : static_cast<std::size_t>(width)) + 2 * row_warps) * sizeof(float);
 }
 
 // The sum over the block, in every thread. `warp_sums`: row_warps floats of shared memory that nothing else uses.
@@ -35,7 +36,7 @@ __device__ inline float block_sum(float value, float* warp_sums) {
   return sum;
 }
 
-// A row y of up to 1,024 columns: `set` or `fill`, any number of `add`, then `normalize`.
+// A row y of up to 1,024 columns: `set` or `fill`, any number of `add`, then `normalize` below.
 class RowInRegisters {
  public:
   __device__ explicit RowInRegisters(int width) : width_(width) {}
@@ -57,29 +58,19 @@ class RowInRegisters {
     each([&](int i, int c) { cuda::store(to + c, y_[i]); });
   }
 
-  // out = out_cast = LN(y)
-  template <class T>
-  __device__ void normalize(const LayerNormWeights& norm, float* out, T* out_cast) {
-    auto* warp_sums = reinterpret_cast<float*>(shared_memory());
-    float weight[register_columns], bias[register_columns];  // loaded before the first barrier
-    each([&](int i, int c) { weight[i] = load(norm.weight + c), bias[i] = load(norm.bias + c); });
-    float total = 0.0f, squares = 0.0f;
-    each([&](int i, int) { total += y_[i]; });
-    const float mean = block_sum(total, warp_sums) / static_cast<float>(width_);
-    each([&](int i, int) {
-      const float deviation = y_[i] - mean;
-      squares += deviation * deviation;
-    });
-    const float variance = block_sum(squares, warp_sums + row_warps) / static_cast<float>(width_);
-    const float scale = 1.0f / sqrtf(variance + norm.eps);
-    each([&](int i, int c) {
-      const float y = (y_[i] - mean) * scale * weight[i] + bias[i];
-      cuda::store(out + c, y);
-      if (out_cast) cuda::store(out_cast + c, from_float<T>(y));
-    });
+  __device__ int width() const { return width_; }
+  __device__ float* warp_sums() const { return reinterpret_cast<float*>(shared_memory()); }
+  __device__ float at(int i, int) const { return y_[i]; }
+  // The thread's columns of a weight, all loaded at once.
+  struct Columns {
+    float value[register_columns];
+    __device__ float at(int i, int) const { return value[i]; }
+  };
+  __device__ Columns columns(const float* from) const {
+    Columns loaded;
+    each([&](int i, int c) { loaded.value[i] = load(from + c); });
+    return loaded;
   }
-
- private:
   // Calls body(i, c) for the thread's columns c.
   template <class Body>
   __device__ void each(Body body) const {
@@ -90,6 +81,7 @@ class RowInRegisters {
     }
   }
 
+ private:
   int width_;
   float y_[register_columns];
 };
@@ -100,53 +92,62 @@ class RowInSharedMemory {
   __device__ explicit RowInSharedMemory(int width) : width_(width), y_(reinterpret_cast<float*>(shared_memory())) {}
 
   __device__ void fill(float value) {
-    each([&](int c) { cuda::store(y_ + c, value); });
+    each([&](int, int c) { cuda::store(y_ + c, value); });
   }
   __device__ void set(const float* from) {
-    each([&](int c) { cuda::store(y_ + c, load(from + c)); });
+    each([&](int, int c) { cuda::store(y_ + c, load(from + c)); });
   }
   __device__ void add(const float* from, float* before = nullptr) {
     if (before) store(before);
-    each([&](int c) { cuda::store(y_ + c, load(y_ + c) + load(from + c)); });
+    each([&](int, int c) { cuda::store(y_ + c, load(y_ + c) + load(from + c)); });
   }
   __device__ void store(float* to) const {
-    each([&](int c) { cuda::store(to + c, load(y_ + c)); });
+    each([&](int, int c) { cuda::store(to + c, load(y_ + c)); });
   }
 
-  template <class T>
-  __device__ void normalize(const LayerNormWeights& norm, float* out, T* out_cast) {
-    float* warp_sums = y_ + width_;
-    float total = 0.0f, squares = 0.0f;
-    each([&](int c) { total += load(y_ + c); });
-    const float mean = block_sum(total, warp_sums) / static_cast<float>(width_);
-    each([&](int c) {
-      const float deviation = load(y_ + c) - mean;
-      squares += deviation * deviation;
-    });
-    const float variance = block_sum(squares, warp_sums + row_warps) / static_cast<float>(width_);
-    const float scale = 1.0f / sqrtf(variance + norm.eps);
-    each([&](int c) {
-      const float y = (load(y_ + c) - mean) * scale * load(norm.weight + c) + load(norm.bias + c);
-      cuda::store(out + c, y);
-      if (out_cast) cuda::store(out_cast + c, from_float<T>(y));
-    });
+  __device__ int width() const { return width_; }
+  __device__ float* warp_sums() const { return y_ + width_; }
+  __device__ float at(int, int c) const { return load(y_ + c); }
+  struct Columns {
+    const float* from;
+    __device__ float at(int, int c) const { return load(from + c); }
+  };
+  __device__ Columns columns(const float* from) const { return {from}; }
+  template <class Body>
+  __device__ void each(Body body) const {
+    for (int c = static_cast<int>(threadIdx.x); c < width_; c += row_threads) body(0, c);
   }
 
  private:
-  template <class Body>
-  __device__ void each(Body body) const {
-    for (int c = static_cast<int>(threadIdx.x); c < width_; c += row_threads) body(c);
-  }
-
   int width_;
   float* y_;
 };
 
-// Calls body(row) with a row of `width` columns: in registers if it fits and `in_registers` allows it.
-template <bool in_registers, class Body>
+// out = out_cast = LN(y), by the whole block.
+template <class T, class Row>
+__device__ inline void normalize(const Row& y, const LayerNormWeights& norm, float* out, T* out_cast) {
+  const auto weight = y.columns(norm.weight), bias = y.columns(norm.bias);  // before the first barrier
+  const float width = static_cast<float>(y.width());
+  float total = 0.0f, squares = 0.0f;
+  y.each([&](int i, int c) { total += y.at(i, c); });
+  const float mean = block_sum(total, y.warp_sums()) / width;
+  y.each([&](int i, int c) {
+    const float deviation = y.at(i, c) - mean;
+    squares = fmaf(deviation, deviation, squares);
+  });
+  const float variance = block_sum(squares, y.warp_sums() + row_warps) / width;
+  const float scale = 1.0f / sqrtf(variance + norm.eps);
+  y.each([&](int i, int c) {
+    const float normal = fmaf((y.at(i, c) - mean) * scale, weight.at(i, c), bias.at(i, c));
+    store(out + c, normal);
+    if (out_cast) store(out_cast + c, from_float<T>(normal));
+  });
+}
+
+// Calls body(row) with a row of `width` columns: in registers if it fits.
+template <class Body>
 __device__ inline void with_row(int width, Body body) {
-  if constexpr (in_registers)
-    if (fits_registers(width)) return body(RowInRegisters(width));
+  if (fits_registers(width)) return body(RowInRegisters(width));
   body(RowInSharedMemory(width));
 }
 

@@ -14,6 +14,8 @@
 // element is read and written by the same lane, in this order.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/element.cuh"
 #include "cuda/linear/mainloop.cuh"
 
@@ -185,11 +187,6 @@ __device__ inline void subtract_mean(const LaneCoord<Tile>& coord, float* block_
   });
 }
 
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T x, y;
-};
-
 // out = out_cast = y / sqrt(mean(y^2) + eps) * weight + bias, where the mean of y has been subtracted; nothing else
 // uses these `block_sums`.
 template <class T, class Tile>
@@ -200,15 +197,15 @@ __device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums
   load_columns<Tile>(coord, op.norm.bias, bias);
   const auto squares = [&](int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
-    return pair.x * pair.x + pair.y * pair.y;
+    return fmaf(pair.x, pair.x, pair.y * pair.y);
   };
   const auto inverse = [&](float all) { return 1.0f / sqrtf(all / static_cast<float>(coord.width) + op.norm.eps); };
   RowValues<Tile> scales;
   sum_rows<Tile>(coord, block_sums, squares, inverse, scales);
   for_each_pair<Tile>(coord, [&](Index row, int column, int i, int half, int j) {
     const Float2 pair = pair_of<Tile>(y, i, half, j);
-    const Float2 out{pair.x * scales[i][half] * weight[j].x + bias[j].x,
-                     pair.y * scales[i][half] * weight[j].y + bias[j].y};
+    const Float2 out{fmaf(pair.x * scales[i][half], weight[j].x, bias[j].x),
+                     fmaf(pair.y * scales[i][half], weight[j].y, bias[j].y)};
     store(reinterpret_cast<Float2*>(op.out + row * coord.width + column), out);
     store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(coord.width) + column),
           Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
@@ -219,11 +216,15 @@ __device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums
 template <class T, class Tile>
 __device__ inline void linear_add_layer_norm_tile(const LinearAddLayerNorm& op, int row_tile) {
   static_assert(Tile::k_warps == 1);
-  const int rows = load(op.linear.rows), row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
-  if (row0 >= rows) return;  // uniform over the cluster
-  arrive_cluster();          // the wait below precedes the first remote store
+  const int row0 = row_tile * Tile::rows, column0 = cluster_rank() * Tile::columns;
+  const MainLoop<T, T, Tile> main_loop(op.linear, column0, 0);
+  wait_for_predecessor();
+  release_dependents();
+  const int rows = load(op.linear.rows);
+  if (row0 >= rows) return drop_copies();  // uniform over the cluster
+  arrive_cluster();                        // the wait below precedes the first remote store
   Accumulators<Tile> y = {};
-  main_loop<T, T, Tile>(op.linear, row0, rows, column0, 0, y);
+  main_loop.run(op.linear, row0, rows, y);
   const LaneCoord<Tile> coord(row0, column0, rows, op.linear.packed.n);
   add_bias<Tile>(coord, op.linear.packed.bias, y);
   if (op.add_layer_norm.sum) store_accumulators<Tile>(coord, y, op.add_layer_norm.sum);

@@ -27,9 +27,10 @@ static_assert(max_persistent_rows == CtaTile64x32::rows);
 template <class T>
 using PersistentHead = HeadTraits<T, max_persistent_head>;
 
-// A grid-stride loop over tasks: calls task(i) for this block's share of 0 to count - 1.
+// A grid-stride loop over tasks: calls task(i) for this block's share of 0 to count - 1. A function of its own: of the
+// operations of an inlined one the compiler keeps so many addresses across the loop over the list that they spill.
 template <class Task>
-__device__ inline void for_each_task(int count, Task task) {
+[[gnu::noinline]] __device__ void for_each_task(int count, Task task) {
   for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {
     sync_threads();  // the previous task no longer uses the shared memory
     task(i);
@@ -39,7 +40,7 @@ __device__ inline void for_each_task(int count, Task task) {
 template <class T, class W, class Tile>
 __device__ inline void linear_task(const Linear& op, int i) {
   const int columns = divide_up(op.packed.n, Tile::columns);
-  linear_tile<T, W, Tile>(op, i % columns, 0, i / columns);
+  linear_tile<T, W, Tile>(op, i % columns, 0, i / columns, [] {});  // a grid barrier came before
 }
 
 template <class Tile>
@@ -54,19 +55,14 @@ __device__ inline void run_linear(const Linear& op, int bucket_rows) {
   for_each_task(linear_tasks<CtaTile64x32>(op), [&](int i) { linear_task<T, W, CtaTile64x32>(op, i); });
 }
 
-// Beside the code of W8A16 a row in registers would spill.
-template <class W>
-constexpr bool rows_in_registers = !std::is_same_v<W, W8A16>;
-
 // T: the type of x and of the head's W; W: that of the encoder's.
 template <class T, class W>
 __device__ inline void run_op(const Op& op) {
   switch (op.kind) {
     case Op::Kind::embed:
-      return for_each_task(op.bucket_rows, [&](int i) { embed_row<T, rows_in_registers<W>>(op.embed, i); });
+      return for_each_task(op.bucket_rows, [&](int i) { embed_row<T>(op.embed, i); });
     case Op::Kind::add_layer_norm:
-      return for_each_task(op.bucket_rows,
-                           [&](int i) { add_layer_norm_row<T, rows_in_registers<W>>(op.add_layer_norm, i); });
+      return for_each_task(op.bucket_rows, [&](int i) { add_layer_norm_row<T>(op.add_layer_norm, i); });
     case Op::Kind::attention:
       // One tile for each task where sequences have at least 16 tokens; with shorter ones a task loops over several.
       return for_each_task(op.attention.heads * divide_up(op.bucket_rows, 16), [&](int i) {
@@ -90,20 +86,24 @@ __device__ inline Index weight_bytes(const Linear& op) {
 // Prefetches this block's share of the next linear's W.
 template <class T, class W>
 __device__ inline void prefetch_weight(const OpList& op_list, int next) {
-  constexpr int line_bytes = 128;
+  constexpr int piece_bytes = 4096;
   while (next < op_list.count && op_list.ops[next].kind != Op::Kind::linear) ++next;
   if (next == op_list.count) return;
   const Linear& op = op_list.ops[next].linear;
   const Index bytes = weight_bytes<T, W>(op);
-  const Index first = (blockIdx.x * block_threads + threadIdx.x) * Index{line_bytes};
-  for (Index at = first; at < bytes; at += static_cast<Index>(gridDim.x) * block_threads * line_bytes)
-    prefetch(static_cast<const char*>(op.packed.weight) + at);
+  // Neighbouring pieces to different blocks, so that all of them prefetch a small W.
+  for (Index i = threadIdx.x * Index{gridDim.x} + blockIdx.x; i * piece_bytes < bytes;
+       i += Index{gridDim.x} * block_threads) {
+    const Index left = bytes - i * piece_bytes;
+    prefetch(static_cast<const char*>(op.packed.weight) + i * piece_bytes,
+             left < piece_bytes ? static_cast<int>(left) : piece_bytes);
+  }
 }
 
 static_assert(sizeof(OpList) <= 32764, "exceeds what a kernel's arguments may take");
 
 template <class T, class W>
-__global__ void __launch_bounds__(block_threads, 1) persistent_kernel(const __grid_constant__ OpList op_list) {
+__global__ void __launch_bounds__(block_threads, 2) persistent_kernel(const __grid_constant__ OpList op_list) {
   prefetch_weight<T, W>(op_list, 0);
   for (int i = 0; i < op_list.count; ++i) {
     run_op<T, W>(op_list.ops[i]);
@@ -125,7 +125,7 @@ std::size_t shared_bytes(Precision precision, const OpList& op_list) {
   for (int i = 0; i < op_list.count; ++i) {
     const Op& op = op_list.ops[i];
     if (op.kind == Op::Kind::add_layer_norm)
-      bytes = std::max(bytes, layer_norm_shared_bytes(op.add_layer_norm.norm.width, precision != Precision::int8));
+      bytes = std::max(bytes, layer_norm_shared_bytes(op.add_layer_norm.norm.width));
   }
   return bytes;
 }

@@ -86,6 +86,8 @@ inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessor
 inline int architecture() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
+// Whether a kernel can start before the kernel before it has ended.
+inline bool has_dependent_launch() { return architecture() >= 90; }
 // Bytes of shared memory that one block can have.
 inline std::size_t max_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
@@ -150,17 +152,16 @@ class Stream {
  public:
   Stream() {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-    if (const cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)) {
-      cudaStreamDestroy(stream_);
+    cudaError_t status = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+    if (status == cudaSuccess) status = cudaEventCreateWithFlags(&mark_, cudaEventDisableTiming);
+    if (status != cudaSuccess) {
+      destroy();
       check(status, "creating an event");
     }
   }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  ~Stream() {
-    cudaEventDestroy(event_);
-    cudaStreamDestroy(stream_);
-  }
+  ~Stream() { destroy(); }
 
   Graph* building = nullptr;  // where it is not null, what is enqueued becomes part of it and is not run
 
@@ -169,8 +170,16 @@ class Stream {
   void follow(StreamHandle caller) { order(reinterpret_cast<cudaStream_t>(caller), stream_); }
   void precede(StreamHandle caller) { order(stream_, reinterpret_cast<cudaStream_t>(caller)); }
   void wait() { check(cudaStreamSynchronize(stream_), "the work on the device"); }
+  // `wait_for_mark` waits for what was enqueued before the last `mark`, and not for what came later.
+  void mark() { check(cudaEventRecord(mark_, stream_), "marking a stream"); }
+  void wait_for_mark() { check(cudaEventSynchronize(mark_), "the work on the device"); }
 
  private:
+  void destroy() {
+    if (mark_) cudaEventDestroy(mark_);
+    if (event_) cudaEventDestroy(event_);
+    cudaStreamDestroy(stream_);
+  }
   // Work enqueued on `second` from now on waits for the work now on `first`. The event can be recorded again at once: a
   // wait refers to what was recorded when the wait was enqueued.
   void order(cudaStream_t first, cudaStream_t second) {
@@ -179,7 +188,7 @@ class Stream {
   }
 
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
+  cudaEvent_t event_ = nullptr, mark_ = nullptr;
 };
 
 class DeviceBuffer {
@@ -220,7 +229,8 @@ class PinnedBuffer {
 };
 
 // A CUDA graph: a line of kernels and copies, each after the one before, launched with one call. It is built node by
-// node and not captured: while any stream is captured, no thread may wait for the device, whoever else's it is.
+// node and not captured: while any stream is captured, no thread may wait for the device, whoever else's it is. Where
+// the device can, a kernel starts before the kernel before it has ended, and waits for it itself; see device.cuh.
 class Graph {
  public:
   // What `enqueue` puts on the stream becomes the graph and is not run. It neither allocates nor frees nor waits.
@@ -238,30 +248,36 @@ class Graph {
     cudaKernelNodeParams node{};
     node.func = const_cast<void*>(kernel), node.gridDim = config.gridDim, node.blockDim = config.blockDim;
     node.sharedMemBytes = static_cast<unsigned>(config.dynamicSmemBytes), node.kernelParams = arguments;
-    add([&](cudaGraphNode_t* added, std::size_t count) {
-      check(cudaGraphAddKernelNode(added, graph_, &last_, count, &node), name);
-    });
+    const bool overlaps = after_kernel_ && has_dependent_launch() && !is_cooperative(config);
+    cudaGraphNode_t added = nullptr;
+    check(cudaGraphAddKernelNode(&added, graph_, &last_, last_ && !overlaps ? 1 : 0, &node), name);
     for (unsigned i = 0; i < config.numAttrs; ++i)
-      check(cudaGraphKernelNodeSetAttribute(last_, config.attrs[i].id, &config.attrs[i].val), name);
+      check(cudaGraphKernelNodeSetAttribute(added, config.attrs[i].id, &config.attrs[i].val), name);
+    if (overlaps) {
+      cudaGraphEdgeData edge{};
+      edge.type = cudaGraphDependencyTypeProgrammatic, edge.from_port = cudaGraphKernelNodePortProgrammatic;
+      check(cudaGraphAddDependencies(graph_, &last_, &added, &edge, 1), name);
+    }
+    last_ = added, after_kernel_ = true;
   }
   // `host` is pinned memory that outlives the graph.
   void add_copy(const char* name, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-    add([&](cudaGraphNode_t* added, std::size_t count) {
-      check(cudaGraphAddMemcpyNode1D(added, graph_, &last_, count, to, from, bytes, kind), name);
-    });
+    cudaGraphNode_t added = nullptr;
+    check(cudaGraphAddMemcpyNode1D(&added, graph_, &last_, last_ ? 1 : 0, to, from, bytes, kind), name);
+    last_ = added, after_kernel_ = false;
   }
 
  private:
-  // Calls body(node, number of nodes that it depends on: `last_` or none).
-  template <class Body>
-  void add(Body body) {
-    cudaGraphNode_t added = nullptr;
-    body(&added, last_ ? 1 : 0);
-    last_ = added;
+  // Its grid barriers need all blocks at once, so it starts when the device is free.
+  static bool is_cooperative(const cudaLaunchConfig_t& config) {
+    for (unsigned i = 0; i < config.numAttrs; ++i)
+      if (config.attrs[i].id == cudaLaunchAttributeCooperative) return true;
+    return false;
   }
 
   cudaGraph_t graph_ = nullptr;
   cudaGraphNode_t last_ = nullptr;
+  bool after_kernel_ = false;  // `last_` is a kernel
   cudaGraphExec_t executable_ = nullptr;
 };
 
@@ -301,7 +317,8 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested).
+// Loads a kernel and allows it all the dynamic shared memory that a block can have (more than 48 KB must be requested),
+// with the same division between shared memory and L1 for every kernel: changing it would drain the multiprocessor.
 // CUDA loads a kernel when it is first used, which may wait for the whole device: models do it when they are loaded.
 // Always request the maximum: lowering it invalidates graphs.
 inline void load_kernel(const char* name, const void* kernel) {
@@ -309,6 +326,8 @@ inline void load_kernel(const char* name, const void* kernel) {
   check(cudaFuncGetAttributes(&attributes, kernel), name);
   const std::size_t dynamic = max_shared_bytes() - attributes.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        name);
 }
 template <class Op>
 void load_kernel(const char* name, void (*kernel)(Op)) {
@@ -356,16 +375,21 @@ void launch_clusters(const char* name, void (*kernel)(Op), unsigned cluster, Gri
   launch_with(cluster > 1 ? &dimension : nullptr, name, kernel, grid, threads, shared_bytes, stream, op);
 }
 
-// The blocks of a cooperative launch, which must be resident together: one for each multiprocessor.
-inline unsigned cooperative_blocks() { return static_cast<unsigned>(multiprocessors()); }
-
-// A cooperative launch, for a kernel with grid barriers.
+// A cooperative launch, for a kernel with grid barriers: all blocks are resident together, at most two on each
+// multiprocessor. At few tokens an operation of a base model has 48 to 192 parts, of which 132 blocks, one on each of
+// an H100's multiprocessors, would take some in a second round.
 template <class Op>
 void launch_cooperative(const char* name, void (*kernel)(Op), unsigned threads, std::size_t shared_bytes,
                         Stream& stream, Op op) {
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeCooperative, together.val.cooperative = 1;
-  launch_with(&together, name, kernel, {cooperative_blocks()}, threads, shared_bytes, stream, op);
+  load_kernel(name, kernel);  // without it more than 48 KB of shared memory do not fit
+  int resident = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, reinterpret_cast<const void*>(kernel),
+                                                      static_cast<int>(threads), shared_bytes),
+        name);
+  const int blocks = multiprocessors() * (resident < 2 ? resident : 2);
+  launch_with(&together, name, kernel, {static_cast<unsigned>(blocks)}, threads, shared_bytes, stream, op);
 }
 
 }  // namespace distilfast::cuda

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,25 +28,36 @@ Targets = Mapping[str, tuple[str, ...]]
 NVCC_PACKAGES = " ".join(
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
+FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
+"""What decides the code of a kernel; the same in CMakeLists.txt."""
 MATRIX_INSTRUCTIONS = ("HMMA", "IMMA")
 """The SASS opcodes for floating-point numbers, and for integers."""
 
-_ENTRY = re.compile(
-    r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
-_MEMORY = re.compile(r"\b(?:LDG|STG|LDS|STS|BAR|BRA|EXIT)\b")
-_ROUNDS = "rounds of LDG"
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?Used (\d+) registers", re.DOTALL)
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_FUNCTION = re.compile(r"arch = sm_(\w+)|Function : (\w+)")
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?((\w+)[^;]*);")
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
+WAIT, RELEASE = "ACQBULK", "PREEXIT"
+"""The SASS opcodes of ``wait_for_predecessor`` and ``release_dependents``."""
 _TYPES = {"f": "fp32", "6__half": "fp16", "13__nv_bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One kernel on one architecture; ``matrix`` counts its tensor-core instructions, ``integer`` those on integers.
+class Instruction:
+    """One SASS instruction; ``target``: where a branch goes."""
 
-    ``load_rounds``: groups of global loads before the first barrier, with stores or branches between them; what is not
-    in one group waits for the group before. All three are None without cuobjdump.
+    address: int
+    opcode: str
+    target: int | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel on one architecture.
+
+    ``contractible``: sums and products of its PTX that the assembler may join to one instruction, with other bits.
+    ``code`` is empty and ``contractible`` zero without cuobjdump.
     """
 
     source: str
@@ -55,9 +66,54 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
-    matrix: int | None
-    integer: int | None
-    load_rounds: int | None
+    code: tuple[Instruction, ...]
+    contractible: int
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """The numbers of its template; of a linear those of its CTA tile, see tiles.cuh."""
+        return tuple(int(word) for word in self.name.split() if word.isdigit())
+
+    def count(self, *opcodes: str) -> int:
+        return sum(each.opcode in opcodes for each in self.code)
+
+    def load_rounds(self) -> int:
+        """Groups of global loads before the first barrier, with stores or branches between them.
+
+        What is not in one group waits for the group before.
+        """
+        rounds, last = 0, ""
+        for each in self.code:
+            if each.opcode == "BAR":
+                break
+            if each.opcode in ("LDG", "STG", "LDS", "STS", "BRA", "EXIT"):
+                rounds += each.opcode == "LDG" != last
+                last = each.opcode
+        return rounds
+
+    def step(self) -> Counter[str]:
+        """Opcodes that a warp executes in a step of a linear's main loop; of a branch both sides are counted.
+
+        That is the loop with both copies and products; the k-tiles of a step may be a loop inside it.
+        """
+        outer = max(self._loops(), key=lambda loop: (self._of(loop)["LDGSTS"] > 0) * sum(self._products(loop)))
+        executed = Counter(self._of(outer))
+        for inner in self._loops():
+            if outer[0] < inner[0] and inner[1] < outer[1] and sum(self._products(inner)):
+                k_warps, k_tiles = self.tile[4:6]
+                for opcode, count in self._of(inner).items():
+                    executed[opcode] += count * (k_tiles // k_warps - 1)
+        return executed
+
+    def _loops(self) -> list[tuple[int, int]]:
+        branches = ((each.target, each.address) for each in self.code if each.target is not None)
+        return [(target, address) for target, address in branches if target < address]
+
+    def _of(self, loop: tuple[int, int]) -> Counter[str]:
+        return Counter(each.opcode for each in self.code if loop[0] <= each.address <= loop[1])
+
+    def _products(self, loop: tuple[int, int]) -> list[int]:
+        return [self._of(loop)[each] for each in MATRIX_INSTRUCTIONS]
 
 
 def nvcc() -> str | None:
@@ -89,21 +145,26 @@ def kernels(targets: Targets) -> list[Kernel]:
 
 def _kernels(source: Path, targets: Targets) -> list[Kernel]:
     fatbin, log = _compile(source, targets)
-    matrix = _instructions(fatbin)
-    return [
-        Kernel(
-            source.stem,
-            _readable(name),
-            architecture,
-            int(registers),
-            int(stack),
-            int(stores) + int(loads),
-            None if matrix is None else sum(matrix[name, architecture, each] for each in MATRIX_INSTRUCTIONS),
-            None if matrix is None else matrix[name, architecture, "IMMA"],
-            None if matrix is None else matrix[name, architecture, _ROUNDS],
+    code, contractible = _instructions(fatbin), _contractible(fatbin)
+    kernels = []
+    for part in re.split("(?=Compiling entry function)", log)[1:]:  # an entry, then the functions that it calls
+        entry = _ENTRY.match(part)
+        assert entry is not None
+        name, architecture, registers = entry.groups()
+        stack, stores, loads = (sum(map(int, column)) for column in zip(*_STACK.findall(part), strict=True))
+        kernels.append(
+            Kernel(
+                source.stem,
+                _readable(name),
+                architecture,
+                int(registers),
+                stack,
+                stores + loads,
+                tuple(code[name, architecture]),
+                contractible[name],
+            )
         )
-        for name, architecture, stack, stores, loads, registers in _ENTRY.findall(log)
-    ]
+    return kernels
 
 
 def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
@@ -114,13 +175,15 @@ def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
     log = fatbin.with_suffix(".log")
     if not log.exists():
         fatbin.parent.mkdir(parents=True, exist_ok=True)
-        codes = {virtual: ",".join(f"sm_{each}" for each in real) for virtual, real in targets.items()}
+        codes = {
+            virtual: ",".join((f"compute_{virtual}", *(f"sm_{each}" for each in real)))
+            for virtual, real in targets.items()
+        }
         compiler = nvcc()
         assert compiler is not None
         command = [
             compiler,
-            "-std=c++20",
-            "--expt-relaxed-constexpr",
+            *FLAGS,
             "-Xptxas=-v",
             "-I",
             str(SOURCES.parent),
@@ -133,21 +196,33 @@ def _compile(source: Path, targets: Targets) -> tuple[Path, str]:
     return fatbin, log.read_text(encoding="utf-8")
 
 
-def _instructions(fatbin: Path) -> Counter[tuple[str, str, str]] | None:
+def _instructions(fatbin: Path) -> defaultdict[tuple[str, str], list[Instruction]]:
+    code: defaultdict[tuple[str, str], list[Instruction]] = defaultdict(list)
     tool = cuobjdump()
     if tool is None:
-        return None
+        return code
     text = subprocess.run([tool, "-sass", str(fatbin)], capture_output=True, text=True, check=True).stdout
-    counts: Counter[tuple[str, str, str]] = Counter()
-    architecture = name = last = ""
+    architecture = name = ""
     for line in text.splitlines():
-        if found := re.search(r"arch = sm_(\w+)|Function : (\w+)", line):
-            architecture, name, last = found[1] or architecture, found[2] or name, ""
-        elif found := re.search("|".join(MATRIX_INSTRUCTIONS), line):
-            counts[name, architecture, found[0]] += 1
-        elif (found := _MEMORY.search(line)) and last != "BAR":
-            counts[name, architecture, _ROUNDS] += found[0] == "LDG" != last
-            last = found[0]
+        if found := _INSTRUCTION.search(line):
+            target = _TARGET.search(found[2]) if found[3] == "BRA" else None
+            opcode = "NOP" if "@!PT " in line else found[3]  # never executed
+            code[name, architecture].append(Instruction(int(found[1], 16), opcode, target and int(target[1], 16)))
+        elif found := _FUNCTION.search(line):
+            architecture, name = found[1] or architecture, found[2] or name
+    return code
+
+
+def _contractible(fatbin: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    tool = cuobjdump()
+    if tool is None:
+        return counts
+    text = subprocess.run([tool, "-ptx", str(fatbin)], capture_output=True, text=True, check=True).stdout
+    for entry in text.split(".entry ")[1:]:
+        name = re.match(r"\w+", entry)
+        assert name is not None
+        counts[name[0]] += len(re.findall(r"\b(?:add|sub|mul)(?:\.ftz)?\.f32\b", entry))
     return counts
 
 
@@ -168,5 +243,6 @@ if __name__ == "__main__":
     print("| kernel | sm | registers | spilled bytes | matrix instructions |\n|---|---|---|---|---|")
     every = kernels(EVERY_ARCHITECTURE)
     for each in every:
-        print(f"| {each.name} | {each.architecture} | {each.registers} | {each.spilled} | {each.matrix} |")
+        matrix = each.count(*MATRIX_INSTRUCTIONS)
+        print(f"| {each.name} | {each.architecture} | {each.registers} | {each.spilled} | {matrix} |")
     sys.exit(any(each.spilled or each.stack for each in every))

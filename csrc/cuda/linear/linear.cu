@@ -21,7 +21,11 @@ static_assert(max_w8a16_rows == CtaTile64x32::rows);
 
 template <class T, class W, class Tile>
 __global__ void __launch_bounds__(Tile::threads, StageSizes<W, Tile>::blocks) linear_kernel(Linear op) {
-  linear_tile<T, W, Tile>(op, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z));
+  linear_tile<T, W, Tile>(op, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z),
+                          [] {
+                            wait_for_predecessor();
+                            release_dependents();
+                          });
 }
 
 template <class T, class W, class Tile>

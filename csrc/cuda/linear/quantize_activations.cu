@@ -70,6 +70,8 @@ struct QuantizeLaunch {
 };
 
 __global__ void __launch_bounds__(quantize_threads) quantize_activations_kernel(QuantizeLaunch launch) {
+  wait_for_predecessor();
+  release_dependents();
   const QuantizeActivations& op = launch.op;
   const int thread = static_cast<int>(threadIdx.x), rows = load(op.rows), k_block = static_cast<int>(blockIdx.y);
   const int row0 = static_cast<int>(blockIdx.x) * quantize_rows, row = row0 + thread / group_lanes;

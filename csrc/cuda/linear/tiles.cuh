@@ -22,23 +22,27 @@ struct Tile {
   static constexpr int row_tiles = Rows / RowWarps / 16, column_tiles = Columns / ColumnWarps / mma_columns;
   // Padded by eight floats, so that the four rows that half a warp writes lie in different banks of shared memory.
   static constexpr int accumulator_stride = Columns + 8;
+  static constexpr int bias_bytes = Columns * static_cast<int>(sizeof(float));
   static constexpr int accumulator_bytes = KWarps * Rows * accumulator_stride * static_cast<int>(sizeof(float));
 };
 
-// Shared memory of a CTA tile: the stages, which the accumulators overwrite in the epilogue.
+// Shared memory of a CTA tile: the stages, which the accumulators overwrite in the epilogue, and the columns' bias.
 template <class W, class Tile>
 struct StageSizes {
   static constexpr int n_tile_bytes = Tile::k_tiles / Packing<W>::k_tiles * Packing<W>::bytes;  // of W, for 8 columns
   static constexpr int stage_bytes = Tile::x_bytes + Tile::columns / mma_columns * n_tile_bytes;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
-  static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int bias_at = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int shared_bytes = bias_at + Tile::bias_bytes;
   // Resident blocks, for __launch_bounds__: as many as compute capability 8.0 has shared memory for, 163 KB with 1 KB
   // reserved for each block. Limiting registers to fit more of them would gain nothing.
   static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
 
 // None needs more than the 99 KB of shared memory that a block of compute capability 8.6 can have.
-using CtaTile16x16 = Tile<16, 16, 1, 1, 4, 4, 4>;      // 1 to 16 tokens
+// 16 x 16 has stages for all of K = 768 in 16 bits, so that its whole share of W is on its way at once: by Little's law
+// an H200 needs some 30 KB on their way to each multiprocessor, and three stages of such a block have 12 KB of W.
+using CtaTile16x16 = Tile<16, 16, 1, 1, 4, 4, 8>;      // 1 to 16 tokens
 using CtaTile64x32 = Tile<64, 32, 2, 1, 2, 2, 4>;      // 17 to 64
 using CtaTile64x64 = Tile<64, 64, 2, 2, 1, 2, 4>;      // 65 to 256
 using CtaTile128x128 = Tile<128, 128, 2, 4, 1, 2, 3>;  // more
@@ -57,8 +61,9 @@ auto with_large_tile(int bucket_rows, Run run) {
 template <class Tile>
 int split_k_to_fill(int n, int k_tiles, int bucket_rows) {
   const int blocks = divide_up(n, Tile::columns) * divide_up(bucket_rows, Tile::rows);
-  // A split too short to fill the pipeline gains nothing.
-  const int max_split_k = k_tiles / (Tile::k_tiles * (Tile::stages - 1)), to_fill = multiprocessors() / blocks;
+  // Each split has a few steps: its prologue and its epilogue take as long as those.
+  constexpr int min_steps = Tile::stages > 3 ? 3 : 2;
+  const int max_split_k = k_tiles / (Tile::k_tiles * min_steps), to_fill = multiprocessors() / blocks;
   const int split_k = to_fill < max_split_k ? to_fill : max_split_k;
   return split_k < 1 ? 1 : split_k;
 }

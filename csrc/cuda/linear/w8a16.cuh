@@ -5,6 +5,7 @@
 // accumulators of their own, which are multiplied by the column's scale and added to the tile's in fp32.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/element.cuh"
@@ -65,7 +66,8 @@ __device__ inline void multiply_w8a16_k_tile(const char* x, const char* w, const
 #pragma unroll
     for (int j = 0; j < Tile::column_tiles; ++j)
 #pragma unroll
-      for (int c = 0; c < 4; ++c) accumulators[i][j][c] += products[j][c] * (c % 2 ? scales[j].y : scales[j].x);
+      for (int c = 0; c < 4; ++c)
+        accumulators[i][j][c] = fmaf(products[j][c], c % 2 ? scales[j].y : scales[j].x, accumulators[i][j][c]);
   }
 }
 

@@ -130,7 +130,8 @@ struct W8A8StageSizes {
   static constexpr int scales_at = StageSizes<W8A8, Tile>::stage_bytes;
   static constexpr int stage_bytes = scales_at + Tile::rows * 2;
   static constexpr int all_bytes = Tile::stages * stage_bytes;
-  static constexpr int shared_bytes = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int bias_at = all_bytes > Tile::accumulator_bytes ? all_bytes : Tile::accumulator_bytes;
+  static constexpr int shared_bytes = bias_at + Tile::bias_bytes;
   static_assert(shared_bytes <= 99 * 1024);
   static constexpr int blocks = 163 * 1024 / (shared_bytes + 1024);
 };
@@ -140,29 +141,46 @@ struct W8A8Launch {
   int bucket_rows;
 };
 
-// A k-block of the rows of x from `row0`, with their scales where it is a group; zero-padded past the last row.
+// One thread's copies of packed A, like CopiesOfX: a k-block of the rows from `row0`, with their scales where it is a
+// group; zero-padded past the last row.
 template <class Tile>
-__device__ inline void copy_packed_a(const W8A8Launch& launch, const KBlocks& k_blocks, int row0, int rows, int k_block,
-                                     char* stage) {
-  const auto* x = static_cast<const char*>(launch.op.x);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::rows * Tile::row_chunks; i += Tile::threads) {
-    const int row = i / Tile::row_chunks, chunk = i % Tile::row_chunks;
-    const bool in_bounds = row0 + row < rows;
-    const char* from = x;
-    if (in_bounds)
-      from += (row0 + row) * static_cast<Index>(k_blocks.row_bytes()) + k_block * int8_group + chunk * chunk_bytes;
-    copy_async(stage + x_offset<Tile>(row, chunk), from, in_bounds ? chunk_bytes : 0);
+class CopiesOfPackedA {
+ public:
+  __device__ CopiesOfPackedA(const W8A8Launch& launch, const KBlocks& k_blocks, int row0, int rows, int k_block0)
+      : first_group_(k_blocks.outliers - k_block0) {
+    const int thread = static_cast<int>(threadIdx.x), row = thread / Tile::row_chunks,
+              chunk = thread % Tile::row_chunks;
+    const auto* x = static_cast<const char*>(launch.op.x);
+    to_ = x_offset<Tile>(row, chunk);
+    from_ = x + (row0 + row) * Index{k_blocks.row_bytes()} + k_block0 * int8_group + chunk * chunk_bytes;
+    pass_bytes_ = pass_rows * Index{k_blocks.row_bytes()};
+    left_ = rows - row0 - row;
+    scales_stride_ = Index{row_stride(launch.bucket_rows)} * 2;
+    const int scale_row = row0 + thread * chunk_scales, left = rows - scale_row;
+    scales_ = x + launch.bucket_rows * Index{k_blocks.row_bytes()} - first_group_ * scales_stride_ + scale_row * 2;
+    scale_bytes_ = (left < 0 ? 0 : left < chunk_scales ? left : chunk_scales) * 2;
   }
-  if (k_block < k_blocks.outliers) return;
-  constexpr int chunk_scales = chunk_bytes / 2;
-  const char* scales = x + launch.bucket_rows * static_cast<Index>(k_blocks.row_bytes()) +
-                       (k_block - k_blocks.outliers) * static_cast<Index>(row_stride(launch.bucket_rows)) * 2;
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::rows / chunk_scales; i += Tile::threads) {
-    const int row = row0 + i * chunk_scales, left = rows - row;
-    const int count = left < 0 ? 0 : left < chunk_scales ? left : chunk_scales;
-    copy_async(stage + W8A8StageSizes<Tile>::scales_at + i * chunk_bytes, count ? scales + row * 2 : scales, count * 2);
+
+  __device__ void issue(int step, char* stage) const {
+#pragma unroll
+    for (int i = 0; i < copies; ++i)
+      copy_async(stage + to_ + i * pass_rows * Tile::row_bytes, from_ + i * pass_bytes_ + step * int8_group,
+                 i * pass_rows < left_ ? chunk_bytes : 0);
+    if (step >= first_group_ && threadIdx.x < Tile::rows / chunk_scales)
+      copy_async(stage + W8A8StageSizes<Tile>::scales_at + threadIdx.x * chunk_bytes, scales_ + step * scales_stride_,
+                 scale_bytes_);
   }
-}
+
+ private:
+  static constexpr int pass_rows = Tile::threads / Tile::row_chunks, copies = Tile::rows / pass_rows;
+  static constexpr int chunk_scales = chunk_bytes / 2;
+  static_assert(copies * pass_rows == Tile::rows && pass_rows % 8 == 0 && Tile::rows / chunk_scales <= Tile::threads);
+
+  int first_group_;  // the step that copies it
+  const char *from_, *scales_;
+  Index pass_bytes_, scales_stride_;
+  int to_, left_, scale_bytes_;  // in the stage; rows
+};
 
 // ---- products
 
@@ -210,64 +228,85 @@ __device__ inline void multiply_group(const char* stage, const WarpCoord<Tile>& 
 #pragma unroll
       for (int j = 0; j < Tile::column_tiles; ++j)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-          accumulators[i][j][2 * half + c] +=
-              (float_of(static_cast<std::uint32_t>(products[j][2 * half + c])) - float_offset) *
-              (row_scale * column_scales[j][c]);
+        for (int c = 0; c < 2; ++c) {
+          float& sum = accumulators[i][j][2 * half + c];
+          const float product = float_of(static_cast<std::uint32_t>(products[j][2 * half + c])) - float_offset;
+          sum = fmaf(product, row_scale * column_scales[j][c], sum);
+        }
     }
   }
 }
 
 // The main loop over the split's k-blocks, with the pipeline of mainloop.cuh.
 template <class Tile>
-__device__ inline void multiply_k_blocks(const W8A8Launch& launch, int row0, int rows, int column0, int split,
-                                         Accumulators<Tile>& accumulators) {
-  const KBlocks k_blocks(launch.op.packed.k);
-  const int per_split = divide_up(k_blocks.all(), launch.op.split_k), first = split * per_split;
-  const int end = first + per_split < k_blocks.all() ? first + per_split : k_blocks.all();
-  const WarpCoord<Tile> at;
-  // copy_w reads the packed W past its header.
-  Linear weight = launch.op;
-  weight.packed.weight = Int8Header(launch.op.packed.weight, k_blocks).weight;
-  const auto stage_of = [&](int k_block) {
-    return shared_memory() + (k_block - first) % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
-  };
-  const auto copy_stage = [&](int k_block) {
-    if (k_block < end) {
-      copy_packed_a<Tile>(launch, k_blocks, row0, rows, k_block, stage_of(k_block));
-      copy_w<W8A8, Tile>(weight, k_blocks.all() * Tile::k_tiles, column0, k_block * Tile::k_tiles, end * Tile::k_tiles,
-                         stage_of(k_block) + Tile::x_bytes);
-    }
-    commit_copies();  // an empty group past the last one keeps the number of pending groups constant
-  };
-  for (int i = 0; i < Tile::stages - 1; ++i) copy_stage(first + i);
-  for (int k_block = first; k_block < end; ++k_block) {
-    wait_copies<Tile::stages - 2>();
-    sync_threads();  // this stage is complete, and all warps have read the one that is filled next
-    copy_stage(k_block + Tile::stages - 1);
-    const char* stage = stage_of(k_block);
-    if (k_block >= k_blocks.outliers) {
-      multiply_group<Tile>(stage, at, accumulators);
-      continue;
-    }
-#pragma unroll
-    for (int k_tile = 0; k_tile < Tile::k_tiles; ++k_tile)
-      multiply_k_tile<BFloat16, W8A8, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
+class W8A8MainLoop {
+ public:
+  __device__ W8A8MainLoop(const Linear& op, int column0, int split)
+      : k_blocks_(op.packed.k),
+        first_(split * divide_up(k_blocks_.all(), op.split_k)),
+        end_(end_of(first_ + divide_up(k_blocks_.all(), op.split_k))),
+        w_(Int8Header(op.packed.weight, k_blocks_).weight, op.packed.n, k_blocks_.all() * Tile::k_tiles, column0,
+           first_ * Tile::k_tiles, end_ * Tile::k_tiles) {
+    for (int step = 0; step < Tile::stages - 1; ++step)
+      if (first_ + step < end_) w_.issue(step, stage_of(step) + Tile::x_bytes);
   }
-  wait_copies<0>();
-  sync_threads();  // the epilogue reuses the stages
-}
+
+  __device__ void run(const W8A8Launch& launch, int row0, int rows, Accumulators<Tile>& accumulators) const {
+    const WarpCoord<Tile> at;
+    const CopiesOfPackedA<Tile> x(launch, k_blocks_, row0, rows, first_);
+    const int steps = end_ - first_;
+    for (int step = 0; step < Tile::stages - 1; ++step) {
+      if (step < steps) x.issue(step, stage_of(step));
+      commit_copies();  // the first group has the prologue's W too
+    }
+    for (int step = 0; step < steps; ++step) {
+      wait_copies<Tile::stages - 2>();
+      sync_threads();  // this stage is complete, and all warps have read the one that is filled next
+      if (const int next = step + Tile::stages - 1; next < steps) {
+        x.issue(next, stage_of(next));
+        w_.issue(next, stage_of(next) + Tile::x_bytes);
+      }
+      commit_copies();  // an empty group past the last step keeps the number of pending groups constant
+      const char* stage = stage_of(step);
+      if (first_ + step >= k_blocks_.outliers) {
+        multiply_group<Tile>(stage, at, accumulators);
+        continue;
+      }
+#pragma unroll
+      for (int k_tile = 0; k_tile < Tile::k_tiles; ++k_tile)
+        multiply_k_tile<BFloat16, W8A8, Tile>(stage, stage + Tile::x_bytes, at, k_tile, accumulators);
+    }
+    wait_copies<0>();
+    sync_threads();  // the epilogue reuses the stages
+  }
+
+ private:
+  __device__ int end_of(int past) const { return past < k_blocks_.all() ? past : k_blocks_.all(); }
+  static __device__ char* stage_of(int step) {
+    return shared_memory() + step % Tile::stages * W8A8StageSizes<Tile>::stage_bytes;
+  }
+
+  const KBlocks k_blocks_;
+  const int first_, end_;  // k-blocks
+  const CopiesOfW<W8A8, Tile> w_;
+};
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads, W8A8StageSizes<Tile>::blocks) linear_w8a8_kernel(W8A8Launch launch) {
   static_assert(Tile::k_warps == 1);
-  const int rows = load(launch.op.rows), row0 = static_cast<int>(blockIdx.y) * Tile::rows;
-  const int column0 = static_cast<int>(blockIdx.x) * Tile::columns, split = static_cast<int>(blockIdx.z);
-  if (row0 >= rows) return;
+  const int row0 = static_cast<int>(blockIdx.y) * Tile::rows, column0 = static_cast<int>(blockIdx.x) * Tile::columns;
+  const int split = static_cast<int>(blockIdx.z);
+  auto* bias = reinterpret_cast<float*>(shared_memory() + W8A8StageSizes<Tile>::bias_at);
+  const W8A8MainLoop<Tile> main_loop(launch.op, column0, split);
+  copy_bias<Tile>(launch.op, column0, bias);
+  wait_for_predecessor();
+  release_dependents();
+  const int rows = load(launch.op.rows);
+  if (row0 >= rows) return drop_copies();
   Accumulators<Tile> accumulators = {};
-  multiply_k_blocks<Tile>(launch, row0, rows, column0, split, accumulators);
+  main_loop.run(launch, row0, rows, accumulators);
   stage_accumulators<Tile>(accumulators);
-  epilogue<BFloat16, Tile>(launch.op, row0, rows, column0, split);
+  epilogue<BFloat16, Tile>(launch.op, row0, rows, column0, split, bias);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <source_location>
+#include <string>
 #include <type_traits>
 
 #include "simulator.h"
@@ -103,8 +104,11 @@ inline void store(T* to, T value) {
   *to = value;
 }
 
-// A real device ignores a prefetch outside every allocation; here it is an error, since no kernel intends one.
-inline void prefetch(const void* global) { cuda_host::device().access(global, 1, false); }
+// A real device may ignore a prefetch outside every allocation; here it is an error, since no kernel intends one.
+inline void prefetch(const void* global, int bytes) {
+  if (bytes <= 0 || bytes % 16) cuda_host::device().fail("prefetches " + std::to_string(bytes) + " bytes");
+  for (int at = 0; at < bytes; at += 16) cuda_host::device().access(static_cast<const char*>(global) + at, 16, false);
+}
 
 inline char* shared_memory() { return cuda_host::device().thread().block->shared->begin; }
 
@@ -279,6 +283,12 @@ inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
 inline void sync_warp(const Where& where = Where::current()) { cuda_host::device().sync_warp(where); }
 inline void sync_threads() { cuda_host::device().sync_threads(); }
 inline void sync_grid() { cuda_host::device().sync_grid(); }
+
+// ---- programmatic dependent launch
+
+// Kernels run one after the other here, so there is nothing to wait for.
+inline void wait_for_predecessor() {}
+inline void release_dependents() {}
 
 // ---- clusters
 

@@ -108,6 +108,8 @@ class Stream {
   void follow(StreamHandle) {}
   void precede(StreamHandle) {}
   void wait() { host::outside_graphs("A stream is waited for"); }
+  void mark() {}
+  void wait_for_mark() { host::outside_graphs("A stream is waited for"); }
 };
 
 class DeviceBuffer {
