@@ -12,6 +12,9 @@ PRIMITIVES = re.compile(
     r"\basm\b|__shfl|__sync|__ballot|__cvta|__ffs|cooperative_groups|cudaLaunch|cudaMalloc|cudaMemcpy"
 )
 
+NOT_USED_YET = {"wait_for_predecessor", "release_dependents"}
+"""What the simulated device offers ahead of the real one: no kernel has a programmatic edge yet."""
+
 
 def functions(path: Path) -> set[str]:
     """Names of the functions that a header offers to kernels; the simulator's namespace ``host`` is left out."""
@@ -22,7 +25,7 @@ def functions(path: Path) -> set[str]:
 def test_both_devices_declare_the_same_functions():
     real, simulated = functions(SOURCES / "device.cuh"), functions(SIMULATED / "device.cuh")
     assert {"load", "store", "copy_async", "multiply_matrices", "shuffle_xor", "sync_grid"} <= real
-    assert real - {"shared_address"} == simulated - {"truncated"}
+    assert real - {"shared_address"} == simulated - {"truncated"} - NOT_USED_YET
 
 
 def test_primitives_stay_in_two_headers():

@@ -11,6 +11,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/runtime.h"
+#include "misuses.h"
 
 namespace distilfast::cuda {
 namespace {
@@ -346,44 +347,6 @@ std::vector<std::int32_t> product_of_bytes(const std::vector<std::int8_t>& a, co
   return c;
 }
 
-void write_number(Buffers op) { store(op.out + self(), 1.0f); }
-
-// What must not happen while a graph is captured, and launches beyond the device's limits.
-void misuse(const std::string& what) {
-  static const float pageable[threads] = {};
-  Stream stream;
-  const PinnedBuffer pinned(sizeof(pageable));
-  std::memset(pinned.data(), 0, sizeof(pageable));
-  const DeviceBuffer out(sizeof(pageable));
-  const Buffers op{nullptr, reinterpret_cast<float*>(out.data())};
-  const auto record = [&](const std::function<void()>& enqueue) { Graph(stream, enqueue).run(stream); };
-  if (what == "nothing") {
-    load_kernel("no_fault", no_fault);
-    record([&] {
-      upload(out.data(), pinned.data(), sizeof(pageable), stream);
-      launch("no_fault", no_fault, {1}, threads, shared_floats * sizeof(float), stream, Buffers{op.out, op.out});
-    });
-  } else if (what == "first_use") {
-    record([&] { launch("write_number", write_number, {1}, threads, 0, stream, op); });
-  } else if (what == "allocation") {
-    record([] { const DeviceBuffer more(16); });
-  } else if (what == "pinned_allocation") {
-    record([] { const PinnedBuffer more(16); });
-  } else if (what == "wait") {
-    record([&] { stream.wait(); });
-  } else if (what == "pageable_copy") {
-    record([&] { upload(out.data(), pageable, sizeof(pageable), stream); });
-  } else if (what == "shared_memory") {
-    launch("no_fault", no_fault, {1}, threads, max_shared_bytes() + 1, stream, op);
-  } else if (what == "cluster_blocks") {
-    launch_clusters("no_fault", no_fault, 9, {9}, threads, 0, stream, op);
-  } else if (what == "cluster_grid") {
-    launch_clusters("no_fault", no_fault, 2, {3}, threads, 0, stream, op);
-  } else {
-    throw std::invalid_argument(what);
-  }
-}
-
 std::vector<std::string> names() {
   std::vector<std::string> all;
   for (const auto& [name, fault] : faults()) all.push_back(name);
@@ -398,4 +361,7 @@ PYBIND11_MODULE(_cuda_faults, module) {
   module.def("run", &distilfast::cuda::run);
   module.def("product_of_bytes", &distilfast::cuda::product_of_bytes);
   module.def("misuse", &distilfast::cuda::misuse);
+  module.def("misuses", &distilfast::cuda::misuses);
+  module.def("ordered_result", &distilfast::cuda::ordered_result);
+  module.def("leak", &distilfast::cuda::leak);
 }

@@ -18,8 +18,25 @@
 #define __grid_constant__
 #define threadIdx (cuda_host::device().thread().index)
 #define blockIdx (cuda_host::device().thread().block->index)
-#define gridDim (cuda_host::device().launch().grid)
-#define blockDim (cuda_host::device().launch().size)
+
+namespace cuda_host {
+
+// gridDim and blockDim, which are names of fields too and so cannot be macros.
+template <Index3 Launch::* of, unsigned Index3::* along>
+struct Size {
+  operator unsigned() const { return device().launch().*of.*along; }
+};
+template <Index3 Launch::* of>
+struct Sizes {
+  Size<of, &Index3::x> x;
+  Size<of, &Index3::y> y;
+  Size<of, &Index3::z> z;
+};
+
+}  // namespace cuda_host
+
+constexpr cuda_host::Sizes<&cuda_host::Launch::grid> gridDim{};
+constexpr cuda_host::Sizes<&cuda_host::Launch::size> blockDim{};
 
 namespace distilfast::cuda {
 
@@ -279,6 +296,12 @@ inline int lowest_bit(std::uint32_t bits) { return std::countr_zero(bits); }
 inline void sync_warp(const Where& where = Where::current()) { cuda_host::device().sync_warp(where); }
 inline void sync_threads() { cuda_host::device().sync_threads(); }
 inline void sync_grid() { cuda_host::device().sync_grid(); }
+
+// ---- programmatic dependent launch
+
+// Until a thread has waited, the launches before its own may still be running.
+inline void wait_for_predecessor() { cuda_host::device().wait_for_predecessor(); }
+inline void release_dependents() { cuda_host::device().release_dependents(); }
 
 // ---- clusters
 
