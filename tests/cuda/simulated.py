@@ -5,7 +5,26 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
+
+
+@dataclass
+class Accesses:
+    """Sectors of global memory or passes over the banks of shared memory, and the fewest for the same bytes.
+
+    By kernel, kind ("global loads", "shared stores" and the like) and place in the source ("attention.cuh:243").
+    """
+
+    by_place: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def by_kernel(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """The sums over all places."""
+        sums: dict[tuple[str, str], tuple[int, int]] = {}
+        for (kernel, kind, _), (moved, needed) in self.by_place.items():
+            before = sums.get((kernel, kind), (0, 0))
+            sums[kernel, kind] = before[0] + moved, before[1] + needed
+        return sums
 
 
 class SimulatedDevice:
@@ -22,6 +41,8 @@ class SimulatedDevice:
         self.seed = _function(library.simulated_seed, None, ctypes.c_uint)
         self._live_objects = _function(library.simulated_live_objects, text)
         self._complaints = _function(library.simulated_complaints, text)
+        self._count_accesses = _function(library.simulated_count_accesses, None, ctypes.c_bool)
+        self._accesses = _function(library.simulated_accesses, text)
 
     def holding(self, content: bytes) -> int:
         """The address of an allocation of these bytes, at least one."""
@@ -37,6 +58,19 @@ class SimulatedDevice:
             yield handle
         finally:
             self._destroy_stream(handle)
+
+    @contextmanager
+    def counted_accesses(self) -> Iterator[Accesses]:
+        """What kernels access in this context."""
+        found = Accesses()
+        self._count_accesses(True)
+        try:
+            yield found
+        finally:
+            self._count_accesses(False)
+            for line in self._accesses().decode().splitlines():
+                kernel, kind, place, moved, needed = line.split("\t")
+                found.by_place[kernel, kind, place] = int(moved), int(needed)
 
     def live_objects(self) -> str:
         """What is created and not destroyed, as in "2 streams, 1 events"."""

@@ -381,3 +381,23 @@ def test_unsupported_precisions_and_shapes_are_errors(engine, tiny_checkpoint):
         engine(precision="int4")
     with pytest.raises(BackendError, match="The head size is not a multiple of 8"):
         engine(n_heads=8)
+
+
+def test_no_order_of_streams_changes_an_answer(simulated, engine):
+    """Callers on several streams, whose workspaces, pinned memory and results are used again while work is pending."""
+    if not simulated:
+        pytest.skip("only the simulated device chooses the order of what streams leave open")
+    made, batches = engine(n_layers=1), [batch_of(*lengths, seed=len(lengths)) for lengths in ((3,), (9, 7), (16,))]
+    wanted = [made.logits(batch) for batch in batches]
+    with simulated.stream() as one, simulated.stream() as two:
+        for seed in range(8):
+            simulated.seed(seed)
+            held = []
+            for i in range(6):
+                result = made.forward_on_device(batches[i % 3], stream=(one, two, 0)[i % 2 + (i > 3)])[1]
+                if i % 2:
+                    held.append((i % 3, result))  # the workspaces of the others are lent again
+            del result
+            for i, result in held:
+                assert np.array_equal(fetched(result), wanted[i])
+            assert np.array_equal(made.logits(batches[0]), wanted[0])

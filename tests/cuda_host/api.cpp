@@ -864,6 +864,11 @@ FOR_TESTS void simulated_seed(unsigned number) {
   all.streams.seed(number);
 }
 
+// Counts what kernels access from now on, or no more.
+FOR_TESTS void simulated_count_accesses(bool on) { device().counter.is_on = on; }
+// What was counted since the last time: see AccessCounter::take.
+FOR_TESTS const char* simulated_accesses() { return kept(device().counter.take()); }
+
 // What is allocated or created and not yet freed, as in "2 streams, 1 events".
 FOR_TESTS const char* simulated_live_objects() {
   State& all = state();

@@ -151,6 +151,33 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
   touch(*region, at, bytes, writes);
 }
 
+void Device::access(const void* at, std::size_t bytes, bool writes, const std::source_location& where) {
+  access(at, bytes, writes);
+  if (counter.is_on) note_access(at, bytes, writes, where);
+}
+
+void Device::note_access(const void* at, std::size_t bytes, bool writes, const std::source_location& where) {
+  using Kind = Access::Kind;
+  const bool is_shared = current_->block->shared->holds(at, bytes);
+  const Kind kind =
+      is_shared ? (writes ? Kind::shared_store : Kind::shared_load) : (writes ? Kind::global_store : Kind::global_load);
+  current_->accesses.push_back({kind, reinterpret_cast<std::uintptr_t>(at), static_cast<unsigned>(bytes),
+                                where.file_name(), where.line(), where.column()});
+}
+
+void Device::count_accesses(Block& block, std::size_t warp) {
+  std::vector<const std::vector<Access>*> lanes;
+  const std::size_t end = std::min(32 * warp + 32, block.threads.size());
+  for (std::size_t i = 32 * warp; i < end; ++i) lanes.push_back(&block.threads[i]->accesses);
+  counter.count(launch_->kernel, lanes);
+  for (std::size_t i = 32 * warp; i < end; ++i) block.threads[i]->accesses.clear();
+}
+
+void Device::count_accesses(Block& block) {
+  if (!counter.is_on) return;
+  for (std::size_t warp = 0; warp < block.warps.size(); ++warp) count_accesses(block, warp);
+}
+
 void Device::touch(Region& region, const void* at, std::size_t bytes, bool writes) {
   if (reinterpret_cast<std::uintptr_t>(at) % bytes) fail("makes a misaligned access to " + place(region, at));
   touch_cells(region, at, bytes, writes);
@@ -186,7 +213,7 @@ void Device::touch_cells(Region& region, const void* at, std::size_t bytes, bool
 
 // ---- asynchronous copies
 
-void Device::issue_copy(void* to, const void* from, int bytes) {
+void Device::issue_copy(void* to, const void* from, int bytes, const std::source_location& where) {
   if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 are allowed");
   if (!current_->block->shared->holds(to, 16)) fail("copies asynchronously to outside its shared memory");
   if (reinterpret_cast<std::uintptr_t>(from) % 16) fail("copies asynchronously from a misaligned address");
@@ -194,8 +221,9 @@ void Device::issue_copy(void* to, const void* from, int bytes) {
     Region* source = find(from, static_cast<std::size_t>(bytes));
     if (!source) fail("copies asynchronously from outside every allocation");
     touch_cells(*source, from, static_cast<std::size_t>(bytes), false);
+    if (counter.is_on) note_access(from, static_cast<std::size_t>(bytes), false, where);
   }
-  access(to, 16, true);
+  access(to, 16, true, where);
   std::memset(to, 0xff, 16);
   Region& shared = *current_->block->shared;
   const std::size_t begin = (static_cast<char*>(to) - shared.begin) / cell_bytes;
@@ -262,7 +290,9 @@ void Device::collective(const char* operation, const std::source_location& where
   for (int lane = 0; lane < 32; ++lane) all[lane] = warp.arrivals[lane].operands;
   compute(all);
   warp.arrived = 0;
-  const std::size_t first = static_cast<std::size_t>(&warp - self.block->warps.data()) * 32;
+  const auto number = static_cast<std::size_t>(&warp - self.block->warps.data());
+  if (counter.is_on) count_accesses(*self.block, number);
+  const std::size_t first = number * 32;
   for (std::size_t i = first; i < first + 32; ++i) wake(*self.block->threads[i]);
 }
 
@@ -285,6 +315,7 @@ void Device::sync_threads() {
   Block& block = *current_->block;
   if (++block.arrived < static_cast<int>(block.threads.size())) return wait("sync_threads");
   block.arrived = 0;
+  count_accesses(block);
   if (!launch_->unfinished.empty()) pass_on_wait(block);
   const std::uint32_t interval = ++clock_, grid = era(current_->warp->era).grid;
   for (Warp& warp : block.warps) new_era(block, warp, grid, interval, interval);
@@ -297,6 +328,7 @@ void Device::sync_grid() {
   grid_arrived_ = 0;
   const std::uint32_t grid = ++clock_;
   for (auto& block : running_) {
+    count_accesses(*block);
     if (!launch_->unfinished.empty()) pass_on_wait(*block);
     const std::uint32_t interval = ++clock_;
     for (Warp& warp : block->warps) new_era(*block, warp, grid, interval, interval);
@@ -418,7 +450,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
     ++thread.warp->lanes;
     thread.ready = true, thread.done = false, thread.waits_for = nullptr;
     thread.has_waited = launch_->unfinished.empty();
-    thread.open_copies.clear(), thread.copies.clear();
+    thread.open_copies.clear(), thread.copies.clear(), thread.accesses.clear();
     thread.fiber.start([this, &thread, &kernel] {
       try {
         kernel();
@@ -449,12 +481,13 @@ void Device::run_blocks(std::size_t count) {
         if (!error_.empty()) return;
       }
     }
-    if (all_done) return;
+    if (all_done) break;
     if (!progress) {
       error_ = deadlock(count);
       return;
     }
   }
+  for (std::size_t b = 0; b < count; ++b) count_accesses(*blocks_[b]);
 }
 
 std::string Device::deadlock(std::size_t count) const {

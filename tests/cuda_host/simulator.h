@@ -30,6 +30,7 @@
 #include <string>
 #include <vector>
 
+#include "accesses.h"
 #include "fiber.h"
 
 namespace cuda_host {
@@ -105,6 +106,7 @@ struct Thread {
   const char* waits_for = nullptr;
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> copies;
+  std::vector<Access> accesses;  // since the last barrier of its warp, while they are counted
 };
 
 // The unit of shared memory, aligned as on a real device.
@@ -167,6 +169,8 @@ class Device {
   Thread& thread() { return *current_; }
   const Launch& launch() const { return *launch_; }
   void access(const void* at, std::size_t bytes, bool writes);
+  // Of the kernel itself, at this place of its source.
+  void access(const void* at, std::size_t bytes, bool writes, const std::source_location& where);
   // All lanes of the warp arrive; the last one computes for all of them from their operands, in the order of the lanes.
   void collective(const char* operation, const std::source_location& where, void* operands,
                   const std::function<void(void* const (&)[32])>& compute);
@@ -178,7 +182,7 @@ class Device {
   void wait_cluster(const std::source_location& where);
   // Where a write to `at` in the shared memory of another block of the cluster goes.
   void* write_to_block(int rank, void* at, std::size_t bytes);
-  void issue_copy(void* to, const void* from, int bytes);
+  void issue_copy(void* to, const void* from, int bytes, const std::source_location& where);
   void commit_copies();
   void wait_copies(std::size_t pending);
   void wait_for_predecessor();
@@ -186,6 +190,7 @@ class Device {
   [[noreturn]] void fail(const std::string& what);
 
   std::mutex mutex;  // one kernel at a time
+  AccessCounter counter;
 
  private:
   // An interval between barriers: of the grid, the block and the warp, whose numbers these are, with how often the warp
@@ -201,6 +206,9 @@ class Device {
   bool unordered(const Stamp& other) const;
   void touch(Region& region, const void* at, std::size_t bytes, bool writes);
   void touch_cells(Region& region, const void* at, std::size_t bytes, bool writes);
+  void note_access(const void* at, std::size_t bytes, bool writes, const std::source_location& where);
+  void count_accesses(Block& block, std::size_t warp);
+  void count_accesses(Block& block);
   void new_era(Block& block, Warp& warp, std::uint32_t grid, std::uint32_t interval, std::uint32_t step);
   void pass_cluster_barrier();
   void leave(Block& block);
