@@ -38,6 +38,8 @@ class SimulatedDevice:
         self.free = _function(library.simulated_free, None, address)
         self._stream = _function(library.simulated_stream, size, ctypes.c_int, ctypes.c_bool)
         self._destroy_stream = _function(library.simulated_destroy_stream, None, size)
+        self._copy = _function(library.simulated_copy, ctypes.c_int, address, address, size, size)
+        self._synchronize = _function(library.simulated_synchronize, ctypes.c_int)
         self.seed = _function(library.simulated_seed, None, ctypes.c_uint)
         self._live_objects = _function(library.simulated_live_objects, text)
         self._complaints = _function(library.simulated_complaints, text)
@@ -49,6 +51,17 @@ class SimulatedDevice:
         at = self._allocate(max(len(content), 1))
         self._write(at, content, len(content))
         return at
+
+    def copy_of(self, address: int, size: int, stream: int) -> int:
+        """The address of a copy, for which work is enqueued on ``stream``."""
+        at = self._allocate(size)
+        assert self._copy(at, address, size, stream) == 0
+        return at
+
+    def content(self, address: int, size: int) -> bytes:
+        """What lies there when all work has run."""
+        assert self._synchronize() == 0
+        return ctypes.string_at(address, size)
 
     @contextmanager
     def stream(self, device: int = 0, *, captured: bool = False) -> Iterator[int]:

@@ -137,6 +137,24 @@ def test_heads_of_first_tokens_and_token_types(engine, place, precision):
     check(engine("text-classification", "bert", precision), batch, on_device(place, batch), hidden=False)
 
 
+def test_ids_that_are_still_being_written(extension, simulated, engine):
+    """By work on the stream that their interface names, which the forward has to follow."""
+    if not simulated:
+        pytest.skip("only the simulated device chooses the order of what streams leave open")
+    made, batch = engine(n_layers=1), batch_of(5, 2)
+    truth, ends = made.logits(batch), Array(extension, batch.cu_seqlens, "interface")
+    ids = Array(extension, batch.input_ids, "interface")
+    begin = ids.memory
+    with simulated.stream() as stream, simulated.stream() as caller:
+        for seed in range(4):
+            simulated.seed(seed)
+            copy = simulated.copy_of(begin, batch.input_ids.nbytes, stream)
+            ids.__cuda_array_interface__ |= {"data": (copy, False), "stream": stream}
+            result = made.forward_on_device(DeviceBatch(ids, ends), stream=caller)[1]
+            assert np.array_equal(fetched(result), truth)
+            simulated.free(copy)
+
+
 def test_rows_that_are_on_the_device(engine, place):
     batch, rows = batch_of(20, 9), np.array([0, 3, 28], np.int32)
     check(engine(), batch, on_device(place, batch), rows, place(rows, np.int64))

@@ -847,6 +847,12 @@ FOR_TESTS void simulated_write(void* to, const void* from, std::size_t bytes) {
 }
 FOR_TESTS void simulated_free(void* memory) { cudaFree(memory); }
 
+// Enqueues a copy within device memory, as another library may.
+FOR_TESTS int simulated_copy(void* to, const void* from, std::size_t bytes, std::uintptr_t stream) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, handle_of<cudaStream_t>(stream));
+}
+FOR_TESTS int simulated_synchronize() { return cudaDeviceSynchronize(); }
+
 // Another library's stream: its handle. It is captured where `captured`.
 FOR_TESTS std::uintptr_t simulated_stream(int device, bool captured) {
   State& all = state();
