@@ -106,10 +106,11 @@ def cta_tile(bucket_rows: int) -> CtaTile:
 
 
 def split_k(n: int, k: int, bucket_rows: int) -> int:
-    """``linear_split_k``: as many splits as fill the device, each deep enough to fill the pipeline."""
+    """``split_k_to_fill``: as many splits as fill the device, each with a few steps."""
     tile = cta_tile(bucket_rows)
     blocks = ceil(n / tile.columns) * ceil(bucket_rows / tile.rows)
-    return max(1, min(_k_tiles(k) // (tile.k_tiles * (tile.stages - 1)), MULTIPROCESSORS // blocks))
+    steps = 3 if tile.stages > 3 else 2
+    return max(1, min(_k_tiles(k) // (tile.k_tiles * steps), MULTIPROCESSORS // blocks))
 
 
 def _k_tiles(k: int) -> int:

@@ -1,7 +1,6 @@
 // The CUDA runtime as the encoder needs it: memory, a stream, a launch, a graph. Errors are exceptions of one sentence.
 //
-// tests/cuda_host has a second implementation of this header, which keeps device memory on the host and runs enqueued
-// work at once.
+// tests/cuda_host has a second cuda_runtime_api.h, which simulates the calls that are made here and their rules.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -135,8 +134,11 @@ inline void check_stream(StreamHandle caller) {
     throw std::invalid_argument("The stream is being captured, and a forward cannot be part of another graph.");
 }
 
-// DLPack's number for this kind of device memory.
-constexpr int dlpack_device_type = 2;  // kDLCUDA
+// DLPack's number for this kind of device memory, kDLCUDA. The simulated device's memory is the host's.
+#ifndef DISTILFAST_DLPACK_DEVICE_TYPE
+#define DISTILFAST_DLPACK_DEVICE_TYPE 2
+#endif
+constexpr int dlpack_device_type = DISTILFAST_DLPACK_DEVICE_TYPE;
 
 // The device that the memory belongs to; nullopt for host memory.
 inline std::optional<int> device_of(const void* memory) {
@@ -321,17 +323,14 @@ struct Grid {
 // with the same division between shared memory and L1 for every kernel: changing it would drain the multiprocessor.
 // CUDA loads a kernel when it is first used, which may wait for the whole device: models do it when they are loaded.
 // Always request the maximum: lowering it invalidates graphs.
-inline void load_kernel(const char* name, const void* kernel) {
+template <class Op>
+void load_kernel(const char* name, void (*kernel)(Op)) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), name);
   const std::size_t dynamic = max_shared_bytes() - attributes.sharedSizeBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic)), name);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
         name);
-}
-template <class Op>
-void load_kernel(const char* name, void (*kernel)(Op)) {
-  load_kernel(name, reinterpret_cast<const void*>(kernel));
 }
 
 // Enqueues kernel(op) on `grid` blocks of `threads`, each with `shared_bytes` of shared memory; errors say `name`.

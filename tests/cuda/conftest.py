@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from host_build import cuda_build, imported
+from simulated import SimulatedDevice
 
 from distilfast.backends import cuda
 
@@ -26,6 +28,17 @@ def extension(request: pytest.FixtureRequest) -> ModuleType:
     if reason := cuda.unavailable():
         pytest.skip(reason)
     return cuda.extension()
+
+
+@pytest.fixture(scope="session")
+def simulated(extension: ModuleType) -> Iterator[SimulatedDevice | None]:
+    """The simulated device, None on a real one. No call whose status nobody reads may have failed."""
+    if extension.__name__ != "_cuda_host":
+        yield None
+        return
+    device = SimulatedDevice(extension)
+    yield device
+    assert device.complaints() == ""
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def test_the_matrix_instruction(faults, rng):
     a, b = (rng.integers(-128, 128, (rows, 32)) for rows in (16, 8))
     a[0], b[0] = -128, -128
     c = rng.integers(-(2**20), 2**20, (16, 8))
-    got = faults.product_of_bytes(a.ravel().tolist(), b.ravel().tolist(), c.ravel().tolist())
+    got = faults.product_of_bytes(a.astype(np.int8).tobytes(), b.astype(np.int8).tobytes(), c.ravel().tolist())
     assert np.array_equal(np.reshape(got, (16, 8)), c + a @ b.T)
 
 

@@ -35,7 +35,8 @@ def launches(extension):
         for line in read().decode().splitlines():
             name, *numbers = re.fullmatch(r"(.+?) (\d+) (\d+) (\d+) (\d+) (\d+)", line).groups()
             *grid, threads, shared_bytes = map(int, numbers)
-            found.append((name, tuple(grid), threads, shared_bytes))
+            operation = re.match(r"\w+?(?=_kernel|_w8a8|<|$)", name)[0]
+            found.append((operation, tuple(grid), threads, shared_bytes))
         return found
 
     return call

@@ -1,5 +1,5 @@
-// Kernels with planted bugs, and two without: what the simulated device must and must not report. And one that
-// multiplies integers, whose product is known.
+// Kernels with planted bugs, and two without: what the simulated device must and must not report. And kernels
+// whose results are known: products of matrices, and accesses of a known traffic.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,6 +11,9 @@
 
 #include "cuda/device.cuh"
 #include "cuda/runtime.h"
+#include "misuses.h"
+
+namespace py = pybind11;
 
 namespace distilfast::cuda {
 namespace {
@@ -298,8 +301,7 @@ const std::map<std::string, Fault>& faults() {
 }
 
 // The kernel's output for the input 0, 1, 2, ...
-std::vector<float> run(const std::string& name) {
-  const Fault& fault = faults().at(name);
+std::vector<float> run_kernel(const Fault& fault) {
   Stream stream;
   std::vector<float> values(threads);
   for (int i = 0; i < threads; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>(i);
@@ -307,81 +309,77 @@ std::vector<float> run(const std::string& name) {
   const DeviceBuffer in(bytes), out(bytes);
   upload(in.data(), values.data(), bytes, stream);
   const Buffers op{reinterpret_cast<const float*>(in.data()), reinterpret_cast<float*>(out.data())};
-  launch_clusters(name.c_str(), fault.kernel, fault.cluster, {fault.blocks}, threads, shared_floats * sizeof(float),
+  launch_clusters("a fault", fault.kernel, fault.cluster, {fault.blocks}, threads, shared_floats * sizeof(float),
                   stream, op);
   download(values.data(), out.data(), bytes, stream);
   return values;
 }
 
-// C [16, 8] += A [16, 32] Bᵀ, B [8, 32], all row-major.
-struct Bytes {
+std::vector<float> run(const std::string& name) { return run_kernel(faults().at(name)); }
+
+// C [16, 8] += A [16, K] Bᵀ, B [8, K], all row-major; 32 bytes of K.
+template <class C>
+struct Product {
   const std::uint32_t *a, *b;
-  std::int32_t* c;
+  C* c;
 };
 
-void multiply_bytes_kernel(Bytes op) {
+// T: the type of A and B, int8 or as for multiply_matrices.
+template <class T, class C>
+void multiply_kernel(Product<C> op) {
   const int row = self() / 4, word = self() % 4, row_words = 32 / 4;
   std::uint32_t a[4], b[2];
   for (int i = 0; i < 4; ++i) a[i] = load(op.a + (row + i % 2 * 8) * row_words + i / 2 * 4 + word);
   for (int i = 0; i < 2; ++i) b[i] = load(op.b + row * row_words + i * 4 + word);
-  std::int32_t c[4];
+  C c[4];
   const auto at = [&](int i) { return op.c + (row + i / 2 * 8) * 8 + word * 2 + i % 2; };
   for (int i = 0; i < 4; ++i) c[i] = load(at(i));
-  multiply_bytes(c, a, b, c);
+  if constexpr (std::is_same_v<T, std::int8_t>)
+    multiply_bytes(c, a, b, c);
+  else
+    multiply_matrices<T>(c, a, b);
   for (int i = 0; i < 4; ++i) store(at(i), c[i]);
 }
 
-std::vector<std::int32_t> product_of_bytes(const std::vector<std::int8_t>& a, const std::vector<std::int8_t>& b,
-                                           std::vector<std::int32_t> c) {
-  if (a.size() != 16 * 32 || b.size() != 8 * 32 || c.size() != 16 * 8) throw std::invalid_argument("sizes");
+template <class T, class C>
+std::vector<C> product(const py::bytes& a, const py::bytes& b, std::vector<C> c) {
+  const std::string rows = a, columns = b;
+  if (rows.size() != 16 * 32 || columns.size() != 8 * 32 || c.size() != 16 * 8) throw std::invalid_argument("sizes");
   Stream stream;
-  const DeviceBuffer on_a(a.size()), on_b(b.size()), on_c(c.size() * sizeof(c[0]));
-  upload(on_a.data(), a.data(), on_a.bytes(), stream);
-  upload(on_b.data(), b.data(), on_b.bytes(), stream);
+  const DeviceBuffer on_a(rows.size()), on_b(columns.size()), on_c(c.size() * sizeof(C));
+  upload(on_a.data(), rows.data(), on_a.bytes(), stream);
+  upload(on_b.data(), columns.data(), on_b.bytes(), stream);
   upload(on_c.data(), c.data(), on_c.bytes(), stream);
-  const Bytes op{reinterpret_cast<const std::uint32_t*>(on_a.data()),
-                 reinterpret_cast<const std::uint32_t*>(on_b.data()), reinterpret_cast<std::int32_t*>(on_c.data())};
-  launch("multiply_bytes", multiply_bytes_kernel, {1}, warp_size, 0, stream, op);
+  const Product<C> op{reinterpret_cast<const std::uint32_t*>(on_a.data()),
+                      reinterpret_cast<const std::uint32_t*>(on_b.data()), reinterpret_cast<C*>(on_c.data())};
+  launch("a product", multiply_kernel<T, C>, {1}, warp_size, 0, stream, op);
   download(c.data(), on_c.data(), on_c.bytes(), stream);
   return c;
 }
 
-void write_number(Buffers op) { store(op.out + self(), 1.0f); }
+std::vector<float> product_of_floats(const std::string& precision, const py::bytes& a, const py::bytes& b,
+                                     const std::vector<float>& c) {
+  if (precision == "fp16") return product<Half, float>(a, b, c);
+  if (precision == "bf16") return product<BFloat16, float>(a, b, c);
+  if (precision == "tf32") return product<float, float>(a, b, c);
+  throw std::invalid_argument(precision);
+}
 
-// What must not happen while a graph is captured, and launches beyond the device's limits.
-void misuse(const std::string& what) {
-  static const float pageable[threads] = {};
-  Stream stream;
-  const PinnedBuffer pinned(sizeof(pageable));
-  std::memset(pinned.data(), 0, sizeof(pageable));
-  const DeviceBuffer out(sizeof(pageable));
-  const Buffers op{nullptr, reinterpret_cast<float*>(out.data())};
-  const auto record = [&](const std::function<void()>& enqueue) { Graph(stream, enqueue).run(stream); };
-  if (what == "nothing") {
-    load_kernel("no_fault", no_fault);
-    record([&] {
-      upload(out.data(), pinned.data(), sizeof(pageable), stream);
-      launch("no_fault", no_fault, {1}, threads, shared_floats * sizeof(float), stream, Buffers{op.out, op.out});
-    });
-  } else if (what == "first_use") {
-    record([&] { launch("write_number", write_number, {1}, threads, 0, stream, op); });
-  } else if (what == "allocation") {
-    record([] { const DeviceBuffer more(16); });
-  } else if (what == "pinned_allocation") {
-    record([] { const PinnedBuffer more(16); });
-  } else if (what == "wait") {
-    record([&] { stream.wait(); });
-  } else if (what == "pageable_copy") {
-    record([&] { upload(out.data(), pageable, sizeof(pageable), stream); });
-  } else if (what == "shared_memory") {
-    launch("no_fault", no_fault, {1}, threads, max_shared_bytes() + 1, stream, op);
-  } else if (what == "cluster_blocks") {
-    launch_clusters("no_fault", no_fault, 9, {9}, threads, 0, stream, op);
-  } else if (what == "cluster_grid") {
-    launch_clusters("no_fault", no_fault, 2, {3}, threads, 0, stream, op);
-  } else {
-    throw std::invalid_argument(what);
-  }
+// Loads and stores whose traffic is known: see test_cuda_accesses.py.
+void traffic(Buffers op) {
+  store(op.out + self(), 0.0f);
+  if (self() >= warp_size) return;
+  float* const row = shared_row();
+  const int lane = self();
+  float sum = load(op.in + lane);               // 4 sectors
+  sum += load(op.in + lane / 2);                // 64 bytes, each twice: 2 sectors
+  if (lane < 8) sum += load(op.in + 8 * lane);  // 4 bytes of each of 8 sectors, where 1 would hold them
+  store(row + lane, sum);                       // a bank for each lane: 1 pass
+  if (lane < 4) store(row + 32 * lane, sum);    // one bank: 4 passes, where 1 would do
+  sync_warp();
+  sum = load(row);                                                     // one word for all lanes: 1 pass
+  sum += load(reinterpret_cast<Word4*>(row) + lane % 8).word[0] == 0;  // a quarter of the warp at a time: 4 passes
+  store(op.out + lane, sum);
 }
 
 std::vector<std::string> names() {
@@ -396,6 +394,11 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cuda_faults, module) {
   module.def("names", &distilfast::cuda::names);
   module.def("run", &distilfast::cuda::run);
-  module.def("product_of_bytes", &distilfast::cuda::product_of_bytes);
+  module.def("run_traffic", [] { distilfast::cuda::run_kernel({distilfast::cuda::traffic, 1}); });
+  module.def("product_of_bytes", &distilfast::cuda::product<std::int8_t, std::int32_t>);
+  module.def("product_of_floats", &distilfast::cuda::product_of_floats);
   module.def("misuse", &distilfast::cuda::misuse);
+  module.def("misuses", &distilfast::cuda::misuses);
+  module.def("ordered_result", &distilfast::cuda::ordered_result);
+  module.def("leak", &distilfast::cuda::leak);
 }

@@ -2,12 +2,20 @@
 
 namespace cuda_host {
 
+namespace {
+
+constexpr int max_guarded = 4096;
+
+}
+
 Fiber::Fiber() {
-  // A guard page below the stack: an overflow is a fault, and does not reach another fiber's stack.
+  static int fibers = 0;
   void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   stack_ = static_cast<char*>(memory);
-  mprotect(stack_, 4096, PROT_NONE);
+  // A guard page below the stack: an overflow is a fault, and does not reach another fiber's stack. Each one is a
+  // mapping of its own, of which a process can have 65,530: the many threads of a cooperative launch run the same code.
+  if (fibers++ < max_guarded) mprotect(stack_, 4096, PROT_NONE);
 }
 
 Fiber::~Fiber() { munmap(stack_, stack_bytes); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 namespace cuda_host {
 
@@ -25,8 +26,11 @@ std::string line(const std::source_location& where) {
 
 }  // namespace
 
-Region::Region(std::string name, char* begin, std::size_t bytes)
-    : name(std::move(name)), begin(begin), bytes(bytes), cells((bytes + cell_bytes - 1) / cell_bytes) {}
+Region::Region(std::string name, char* begin, std::size_t bytes, Stamp writer)
+    : name(std::move(name)),
+      begin(begin),
+      bytes(bytes),
+      cells((bytes + cell_bytes - 1) / cell_bytes, Cell{writer, {nobody, 0}}) {}
 
 bool Region::holds(const void* at, std::size_t count) const {
   const char* from = static_cast<const char*>(at);
@@ -40,35 +44,56 @@ Device& device() {
 
 // ---- memory
 
-void* Device::allocate(std::size_t bytes) {
-  const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
-  const std::lock_guard guard(mutex);
-  if (whole > memory_bytes - used_bytes_) throw std::runtime_error("allocating device memory failed: out of memory.");
-  char* memory = static_cast<char*>(std::aligned_alloc(alignment, std::max(whole, alignment)));
+void* Device::add_region(std::size_t bytes, int device, const std::string& name, Stamp writer) {
+  const std::size_t whole = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
+  char* memory = static_cast<char*>(std::aligned_alloc(alignment, whole));
   if (!memory) throw std::bad_alloc();
   std::memset(memory, 0xff, whole);  // NaN in every floating-point type
-  used_bytes_ += whole;
-  regions_[memory] = std::make_unique<Region>("an allocation of " + std::to_string(bytes) + " bytes", memory, bytes);
+  auto region = std::make_unique<Region>(name + " of " + std::to_string(bytes) + " bytes", memory, bytes, writer);
+  region->device = device;
+  used_bytes_[device] += bytes;
+  regions_[memory] = std::move(region);
   return memory;
 }
 
-void Device::free(void* memory) {
+void* Device::allocate(std::size_t bytes, int device) {
+  const std::lock_guard guard(mutex);
+  if (bytes > memory_bytes - used_bytes_[device]) return nullptr;
+  return add_region(bytes, device, "an allocation", {nobody, 0});
+}
+
+void* Device::allocate_on_host(std::size_t bytes) {
+  const std::lock_guard guard(mutex);
+  return add_region(bytes, on_host, "pinned memory", {host, 0});
+}
+
+bool Device::free(void* memory) {
   const std::lock_guard guard(mutex);
   last_ = nullptr;
   const auto region = regions_.find(static_cast<char*>(memory));
-  used_bytes_ -= (region->second->bytes + alignment - 1) / alignment * alignment;
+  if (region == regions_.end()) return false;
+  used_bytes_[region->second->device] -= region->second->bytes;
+  std::memset(memory, 0xff, region->second->bytes);
   regions_.erase(region);
   std::free(memory);
+  return true;
 }
 
-std::size_t Device::used_bytes() {
+std::size_t Device::used_bytes(int device) {
   const std::lock_guard guard(mutex);
-  return used_bytes_;
+  return used_bytes_[device];
 }
 
-bool Device::holds(const void* at) {
+std::size_t Device::allocations() {
   const std::lock_guard guard(mutex);
-  return find(at, 1) != nullptr;
+  return static_cast<std::size_t>(std::count_if(regions_.begin(), regions_.end(),
+                                                [](const auto& region) { return region.second->device != on_host; }));
+}
+
+std::optional<int> Device::owner(const void* at) {
+  const std::lock_guard guard(mutex);
+  const Region* region = find(at, 1);
+  return region && region->device != on_host ? std::optional(region->device) : std::nullopt;
 }
 
 Region* Device::find(const void* at, std::size_t bytes) {
@@ -78,6 +103,8 @@ Region* Device::find(const void* at, std::size_t bytes) {
   if (above == regions_.begin()) return nullptr;
   Region* region = std::prev(above)->second.get();
   if (!region->holds(at, bytes)) return nullptr;
+  if (current_ && region->device != on_host && region->device != launch_->device)
+    fail("accesses memory of device " + std::to_string(region->device));
   return last_ = region;
 }
 
@@ -104,7 +131,14 @@ bool Device::unordered(const Stamp& other) const {
   return then.interval == now.interval && (then.warp != now.warp || then.step == now.step);
 }
 
+bool Device::is_unfinished(const Stamp& stamp) const {
+  return std::any_of(launch_->unfinished.begin(), launch_->unfinished.end(),
+                     [&](const Eras& eras) { return eras.hold(stamp.era); });
+}
+
 void Device::check_order(const Region& region, const Stamp& other, const char* what, const void* at) {
+  if (!current_->has_waited && is_unfinished(other))
+    fail(std::string(what) + " " + place(region, at) + " which a kernel before it accesses, without waiting for it");
   if (!unordered(other)) return;
   const std::string who =
       other.thread < 0 ? "several threads" : "thread " + std::to_string(other.thread) + " of the grid";
@@ -116,6 +150,33 @@ void Device::access(const void* at, std::size_t bytes, bool writes) {
   Region* region = find(at, bytes);
   if (!region) fail(std::string(writes ? "writes" : "reads") + " outside every allocation and its shared memory");
   touch(*region, at, bytes, writes);
+}
+
+void Device::access(const void* at, std::size_t bytes, bool writes, const std::source_location& where) {
+  access(at, bytes, writes);
+  if (counter.is_on) note_access(at, bytes, writes, where);
+}
+
+void Device::note_access(const void* at, std::size_t bytes, bool writes, const std::source_location& where) {
+  using Kind = Access::Kind;
+  const bool is_shared = current_->block->shared->holds(at, bytes);
+  const Kind kind =
+      is_shared ? (writes ? Kind::shared_store : Kind::shared_load) : (writes ? Kind::global_store : Kind::global_load);
+  current_->accesses.push_back({kind, reinterpret_cast<std::uintptr_t>(at), static_cast<unsigned>(bytes),
+                                where.file_name(), where.line(), where.column()});
+}
+
+void Device::count_accesses(Block& block, std::size_t warp) {
+  std::vector<const std::vector<Access>*> lanes;
+  const std::size_t end = std::min(32 * warp + 32, block.threads.size());
+  for (std::size_t i = 32 * warp; i < end; ++i) lanes.push_back(&block.threads[i]->accesses);
+  counter.count(launch_->kernel, lanes);
+  for (std::size_t i = 32 * warp; i < end; ++i) block.threads[i]->accesses.clear();
+}
+
+void Device::count_accesses(Block& block) {
+  if (!counter.is_on) return;
+  for (std::size_t warp = 0; warp < block.warps.size(); ++warp) count_accesses(block, warp);
 }
 
 void Device::touch(Region& region, const void* at, std::size_t bytes, bool writes) {
@@ -153,7 +214,7 @@ void Device::touch_cells(Region& region, const void* at, std::size_t bytes, bool
 
 // ---- asynchronous copies
 
-void Device::issue_copy(void* to, const void* from, int bytes) {
+void Device::issue_copy(void* to, const void* from, int bytes, const std::source_location& where) {
   if (bytes < 0 || bytes > 16) fail("copies " + std::to_string(bytes) + " bytes where 0 to 16 are allowed");
   if (!current_->block->shared->holds(to, 16)) fail("copies asynchronously to outside its shared memory");
   if (reinterpret_cast<std::uintptr_t>(from) % 16) fail("copies asynchronously from a misaligned address");
@@ -161,8 +222,9 @@ void Device::issue_copy(void* to, const void* from, int bytes) {
     Region* source = find(from, static_cast<std::size_t>(bytes));
     if (!source) fail("copies asynchronously from outside every allocation");
     touch_cells(*source, from, static_cast<std::size_t>(bytes), false);
+    if (counter.is_on) note_access(from, static_cast<std::size_t>(bytes), false, where);
   }
-  access(to, 16, true);
+  access(to, 16, true, where);
   std::memset(to, 0xff, 16);
   Region& shared = *current_->block->shared;
   const std::size_t begin = (static_cast<char*>(to) - shared.begin) / cell_bytes;
@@ -195,8 +257,14 @@ void Device::wait_copies(std::size_t pending) {
 void Device::wait(const char* what) {
   Thread& self = *current_;
   self.ready = false;
+  --self.block->ready;
   self.waits_for = what;
   while (!self.ready) self.fiber.pause();
+}
+
+void Device::wake(Thread& thread) {
+  if (std::exchange(thread.ready, true)) return;
+  ++thread.block->ready;
 }
 
 // `step`: between barriers of the warp itself.
@@ -223,8 +291,10 @@ void Device::collective(const char* operation, const std::source_location& where
   for (int lane = 0; lane < 32; ++lane) all[lane] = warp.arrivals[lane].operands;
   compute(all);
   warp.arrived = 0;
-  const std::size_t first = static_cast<std::size_t>(&warp - self.block->warps.data()) * 32;
-  for (std::size_t i = first; i < first + 32; ++i) self.block->threads[i]->ready = true;
+  const auto number = static_cast<std::size_t>(&warp - self.block->warps.data());
+  if (counter.is_on) count_accesses(*self.block, number);
+  const std::size_t first = number * 32;
+  for (std::size_t i = first; i < first + 32; ++i) wake(*self.block->threads[i]);
 }
 
 void Device::sync_warp(const std::source_location& where) {
@@ -235,26 +305,46 @@ void Device::sync_warp(const std::source_location& where) {
   });
 }
 
+// A barrier orders what one thread has waited for before all that come after.
+void Device::pass_on_wait(Block& block) {
+  const auto has_waited = [](const auto& thread) { return thread->has_waited; };
+  if (!std::any_of(block.threads.begin(), block.threads.end(), has_waited)) return;
+  for (auto& thread : block.threads) thread->has_waited = true;
+}
+
 void Device::sync_threads() {
   Block& block = *current_->block;
   if (++block.arrived < static_cast<int>(block.threads.size())) return wait("sync_threads");
   block.arrived = 0;
+  count_accesses(block);
+  if (!launch_->unfinished.empty()) pass_on_wait(block);
   const std::uint32_t interval = ++clock_, grid = era(current_->warp->era).grid;
   for (Warp& warp : block.warps) new_era(block, warp, grid, interval, interval);
-  for (auto& thread : block.threads) thread->ready = true;
+  for (auto& thread : block.threads) wake(*thread);
 }
 
 void Device::sync_grid() {
   if (!launch_->cooperative) fail("waits for the grid in a launch that is not cooperative");
-  if (++grid_arrived_ < static_cast<int>(blocks_.size() * blocks_[0]->threads.size())) return wait("sync_grid");
+  if (++grid_arrived_ < static_cast<int>(running_.size() * running_[0]->threads.size())) return wait("sync_grid");
   grid_arrived_ = 0;
   const std::uint32_t grid = ++clock_;
-  for (auto& block : blocks_) {
+  for (auto& block : running_) {
+    count_accesses(*block);
+    if (!launch_->unfinished.empty()) pass_on_wait(*block);
     const std::uint32_t interval = ++clock_;
     for (Warp& warp : block->warps) new_era(*block, warp, grid, interval, interval);
-    for (auto& thread : block->threads) thread->ready = true;
+    for (auto& thread : block->threads) wake(*thread);
   }
 }
+
+// ---- programmatic dependent launch
+
+// griddepcontrol.wait: from here on the launches before this one have ended.
+void Device::wait_for_predecessor() { current_->has_waited = any_waited_ = true; }
+
+// griddepcontrol.launch_dependents: the next launch may begin. If this one has not waited yet, the ones before it may
+// still be running then.
+void Device::release_dependents() { released_early_ |= !current_->has_waited; }
 
 // ---- clusters
 
@@ -289,7 +379,7 @@ void Device::wait_cluster(const std::source_location& where) {
 
 // Resumes the warps that wait for a barrier at which the whole cluster has arrived.
 void Device::pass_cluster_barrier() {
-  for (auto& block : blocks_)
+  for (auto& block : running_)
     for (std::size_t i = 0; i < block->warps.size(); ++i) {
       Warp& warp = block->warps[i];
       if (!warp.waits_for_cluster || warp.cluster_waits >= cluster_barriers_) continue;
@@ -297,7 +387,7 @@ void Device::pass_cluster_barrier() {
       ++warp.cluster_waits;
       const Era now = era(warp.era);
       new_era(*block, warp, now.grid, now.interval, ++clock_);
-      for (std::size_t lane = 32 * i; lane < 32 * i + 32; ++lane) block->threads[lane]->ready = true;
+      for (std::size_t lane = 32 * i; lane < 32 * i + 32; ++lane) wake(*block->threads[lane]);
     }
 }
 
@@ -339,7 +429,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
   const unsigned per_row = launch_->grid.x, rows = launch_->grid.y, at = static_cast<unsigned>(number);
   block.index = {at % per_row, at / per_row % rows, at / per_row / rows};
   block.number = number;
-  block.arrived = 0, block.ended = 0, block.last_remote_write = -1;
+  block.arrived = 0, block.ended = 0, block.done = 0, block.last_remote_write = -1;
   block.memory.resize(launch_->shared_bytes / sizeof(Line) + 1);
   std::memset(block.memory.data(), 0xff, block.memory.size() * sizeof(Line));
   block.shared = std::make_unique<Region>("shared memory of " + std::to_string(launch_->shared_bytes) + " bytes",
@@ -347,6 +437,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
   const std::size_t size = launch_->size.x;
   while (block.threads.size() < size) block.threads.push_back(std::make_unique<Thread>());
   block.threads.resize(size);
+  block.ready = static_cast<int>(size);
   block.warps.assign((size + 31) / 32, {});
   const std::uint32_t interval = ++clock_, grid = eras_.empty() ? ++clock_ : eras_.front().grid;
   for (Warp& warp : block.warps) new_era(block, warp, grid, interval, interval);
@@ -359,7 +450,8 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
     thread.warp = &block.warps[i / 32];
     ++thread.warp->lanes;
     thread.ready = true, thread.done = false, thread.waits_for = nullptr;
-    thread.open_copies.clear(), thread.copies.clear();
+    thread.has_waited = launch_->unfinished.empty();
+    thread.open_copies.clear(), thread.copies.clear(), thread.accesses.clear();
     thread.fiber.start([this, &thread, &kernel] {
       try {
         kernel();
@@ -370,6 +462,7 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
         if (error_.empty()) error_ = error.what();
       }
       thread.done = true;
+      --thread.block->ready, ++thread.block->done;
     });
   }
 }
@@ -377,22 +470,25 @@ void Device::prepare(Block& block, int number, const std::function<void()>& kern
 void Device::run_blocks(std::size_t count) {
   for (;;) {
     bool all_done = true, progress = false;
-    for (std::size_t b = 0; b < count; ++b)
-      for (auto& thread : blocks_[b]->threads) {
-        if (thread->done) continue;
-        all_done = false;
-        if (!thread->ready) continue;
+    for (std::size_t b = 0; b < count; ++b) {
+      Block& block = *blocks_[b];
+      all_done = all_done && block.done == static_cast<int>(block.threads.size());
+      if (block.ready == 0) continue;
+      for (auto& thread : block.threads) {
+        if (thread->done || !thread->ready) continue;
         current_ = thread.get();
         thread->fiber.resume();
         progress = true;
         if (!error_.empty()) return;
       }
-    if (all_done) return;
+    }
+    if (all_done) break;
     if (!progress) {
       error_ = deadlock(count);
       return;
     }
   }
+  for (std::size_t b = 0; b < count; ++b) count_accesses(*blocks_[b]);
 }
 
 std::string Device::deadlock(std::size_t count) const {
@@ -439,7 +535,7 @@ extern "C" __attribute__((visibility("default"))) const char* simulated_launches
   return returned.c_str();
 }
 
-void Device::run(const Launch& launch, const std::function<void()>& kernel) {
+Ran Device::run(const Launch& launch, const std::function<void()>& kernel) {
   const std::lock_guard guard(mutex);
   const std::size_t count = std::size_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   note(launch);
@@ -447,13 +543,15 @@ void Device::run(const Launch& launch, const std::function<void()>& kernel) {
       launch.cluster == 0 || launch.grid.x % launch.cluster != 0)
     throw Error("The launch of " + launch.kernel + " has an impossible grid.");
   launch_ = &launch;
+  last_ = nullptr;  // it may be another device's
   error_.clear();
+  any_waited_ = launch.unfinished.empty(), released_early_ = false;
   first_era_ += static_cast<std::uint32_t>(eras_.size());
   eras_.clear();
   grid_arrived_ = 0;
   const std::size_t at_once = launch.cooperative ? count : launch.cluster;
   while (blocks_.size() < at_once) blocks_.push_back(std::make_unique<Block>());
-  blocks_.resize(at_once);
+  running_ = std::span(blocks_).first(at_once);
   for (std::size_t first = 0; first < count && error_.empty(); first += at_once) {
     cluster_arrived_ = cluster_barriers_ = 0;
     for (std::size_t b = 0; b < at_once; ++b) prepare(*blocks_[b], static_cast<int>(first + b), kernel);
@@ -461,18 +559,9 @@ void Device::run(const Launch& launch, const std::function<void()>& kernel) {
   }
   current_ = nullptr;
   if (!error_.empty()) throw Error(error_);
+  // Else what waits for this launch would not have waited for the ones before it.
+  if (!any_waited_) throw Error("In " + launch.kernel + " no thread waits for the kernel before it.");
+  return {{first_era_, first_era_ + static_cast<std::uint32_t>(eras_.size())}, released_early_};
 }
 
 }  // namespace cuda_host
-
-// Device memory that a caller allocates, for tests that use ctypes.
-extern "C" {
-__attribute__((visibility("default"))) void* simulated_allocate(std::size_t bytes) {
-  return cuda_host::device().allocate(bytes);
-}
-__attribute__((visibility("default"))) void simulated_write(void* to, const void* from, std::size_t bytes) {
-  cuda_host::device().host_access(to, bytes, true);
-  std::memcpy(to, from, bytes);
-}
-__attribute__((visibility("default"))) void simulated_free(void* memory) { cuda_host::device().free(memory); }
-}

@@ -224,7 +224,9 @@ def main() -> None:
         print(*different, f"{len(found)} hashes, {len(different)} differ", sep="\n")
         sys.exit(bool(different))
     hashes = (table["hashes"] if options.sections else {}) | found
-    made = {"where": where(), "where_of_triton": where_of_triton(), "hashes": hashes}
+    triton_anew = any(key.startswith("triton") for key in found)
+    here = where_of_triton() if triton_anew else table["where_of_triton"]
+    made = {"where": where(), "where_of_triton": here, "hashes": hashes}
     TABLE.write_text(json.dumps(made, indent=0) + "\n", encoding="utf-8")
     print(f"{len(found)} hashes written")
 

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "simulator.h"
+#include "tensor_core.h"
 
 #define __global__
 #define __device__
@@ -19,8 +20,25 @@
 #define __grid_constant__
 #define threadIdx (cuda_host::device().thread().index)
 #define blockIdx (cuda_host::device().thread().block->index)
-#define gridDim (cuda_host::device().launch().grid)
-#define blockDim (cuda_host::device().launch().size)
+
+namespace cuda_host {
+
+// gridDim and blockDim, which are names of fields too and so cannot be macros.
+template <Index3 Launch::* of, unsigned Index3::* along>
+struct Size {
+  operator unsigned() const { return device().launch().*of.*along; }
+};
+template <Index3 Launch::* of>
+struct Sizes {
+  Size<of, &Index3::x> x;
+  Size<of, &Index3::y> y;
+  Size<of, &Index3::z> z;
+};
+
+}  // namespace cuda_host
+
+constexpr cuda_host::Sizes<&cuda_host::Launch::grid> gridDim{};
+constexpr cuda_host::Sizes<&cuda_host::Launch::size> blockDim{};
 
 namespace distilfast::cuda {
 
@@ -84,23 +102,16 @@ inline std::uint32_t subtract_pairs(std::uint32_t x, std::uint32_t y) {
   return difference(0) | difference(16) << 16;
 }
 
-// x rounded toward zero. Matrix instructions truncate their sums; how many bits they keep between the products is not
-// documented, and here it is all of a double.
-inline float truncated(double x) {
-  const float nearest = static_cast<float>(x);
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
-}
-
 // ---- memory
 
 template <class T>
-inline T load(const T* from) {
-  cuda_host::device().access(from, sizeof(T), false);
+inline T load(const T* from, const Where& where = Where::current()) {
+  cuda_host::device().access(from, sizeof(T), false, where);
   return *from;
 }
 template <class T>
-inline void store(T* to, T value) {
-  cuda_host::device().access(to, sizeof(T), true);
+inline void store(T* to, T value, const Where& where = Where::current()) {
+  cuda_host::device().access(to, sizeof(T), true, where);
   *to = value;
 }
 
@@ -112,8 +123,8 @@ inline void prefetch(const void* global, int bytes) {
 
 inline char* shared_memory() { return cuda_host::device().thread().block->shared->begin; }
 
-inline void copy_async(void* shared, const void* global, int bytes) {
-  cuda_host::device().issue_copy(shared, global, bytes);
+inline void copy_async(void* shared, const void* global, int bytes, const Where& where = Where::current()) {
+  cuda_host::device().issue_copy(shared, global, bytes, where);
 }
 inline void commit_copies() { cuda_host::device().commit_copies(); }
 template <int Pending>
@@ -142,7 +153,7 @@ inline void check_banks(void* const (&lanes)[32]) {
 }
 
 inline void load_matrices(std::uint32_t (&words)[4], const void* shared_row, bool transposed, const Where& where) {
-  cuda_host::device().access(shared_row, 16, false);
+  cuda_host::device().access(shared_row, 16, false, where);
   MatrixRow own{static_cast<const char*>(shared_row), words};
   cuda_host::device().collective("load_matrices", where, &own, [&](void* const(&lanes)[32]) {
     check_banks(lanes);
@@ -176,19 +187,22 @@ inline float element<std::int8_t>(const std::uint32_t* words, int i) {
   return static_cast<std::int8_t>(*words >> 8 * i);
 }
 
-// C is the type of the accumulators, int32 or float; integer sums are exact in a double.
+// C is the type of the accumulators, int32 or float.
 template <class C>
 struct Product {
   C* c;
   const std::uint32_t *a, *b;
 };
 
+// The smallest exponent of a normal number.
+template <class T>
+constexpr int least_exponent = std::is_same_v<T, Half> ? -14 : -126;
+
 template <class T, class C>
 inline void multiply_matrices(void* const (&lanes)[32]) {
   constexpr int per_word = 4 / sizeof(T), k = 32 / sizeof(T);
   const auto product = [&](int lane) { return static_cast<const Product<C>*>(lanes[lane]); };
-  using Sum = std::conditional_t<std::is_same_v<C, float>, double, C>;
-  Sum a[16][k], b[k][8], sums[16][8];
+  C a[16][k], b[k][8], sums[16][8];
   for (int lane = 0; lane < 32; ++lane)
     for (int word = 0; word < 4; ++word)
       for (int i = 0; i < per_word; ++i) {
@@ -200,16 +214,14 @@ inline void multiply_matrices(void* const (&lanes)[32]) {
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i) body(product(lane)->c[i], sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
   };
-  each_result([](const C& c, Sum& sum) { sum = c; });
-  for (int j = 0; j < k; ++j)
-    for (int row = 0; row < 16; ++row)
-      for (int column = 0; column < 8; ++column) sums[row][column] += a[row][j] * b[j][column];
-  each_result([](C& c, Sum sum) {
-    if constexpr (std::is_same_v<C, float>)
-      c = truncated(sum);
-    else
-      c = sum;
-  });
+  each_result([](const C& c, C& sum) { sum = c; });
+  if constexpr (std::is_same_v<C, float>)
+    cuda_host::tensor_core_multiply<k>(sums, a, b, least_exponent<T>);
+  else
+    for (int j = 0; j < k; ++j)
+      for (int row = 0; row < 16; ++row)
+        for (int column = 0; column < 8; ++column) sums[row][column] += a[row][j] * b[j][column];
+  each_result([](C& c, C sum) { c = sum; });
 }
 
 // Each lane gets `pick(value_of, lane)`, where `value_of(i)` is lane i's value.
@@ -286,9 +298,9 @@ inline void sync_grid() { cuda_host::device().sync_grid(); }
 
 // ---- programmatic dependent launch
 
-// Kernels run one after the other here, so there is nothing to wait for.
-inline void wait_for_predecessor() {}
-inline void release_dependents() {}
+// Until a thread has waited, the launches before its own may still be running.
+inline void wait_for_predecessor() { cuda_host::device().wait_for_predecessor(); }
+inline void release_dependents() { cuda_host::device().release_dependents(); }
 
 // ---- clusters
 
