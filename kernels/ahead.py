@@ -22,10 +22,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distilfast.base_models import base_config
 from distilfast.config import ModelConfig
 from distilfast.heads import head_for
+from distilfast.kernels.device import Gpu
 from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
 from distilfast.kernels.launch import Launch, recording
 from distilfast.weights import layout
@@ -35,6 +37,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+MULTIPROCESSORS = {"sm_90": 132}  # of the targets with tensor descriptors
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKETS = (16, 32, 64, 256, 1024, 4096, 32_768)
 TASK = "text-classification"
@@ -58,6 +61,7 @@ class Compiled:
     shared_bytes: int
     spilled_bytes: int
     matrix: str  # wgmma, mma, mfma or none
+    descriptor_loads: int  # of whole blocks (TMA), in the PTX
     full_divisions: int  # div.full.f32 in the PTX, each off by up to 2 ulp
 
 
@@ -92,7 +96,8 @@ def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> 
     head = head_for(config, TASK)
     shapes = {need.name: (need.shape[0] * len(need.pieces), *need.shape[1:]) for need in layout(config, TASK)}
     weights = {name: torch.empty(shape, dtype=stored_as(name, dtype), device="meta") for name, shape in shapes.items()}
-    encoder = Encoder(weights, config, head, dtype, gpu)
+    described = Gpu(gpu, 0 if dtype == torch.float32 else MULTIPROCESSORS.get(gpu, 0))
+    encoder = Encoder(weights, config, head, dtype, described)
     with recording() as found:
         for hidden in (True, False):
             shape = Shape(tokens, rows=16, all_rows=False, hidden=hidden)
@@ -109,6 +114,10 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
         if value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{_NAMES[value.base.dtype]}[{block}]>"
             continue
         pointer = isinstance(value, torch.Tensor)
         signature[name] = f"*{_NAMES[value.dtype]}" if pointer else "i32" if isinstance(value, int) else "fp32"
@@ -141,6 +150,7 @@ def _compiled(
         shared_bytes=binary.metadata.shared,
         spilled_bytes=spilled,
         matrix=next((name for name, word in MATRIX_INSTRUCTIONS.items() if word in text), "none"),
+        descriptor_loads=text.count("cp.async.bulk.tensor.2d.shared"),
         full_divisions=text.count("div.full.f32"),
     )
 
@@ -176,7 +186,7 @@ def main() -> None:
             print(json.dumps(asdict(compiled)), flush=True)
         return
     console = Console()
-    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix", "div.full")
+    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix", "TMA", "div.full")
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
         rows = []

@@ -15,6 +15,7 @@ from distilfast.config import ModelConfig
 from distilfast.heads import Head
 from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
+from distilfast.kernels.device import Gpu
 from distilfast.kernels.embed import embed
 from distilfast.kernels.linear import linear
 from distilfast.kernels.tuning import rows_tile, tile
@@ -128,9 +129,9 @@ class Encoder:
     """The model on a device: its weights, and the order of its kernels."""
 
     def __init__(
-        self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: str
+        self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: Gpu
     ) -> None:
-        """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: a family of ``tuning``."""
+        """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: what they are on."""
         self._weights, self._config, self._head, self._dtype, self._gpu = weights, config, head, dtype, gpu
 
     def bytes_for(self, shape: Shape) -> int:
@@ -230,7 +231,7 @@ class Encoder:
         is_every_row: bool,
     ) -> None:
         is_half = self._dtype != torch.float32
-        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu, is_half)
+        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu.family, is_half)
         attention(
             q, k, v, stream.context, stream.sequence, buffers.inputs.cu_seqlens, self._config.num_heads, stream.count,
             chosen,
@@ -300,7 +301,7 @@ class Encoder:
         return self._weights[name + ".weight"], self._weights[name + ".bias"]
 
     def _tile(self, op: str, rows: int):
-        return tile(op, self._gpu, self._dtype != torch.float32, rows)
+        return tile(op, self._gpu.family, self._dtype != torch.float32, rows, self._gpu.multiprocessors)
 
     def _row_buffers(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> RowBuffers:
         width, ffn = self._config.hidden_size, self._config.ffn_size

@@ -18,7 +18,7 @@ from distilfast.backends.base import Results, Trace, select_columns
 from distilfast.batch import PackedBatch
 from distilfast.errors import BackendError
 from distilfast.heads import Head
-from distilfast.kernels.device import family, is_interpreted, unavailable
+from distilfast.kernels.device import family, gpu_for, is_interpreted, unavailable
 from distilfast.locks import ForkSafeLock
 from distilfast.types import Precision
 from distilfast.weights import Weights
@@ -66,8 +66,8 @@ class TritonBackend:
 
     @property
     def detail(self) -> str:
-        """Triton's version, the precision and the GPU."""
-        return f"triton {self._version} {self._precision}, {self._gpu}"
+        """Triton's version, the precision, the GPU, and what its kernels make of it."""
+        return f"triton {self._version} {self._precision}, {self._gpu}, {self._chosen.detail}"
 
     def load(self, weights: Weights, head: Head, precision: Precision) -> None:
         """Copy the weights to the GPU; raises BackendError for a precision that is not there, or too little memory."""
@@ -90,9 +90,8 @@ class TritonBackend:
             raise BackendError(f"{self._gpu} has too little memory for the weights.") from None
         self._outputs = len(tensors[f"head.{len(head.linears) - 1}.bias"]) if head.linears else 0
         self._weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        gpu = family(self._device)
-        assert gpu is not None
-        self._encoder = Encoder(tensors, weights.config, head, dtype, gpu)
+        self._chosen = gpu_for(self._device, weights.config, dtype != torch.float32)
+        self._encoder = Encoder(tensors, weights.config, head, dtype, self._chosen)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ TARGETS = ("sm_80", "sm_90", "gfx942")
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory that a program may have; sm_80's entries serve the smaller sm_86 and sm_89 too."""
 KERNELS = {"embed", "linear", "linear_gelu", "linear_relu", "attention", "add_layer_norm"}
+WITH_DESCRIPTORS = {"persistent_linear", "persistent_linear_gelu"}  # 16-bit operands on sm_90
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -34,11 +35,21 @@ def compiled(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]
 
 
 def test_every_kernel_in_every_type(compiled):
-    _, rows = compiled
+    target, rows = compiled
     assert {(row["kernel"], row["precision"]) for row in rows} >= {
         (kernel, precision) for kernel in KERNELS - {"linear_relu"} for precision in ("fp32", "bf16", "fp16")
     }
-    assert {row["kernel"] for row in rows} == KERNELS
+    persistent = {(row["kernel"], row["precision"]) for row in rows if row["kernel"] not in KERNELS}
+    wanted = {(kernel, precision) for kernel in WITH_DESCRIPTORS for precision in ("bf16", "fp16")}
+    assert persistent == (wanted if target == "sm_90" else set())
+
+
+def test_blocks_are_loaded_through_descriptors(compiled):
+    """Two loads a stage of the pipeline, from 1,024 tokens on."""
+    for row in compiled[1]:
+        persistent = row["kernel"] in WITH_DESCRIPTORS
+        assert row["descriptor_loads"] == (2 * int(row["tile"].partition(" s")[2]) if persistent else 0), row
+        assert not persistent or row["tokens"] >= 1024
 
 
 def test_nothing_spills(compiled):
@@ -60,7 +71,7 @@ def test_a_layer_norm_divides_with_correct_rounding(compiled):
 def test_matrix_instructions(compiled):
     """wgmma needs 64 rows and four warps; smaller tiles use the instructions of a single warp."""
     target, rows = compiled
-    products = [row for row in rows if row["kernel"].startswith(("linear", "attention"))]
+    products = [row for row in rows if row["kernel"].startswith(("linear", "persistent", "attention"))]
     for row in products:
         large = target == "sm_90" and int(row["tile"].partition("×")[0]) >= 64
         assert row["matrix"] == ("mfma" if target == "gfx942" else "wgmma" if large else "mma"), row

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from distilfast import Engine, PackedBatch, parity
 from distilfast.backends import triton as backend
+from distilfast.base_models import base_config
 from distilfast.errors import BackendError
 from distilfast.parity import NAIVE_FACTOR, relative_error
 from distilfast.parity.budgets import sampling_slack
@@ -24,6 +26,7 @@ if reason := backend.unavailable():
 import torch
 
 from distilfast.kernels import runner, tuning
+from distilfast.kernels.device import gpu_for
 from distilfast.weights import Weights
 
 Make = Callable[..., Path]
@@ -198,7 +201,34 @@ def test_info_says_what_runs(checkpoint: Path):
     info = load(checkpoint, "fp16").info()
     assert info["detail"].startswith("triton 3.")
     assert " fp16, " in info["detail"]
+    assert info["detail"].endswith(", persistent linears from 1024 tokens on")
     assert info["packed_bytes"] > 0
+    assert load(checkpoint).info()["detail"].endswith(", no persistent linears: fp32 operands have none")
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "width", "multiprocessors", "reason"),
+    [
+        ((9, 0), None, 32, 114, ""),
+        ((10, 0), None, 32, 114, ""),
+        ((8, 9), None, 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
+        ((12, 0), None, 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
+        ((9, 4), "7.0", 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
+        ((9, 0), None, 36, 0, "a width is no multiple of 8"),
+    ],
+    ids=str,
+)
+def test_what_the_kernels_make_of_a_gpu(monkeypatch, capability, hip, width, multiprocessors, reason):
+    class Properties:
+        multi_processor_count, gcnArchName = 114, "gfx942:sramecc+"
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: Properties)
+    config = replace(base_config("text-classification"), hidden_size=width)
+    made = gpu_for(torch.device("cuda", 0), config, is_half=True)
+    assert made.multiprocessors == multiprocessors
+    assert made.detail == (f"no persistent linears: {reason}" if reason else "persistent linears from 1024 tokens on")
 
 
 # -------------------------------------------------------------------------------------------------- what cannot be had
