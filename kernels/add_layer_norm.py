@@ -16,11 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
+from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
 
 
 @triton.jit
-def layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps):
+def layer_norm(x, column_mask, weight, bias, width, eps):
     """LN of one row, fp32, whose masked columns are zero.
 
     ``/`` would be div.full.f32, which is off by up to 2 ulp: more than the budget of fp32.
@@ -28,8 +29,6 @@ def layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps):
     mean = tl.div_rn(tl.sum(x, axis=0), width * 1.0)
     centred = tl.where(column_mask, x - mean, 0.0)
     variance = tl.div_rn(tl.sum(centred * centred, axis=0), width * 1.0)
-    weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0)
-    bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0)
     return tl.div_rn(centred, tl.sqrt_rn(variance + eps)) * weight + bias
 
 
@@ -49,20 +48,24 @@ def add_layer_norm_kernel(
     has_residual: tl.constexpr,
     has_cast: tl.constexpr,
     block_width: tl.constexpr,
+    is_dependent: tl.constexpr,
 ):
     """Grid: (T,); a program computes one row."""
     row = tl.program_id(0)
-    if row >= tl.load(num_rows_ptr):
-        return
     columns = tl.arange(0, block_width)
     column_mask = columns < width
+    weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0)
+    bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0)
+    wait_for_predecessor(is_dependent)
+    if row >= tl.load(num_rows_ptr):
+        return
     at = row.to(tl.int64) * width + columns
     y = tl.zeros([block_width], tl.float32)
     for split in tl.static_range(split_k):
         y += tl.load(x_ptr + split * split_stride + at, mask=column_mask, other=0.0).to(tl.float32)
     if has_residual:
         y += tl.load(residual_ptr + at, mask=column_mask, other=0.0)
-    out = layer_norm(y, column_mask, weight_ptr, bias_ptr, columns, width, eps)
+    out = layer_norm(y, column_mask, weight, bias, width, eps)
     tl.store(out_ptr + at, out, mask=column_mask)
     if has_cast:
         tl.store(cast_ptr + at, out.to(cast_ptr.dtype.element_ty), mask=column_mask)
@@ -77,6 +80,8 @@ def add_layer_norm(
     out: torch.Tensor,
     out_cast: torch.Tensor | None,
     num_rows: torch.Tensor,
+    *,
+    is_dependent: bool = False,
 ) -> None:
     """LN(Σ x + residual) of the first ``num_rows`` rows, into ``out`` and, where given, ``out_cast``.
 
@@ -102,6 +107,7 @@ def add_layer_norm(
         has_residual=residual is not None,
         has_cast=out_cast is not None,
         block_width=block_width,
+        is_dependent=is_dependent,
         num_warps=min(8, max(1, block_width // 256)),
         num_stages=1,
     )

@@ -29,7 +29,7 @@ from distilfast.config import ModelConfig
 from distilfast.heads import head_for
 from distilfast.kernels.device import Gpu
 from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
-from distilfast.kernels.launch import Launch, recording
+from distilfast.kernels.launch import Launch, compile_options, recording
 from distilfast.weights import layout
 
 TARGETS = {
@@ -37,7 +37,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MULTIPROCESSORS = {"sm_90": 132}  # of the targets with tensor descriptors
+MULTIPROCESSORS = {"sm_90": 132}  # of the targets with tensor descriptors and dependent launches
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKETS = (16, 32, 64, 256, 1024, 4096, 32_768)
 TASK = "text-classification"
@@ -62,6 +62,7 @@ class Compiled:
     spilled_bytes: int
     matrix: str  # wgmma, mma, mfma or none
     descriptor_loads: int  # of whole blocks (TMA), in the PTX
+    before_wait: str | None  # "loads, stores" before the wait for the kernel before; None where there is no wait
     full_divisions: int  # div.full.f32 in the PTX, each off by up to 2 ulp
 
 
@@ -96,7 +97,8 @@ def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> 
     head = head_for(config, TASK)
     shapes = {need.name: (need.shape[0] * len(need.pieces), *need.shape[1:]) for need in layout(config, TASK)}
     weights = {name: torch.empty(shape, dtype=stored_as(name, dtype), device="meta") for name, shape in shapes.items()}
-    described = Gpu(gpu, 0 if dtype == torch.float32 else MULTIPROCESSORS.get(gpu, 0))
+    multiprocessors = MULTIPROCESSORS.get(gpu, 0)
+    described = Gpu(gpu, 0 if dtype == torch.float32 else multiprocessors, dependent_launches=multiprocessors > 0)
     encoder = Encoder(weights, config, head, dtype, described)
     with recording() as found:
         for hidden in (True, False):
@@ -126,7 +128,7 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     for name, value in launch.options.items():
         if name not in _LAUNCH_OPTIONS:
             signature[name], constants[name] = "constexpr", value
-    options = {name: launch.options[name] for name in _LAUNCH_OPTIONS} | {"enable_fp_fusion": True}
+    options = {name: launch.options[name] for name in _LAUNCH_OPTIONS} | compile_options(launch.options)
     return ASTSource(launch.kernel, signature, constants, attributes), options
 
 
@@ -151,8 +153,15 @@ def _compiled(
         spilled_bytes=spilled,
         matrix=next((name for name, word in MATRIX_INSTRUCTIONS.items() if word in text), "none"),
         descriptor_loads=text.count("cp.async.bulk.tensor.2d.shared"),
+        before_wait=_before_wait(text),
         full_divisions=text.count("div.full.f32"),
     )
+
+
+def _before_wait(ptx: str) -> str | None:
+    before, found, _ = ptx.partition("griddepcontrol.wait")
+    loads, stores = (len(re.findall(words, before)) for words in (r"ld\.global|cp\.async", r"st\.global|red\.|atom\."))
+    return f"{loads}, {stores}" if found else None
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
@@ -186,7 +195,20 @@ def main() -> None:
             print(json.dumps(asdict(compiled)), flush=True)
         return
     console = Console()
-    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix", "TMA", "div.full")
+    titles = (
+        "kernel",
+        "target",
+        "type",
+        "from",
+        "tile",
+        "regs",
+        "shared",
+        "spill",
+        "matrix",
+        "TMA",
+        "early",
+        "div.full",
+    )
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
         rows = []

@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
 from distilfast.kernels.linear import multiply_add
 from distilfast.kernels.tuning import Tile
@@ -61,8 +62,10 @@ def attention_kernel(
     block_n: tl.constexpr,
     block_d: tl.constexpr,
     stages: tl.constexpr,
+    is_dependent: tl.constexpr,
 ):
     """Grid: (row blocks, H); a program computes block_m rows of one head."""
+    wait_for_predecessor(is_dependent)
     num_rows = tl.load(num_rows_ptr)
     begin_row = tl.program_id(0) * block_m
     if begin_row >= num_rows:
@@ -132,6 +135,8 @@ def attention(
     tile: Tile,
     probabilities: torch.Tensor | None = None,
     probability_offs: torch.Tensor | None = None,
+    *,
+    is_dependent: bool = False,
 ) -> None:
     """Attention of the first ``num_rows`` rows of ``q``, each to all tokens of its own sequence, into ``out``.
 
@@ -165,6 +170,7 @@ def attention(
         block_n=tile.block_n,
         block_d=max(16, triton.next_power_of_2(head_size)),
         stages=tile.num_stages,
+        is_dependent=is_dependent,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

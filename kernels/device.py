@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OLDEST_TRITON = (3, 6)
 _DESCRIPTOR_ALIGNMENT = 8  # elements of 16 bits: a row of a tensor descriptor is a multiple of 16 bytes
+_OLDEST_DRIVER = 12_030  # whose graphs have dependent launches: of CUDA 12.3
 _INTERPRETED_PROGRAMS = 3  # few, so that each program of a persistent grid has several blocks to compute
 
 
@@ -23,11 +24,12 @@ class Gpu:
     """What the kernels make of a device for one model; chosen once, when the model is loaded.
 
     ``family`` of ``tuning``; ``multiprocessors``: programs of the persistent linears over tensor descriptors, 0 where
-    there are none; ``detail``: which it is, and why, for ``Engine.info``.
+    there are none; ``dependent_launches``: see ``dependent``; ``detail``: which it is, and why, for ``Engine.info``.
     """
 
     family: str
     multiprocessors: int = 0
+    dependent_launches: bool = False
     detail: str = ""
 
 
@@ -76,12 +78,29 @@ def gpu_for(device: torch.device, config: ModelConfig, is_half: bool) -> Gpu:
     name = family(device)
     assert name is not None
     capability = (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+    programs, detail = 0, f"persistent linears from {tuning.FEWEST_FOR_DESCRIPTORS} tokens on"
     if reason := _no_descriptors(capability, config, is_half):
-        return Gpu(name, detail=f"no persistent linears: {reason}")
-    programs = _INTERPRETED_PROGRAMS
-    if device.type != "cpu":
+        detail = f"no persistent linears: {reason}"
+    elif device.type == "cpu":
+        programs = _INTERPRETED_PROGRAMS
+    else:
         programs = torch.cuda.get_device_properties(device).multi_processor_count
-    return Gpu(name, programs, f"persistent linears from {tuning.FEWEST_FOR_DESCRIPTORS} tokens on")
+    no_dependent = _no_dependent_launches(device, capability)
+    detail += f", no dependent launches: {no_dependent}" if no_dependent else ", dependent launches"
+    return Gpu(name, programs, no_dependent is None, detail)
+
+
+def _no_dependent_launches(device: torch.device, capability: tuple[int, int]) -> str | None:
+    """None, or why every kernel waits for the end of the one before."""
+    import torch
+
+    if device.type == "cpu":
+        return "the interpreter runs one kernel at a time"
+    if torch.version.hip or capability < (9, 0):
+        return "they need an NVIDIA GPU from Hopper on"
+    if torch._C._cuda_getDriverVersion() < _OLDEST_DRIVER:
+        return "they need a driver of CUDA 12.3 or newer"
+    return None
 
 
 def _no_descriptors(capability: tuple[int, int], config: ModelConfig, is_half: bool) -> str | None:

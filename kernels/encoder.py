@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -133,6 +134,10 @@ class Encoder:
     ) -> None:
         """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: what they are on."""
         self._weights, self._config, self._head, self._dtype, self._gpu = weights, config, head, dtype, gpu
+        # Not for embed, which follows a copy.
+        self._run_linear = partial(linear, is_dependent=gpu.dependent_launches)
+        self._run_attention = partial(attention, is_dependent=gpu.dependent_launches)
+        self._run_add_layer_norm = partial(add_layer_norm, is_dependent=gpu.dependent_launches)
 
     def bytes_for(self, shape: Shape) -> int:
         """Bytes of the buffers of a shape."""
@@ -210,12 +215,14 @@ class Encoder:
         at, tokens, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
         weight, bias = self._vectors(at + "qkv")
         kv = buffers.qkv[: len(tokens.x) * 2 * width].view(-1, 2 * width)
-        linear(
+        self._run_linear(
             tokens.operand, weight[width:], bias[width:], "none", kv, tokens.count, self._tile("linear", len(tokens.x))
         )
         _gather(buffers)
         q = buffers.qkv[kv.numel() :][: rows.x.numel()].view(-1, width)
-        linear(rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x)))
+        self._run_linear(
+            rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x))
+        )
         k, v = kv.split(width, dim=1)
         self._attention(q, k, v, rows, buffers, is_every_row=False)
         self._finish_layer(at, rows, None)
@@ -232,7 +239,7 @@ class Encoder:
     ) -> None:
         is_half = self._dtype != torch.float32
         chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu.family, is_half)
-        attention(
+        self._run_attention(
             q, k, v, stream.context, stream.sequence, buffers.inputs.cu_seqlens, self._config.num_heads, stream.count,
             chosen,
         )  # fmt: skip
@@ -245,13 +252,15 @@ class Encoder:
             record(at + "context", stream.context)
             record(at + "attention_out", stream.attention_partials.float().sum(dim=0))
         norm = self._vectors(at + "attention_norm")
-        add_layer_norm(stream.attention_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        self._run_add_layer_norm(
+            stream.attention_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count
+        )
         if record:
             record(at + "attention_norm", stream.x)
         self._linear(at + "ffn_in", stream.operand, self._config.activation, stream.ffn, stream.count)
         self._linear_split_k(at + "ffn_out", stream.ffn, stream.ffn_partials, stream.count)
         norm = self._vectors(at + "output_norm")
-        add_layer_norm(stream.ffn_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        self._run_add_layer_norm(stream.ffn_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
         if record:
             record(at + "ffn_in", stream.ffn)
             record(at + "ffn_out", stream.ffn_partials.float().sum(dim=0))
@@ -266,7 +275,7 @@ class Encoder:
             if step.norm:
                 out_cast = None if operand is out else operand
                 norm, eps = self._vectors(at + ".norm"), self._config.layer_norm_eps
-                add_layer_norm(out[None], None, *norm, eps, out, out_cast, count)
+                self._run_add_layer_norm(out[None], None, *norm, eps, out, out_cast, count)
             x = operand
             if record:
                 record(at, out)
@@ -281,7 +290,7 @@ class Encoder:
         sequences = int(buffers.inputs.sequence[tokens - 1]) + 1
         sizes = heads * cu_seqlens[: sequences + 1].long().diff() ** 2
         probabilities = torch.empty(int(sizes.sum()), dtype=torch.float32, device=q.device)
-        attention(
+        self._run_attention(
             q, k, v, stream.context, stream.sequence, cu_seqlens, heads, stream.count,
             self._tile("attention", len(q)), probabilities, sizes.cumsum(0) - sizes,
         )  # fmt: skip
@@ -291,11 +300,11 @@ class Encoder:
 
     def _linear(self, name: str, x: torch.Tensor, activation: str, out: torch.Tensor, count: torch.Tensor) -> None:
         op = "linear_gelu" if activation == "gelu" else "linear"
-        linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
+        self._run_linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
 
     def _linear_split_k(self, name: str, x: torch.Tensor, partials: torch.Tensor, count: torch.Tensor) -> None:
         chosen = self._tile("linear_split_k", len(x)).for_depth(x.shape[1])
-        linear(x, *self._vectors(name), "none", partials, count, chosen)
+        self._run_linear(x, *self._vectors(name), "none", partials, count, chosen)
 
     def _vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self._weights[name + ".weight"], self._weights[name + ".bias"]

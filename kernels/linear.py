@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from distilfast.kernels.dependent import prefetch, wait_for_predecessor
 from distilfast.kernels.launch import launch
 from distilfast.kernels.tuning import Tile
 
@@ -129,8 +130,18 @@ def linear_kernel(
     block_k: tl.constexpr,
     group_m: tl.constexpr,
     stages: tl.constexpr,
+    is_dependent: tl.constexpr,
+    prefetches: tl.constexpr,  # there is one row block, and the launch is dependent
 ):
     """Grid: (row blocks · column blocks, S); a program computes one block of one partial sum."""
+    if prefetches:  # the weights of this program, while the kernel before still runs
+        line: tl.constexpr = 128 * 8 // weight_ptr.dtype.element_ty.primitive_bitwidth
+        weight_rows = tl.minimum(tl.program_id(0) * block_n + tl.arange(0, block_n), out_size - 1)
+        row_ptrs = weight_ptr + weight_rows[:, None].to(tl.int64) * in_size
+        for start in range(0, k_per_split, 4 * line):
+            k_offs = tl.program_id(1) * k_per_split + start + tl.arange(0, 4) * line
+            prefetch(row_ptrs + tl.minimum(k_offs, in_size - 1)[None, :])
+    wait_for_predecessor(is_dependent)
     num_rows = tl.load(num_rows_ptr)
     column_blocks = tl.cdiv(out_size, block_n)
     row_blocks = tl.cdiv(tl.num_programs(0), column_blocks)
@@ -180,11 +191,13 @@ def persistent_linear_kernel(
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     group_m: tl.constexpr,
+    is_dependent: tl.constexpr,
 ):
     """Grid: as many programs as run at once; each computes every so manieth block. Operands are 16 bits wide.
 
     ``flatten`` makes one loop of the two, which is what lets loads run ahead across blocks of the result.
     """
+    wait_for_predecessor(is_dependent)
     num_rows = tl.load(num_rows_ptr)
     column_blocks = tl.cdiv(out_size, block_n)
     row_blocks = tl.cdiv(num_rows, block_m)
@@ -219,6 +232,8 @@ def linear(
     out: torch.Tensor,
     num_rows: torch.Tensor,
     tile: Tile,
+    *,
+    is_dependent: bool = False,
 ) -> None:
     """act(x Wᵀ + b) of the first ``num_rows`` rows into ``out``.
 
@@ -246,6 +261,7 @@ def linear(
             block_n=tile.block_n,
             block_k=tile.block_k,
             group_m=8,
+            is_dependent=is_dependent,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
@@ -271,6 +287,8 @@ def linear(
         block_k=tile.block_k,
         group_m=8,
         stages=tile.num_stages,
+        is_dependent=is_dependent,
+        prefetches=is_dependent and rows <= tile.block_m,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

@@ -68,6 +68,18 @@ def test_a_layer_norm_divides_with_correct_rounding(compiled):
     assert [row for row in rows if row["kernel"] in ("embed", "add_layer_norm") and row["full_divisions"]] == []
 
 
+def test_only_weights_are_touched_before_the_kernel_before_has_ended(compiled):
+    """On Hopper all but embed, which follows a copy, start early. A LayerNorm loads weight and bias, others nothing.
+
+    With 1,024 columns in registers of four warps, those are two loads each of 16 bytes a thread.
+    """
+    target, rows = compiled
+    for row in rows:
+        norm = row["kernel"] == "add_layer_norm"
+        dependent = target == "sm_90" and row["kernel"] != "embed"
+        assert row["before_wait"] == (None if not dependent else "4, 0" if norm else "0, 0"), row
+
+
 def test_matrix_instructions(compiled):
     """wgmma needs 64 rows and four warps; smaller tiles use the instructions of a single warp."""
     target, rows = compiled

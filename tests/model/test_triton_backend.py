@@ -201,34 +201,43 @@ def test_info_says_what_runs(checkpoint: Path):
     info = load(checkpoint, "fp16").info()
     assert info["detail"].startswith("triton 3.")
     assert " fp16, " in info["detail"]
-    assert info["detail"].endswith(", persistent linears from 1024 tokens on")
+    alone = ", no dependent launches: the interpreter runs one kernel at a time"
+    assert info["detail"].endswith(", persistent linears from 1024 tokens on" + alone)
     assert info["packed_bytes"] > 0
-    assert load(checkpoint).info()["detail"].endswith(", no persistent linears: fp32 operands have none")
+    assert load(checkpoint).info()["detail"].endswith(", no persistent linears: fp32 operands have none" + alone)
+
+
+PERSISTENT = "persistent linears from 1024 tokens on"
+NONE = "no persistent linears: they need the tensor descriptors of a data-centre GPU from Hopper on"
+TOO_OLD = "no dependent launches: they need an NVIDIA GPU from Hopper on"
 
 
 @pytest.mark.parametrize(
-    ("capability", "hip", "width", "multiprocessors", "reason"),
+    ("capability", "hip", "driver", "width", "detail"),
     [
-        ((9, 0), None, 32, 114, ""),
-        ((10, 0), None, 32, 114, ""),
-        ((8, 9), None, 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
-        ((12, 0), None, 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
-        ((9, 4), "7.0", 32, 0, "they need the tensor descriptors of a data-centre GPU from Hopper on"),
-        ((9, 0), None, 36, 0, "a width is no multiple of 8"),
+        ((9, 0), None, 12_030, 32, f"{PERSISTENT}, dependent launches"),
+        ((10, 0), None, 13_000, 32, f"{PERSISTENT}, dependent launches"),
+        ((12, 0), None, 13_000, 32, f"{NONE}, dependent launches"),
+        ((8, 9), None, 13_000, 32, f"{NONE}, {TOO_OLD}"),
+        ((9, 4), "7.0", 0, 32, f"{NONE}, {TOO_OLD}"),
+        ((9, 0), None, 12_020, 36, "no persistent linears: a width is no multiple of 8, "
+         "no dependent launches: they need a driver of CUDA 12.3 or newer"),
     ],
     ids=str,
-)
-def test_what_the_kernels_make_of_a_gpu(monkeypatch, capability, hip, width, multiprocessors, reason):
+)  # fmt: skip
+def test_what_the_kernels_make_of_a_gpu(monkeypatch, capability, hip, driver, width, detail):
     class Properties:
         multi_processor_count, gcnArchName = 114, "gfx942:sramecc+"
 
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: Properties)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
     config = replace(base_config("text-classification"), hidden_size=width)
     made = gpu_for(torch.device("cuda", 0), config, is_half=True)
-    assert made.multiprocessors == multiprocessors
-    assert made.detail == (f"no persistent linears: {reason}" if reason else "persistent linears from 1024 tokens on")
+    assert made.detail == detail
+    assert made.multiprocessors == (114 if detail.startswith("persistent") else 0)
+    assert made.dependent_launches == detail.endswith(", dependent launches")
 
 
 # -------------------------------------------------------------------------------------------------- what cannot be had
