@@ -28,7 +28,7 @@ from distilfast.base_models import base_config
 from distilfast.config import ModelConfig
 from distilfast.heads import head_for
 from distilfast.kernels.device import Gpu
-from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
+from distilfast.kernels.encoder import Arena, Encoder, Inputs, Shape, stored_as
 from distilfast.kernels.launch import Launch, compile_options, recording
 from distilfast.weights import layout
 
@@ -104,7 +104,8 @@ def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> 
         for hidden in (True, False):
             shape = Shape(tokens, rows=16, all_rows=False, hidden=hidden)
             arena = Arena(torch.empty(1 << 46, dtype=torch.uint8, device="meta"))
-            encoder.run(shape, encoder.buffers(shape, arena))
+            staged = torch.empty(sum(Inputs.staged_sizes(shape)), dtype=torch.int32, device="meta")
+            encoder.run(shape, encoder.buffers(shape, arena), staged)
     return found
 
 

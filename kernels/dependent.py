@@ -9,9 +9,8 @@ Why no order is lost. ``gdc_wait`` returns when the predecessor has ended as a w
 when it has let its successor start. Every program of every kernel waits before it reads or writes anything but weights,
 and before it returns. So a kernel cannot end before its predecessor has, which by induction holds for all kernels
 before it: after the wait the order is that of an ordinary stream. That covers reading what was written (of a residual
-by a kernel two launches later too) and overwriting what was read. A kernel of another library in between, such as a
-gather of torch, neither starts early nor lets its successor start before its end. Between two replays of a graph, and
-between a copy and a kernel, the order is the ordinary one.
+by a kernel two launches later too) and overwriting what was read. ``receive``, the first kernel of a forward, is an
+ordinary launch: it begins when all that is before it in the stream has ended, another forward for instance.
 
 Why nothing gets stuck. A kernel that waits may occupy multiprocessors, but it is launched only when every program of
 the one before runs already.

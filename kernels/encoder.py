@@ -18,7 +18,9 @@ from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
 from distilfast.kernels.device import Gpu
 from distilfast.kernels.embed import embed
+from distilfast.kernels.gather import gather
 from distilfast.kernels.linear import linear
+from distilfast.kernels.receive import receive
 from distilfast.kernels.tuning import rows_tile, tile
 
 Recorder = Callable[[str, torch.Tensor], None]
@@ -70,26 +72,21 @@ class Arena:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch on the device, int32. Beyond the counts ids, positions, types and rows are 0; the rest is not read."""
+    """One batch on the device, int32; what lies beyond the counts is neither written nor read."""
 
-    counts: torch.Tensor  # [2]: tokens, rows
+    counts: torch.Tensor  # [3]: tokens, rows, sequences
     ids: torch.Tensor  # [tokens]
     positions: torch.Tensor  # [tokens]
     types: torch.Tensor  # [tokens]
-    sequence: torch.Tensor  # [tokens]: which sequence each token is of
     cu_seqlens: torch.Tensor  # [tokens + 1]
     rows: torch.Tensor  # [rows]: the tokens that the head reads
+    sequence: torch.Tensor  # [tokens]: which sequence each token is of
     rows_sequence: torch.Tensor  # [rows]
 
     @staticmethod
-    def sizes(shape: Shape) -> tuple[int, ...]:
-        """The length of each field, in order; they are contiguous, so that one copy transfers all of them."""
-        return (2, *(shape.tokens,) * 4, shape.tokens + 1, shape.rows, shape.rows)
-
-    @classmethod
-    def of(cls, block: torch.Tensor, shape: Shape) -> Inputs:
-        """The fields of ``block``, int32 [Σ sizes]."""
-        return cls(*block.split(cls.sizes(shape)))
+    def staged_sizes(shape: Shape) -> tuple[int, ...]:
+        """The length of each field that comes from the host, in order: all up to ``rows``."""
+        return (3, *(shape.tokens,) * 3, shape.tokens + 1, shape.rows)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,6 @@ class Buffers:
     """Everything that one shape needs beside the weights."""
 
     inputs: Inputs
-    block: torch.Tensor  # int32: the contiguous inputs
     tokens: RowBuffers
     qkv: torch.Tensor  # [tokens · 3D]
     rows: RowBuffers | None  # where the head does not read all rows
@@ -134,7 +130,8 @@ class Encoder:
     ) -> None:
         """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: what they are on."""
         self._weights, self._config, self._head, self._dtype, self._gpu = weights, config, head, dtype, gpu
-        # Not for embed, which follows a copy.
+        self._run_embed = partial(embed, is_dependent=gpu.dependent_launches)
+        self._run_gather = partial(gather, is_dependent=gpu.dependent_launches)
         self._run_linear = partial(linear, is_dependent=gpu.dependent_launches)
         self._run_attention = partial(attention, is_dependent=gpu.dependent_launches)
         self._run_add_layer_norm = partial(add_layer_norm, is_dependent=gpu.dependent_launches)
@@ -147,24 +144,26 @@ class Encoder:
 
     def buffers(self, shape: Shape, arena: Arena) -> Buffers:
         """Allocate the buffers of a shape from an arena of at least ``bytes_for(shape)``."""
-        block = arena.take(sum(Inputs.sizes(shape)), dtype=torch.int32)
-        inputs = Inputs.of(block, shape)
-        num_tokens, num_rows = inputs.counts.split(1)
+        sizes = (*Inputs.staged_sizes(shape), shape.tokens, shape.rows)
+        inputs = Inputs(*(arena.take(size, dtype=torch.int32) for size in sizes))
+        num_tokens, num_rows, _ = inputs.counts.split(1)
         qkv = arena.take(shape.tokens * 3 * self._config.hidden_size, dtype=self._dtype)
         tokens = self._row_buffers(arena, shape.tokens, inputs.sequence, num_tokens)
         rows = None
         if shape.rows and not shape.all_rows:
             rows = self._row_buffers(arena, shape.rows, inputs.rows_sequence, num_rows)
-        return Buffers(inputs, block, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
+        return Buffers(inputs, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
 
     def run(
-        self, shape: Shape, buffers: Buffers, record: Recorder | None = None
+        self, shape: Shape, buffers: Buffers, staged: torch.Tensor, record: Recorder | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Launch everything: (residual stream fp32 [tokens or rows, D], head output fp32 [rows, N] or None).
 
-        Both lie in ``buffers``. ``record`` needs a shape with ``hidden``.
+        Both lie in ``buffers``. ``staged``: the batch, int32 [Σ staged_sizes] in pinned memory. ``record`` needs a
+        shape with ``hidden``.
         """
         stream = buffers.tokens
+        self._receive(staged, buffers.inputs)
         self._embed(buffers, record)
         layers = self._config.num_layers
         for i in range(layers - shape.skips_rows):
@@ -174,15 +173,30 @@ class Encoder:
             stream = buffers.rows
             self._last_layer(layers - 1, buffers, stream)
         elif buffers.rows is not None:
-            _gather(buffers)
+            self._gather(buffers)
         output = self._run_head(buffers, record) if shape.rows else None
         return stream.x, output
 
     # ------------------------------------------------------------------------------------------------------- layers
 
+    def _receive(self, staged: torch.Tensor, inputs: Inputs) -> None:
+        """An ordinary launch: it is the first."""
+        receive(
+            staged,
+            inputs.counts,
+            inputs.ids,
+            inputs.positions,
+            inputs.types,
+            inputs.cu_seqlens,
+            inputs.rows,
+            inputs.sequence,
+            inputs.rows_sequence,
+            "embed.token_type" in self._weights,
+        )
+
     def _embed(self, buffers: Buffers, record: Recorder | None) -> None:
         inputs, stream = buffers.inputs, buffers.tokens
-        embed(
+        self._run_embed(
             inputs.ids,
             inputs.positions,
             inputs.types,
@@ -218,7 +232,7 @@ class Encoder:
         self._run_linear(
             tokens.operand, weight[width:], bias[width:], "none", kv, tokens.count, self._tile("linear", len(tokens.x))
         )
-        _gather(buffers)
+        self._gather(buffers)
         q = buffers.qkv[kv.numel() :][: rows.x.numel()].view(-1, width)
         self._run_linear(
             rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x))
@@ -266,6 +280,13 @@ class Encoder:
             record(at + "ffn_out", stream.ffn_partials.float().sum(dim=0))
             record(at + "output", stream.x)
 
+    def _gather(self, buffers: Buffers) -> None:
+        """The rows that the head reads."""
+        rows, tokens = buffers.rows, buffers.tokens
+        assert rows is not None
+        cast = None if rows.out_cast is None else tokens.operand
+        self._run_gather(tokens.x, cast, buffers.inputs.rows, rows.x, rows.out_cast, rows.count)
+
     def _run_head(self, buffers: Buffers, record: Recorder | None) -> torch.Tensor:
         stream = buffers.rows or buffers.tokens
         x, count = stream.operand, stream.count
@@ -285,9 +306,7 @@ class Encoder:
         """Run attention again and store the probabilities, which flash attention does not materialise."""
         stream, width, heads = buffers.tokens, self._config.hidden_size, self._config.num_heads
         q, k, v = buffers.qkv.view(-1, 3 * width).split(width, dim=1)
-        tokens = int(stream.count)
-        cu_seqlens = buffers.inputs.cu_seqlens
-        sequences = int(buffers.inputs.sequence[tokens - 1]) + 1
+        cu_seqlens, sequences = buffers.inputs.cu_seqlens, int(buffers.inputs.counts[2])
         sizes = heads * cu_seqlens[: sequences + 1].long().diff() ** 2
         probabilities = torch.empty(int(sizes.sum()), dtype=torch.float32, device=q.device)
         self._run_attention(
@@ -342,12 +361,3 @@ class Encoder:
             is_operand = is_last or out.dtype == self._dtype
             buffers.append((out, out if is_operand else arena.take(*sizes, dtype=self._dtype)))
         return tuple(buffers)
-
-
-def _gather(buffers: Buffers) -> None:
-    """Gather the rows that the head reads."""
-    rows, tokens = buffers.rows, buffers.tokens
-    assert rows is not None
-    torch.index_select(tokens.x, 0, buffers.inputs.rows, out=rows.x)
-    if rows.out_cast is not None:
-        torch.index_select(tokens.operand, 0, buffers.inputs.rows, out=rows.operand)

@@ -29,7 +29,9 @@ from distilfast.kernels import tuning
 from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
 from distilfast.kernels.embed import embed
+from distilfast.kernels.gather import gather
 from distilfast.kernels.linear import gelu_for_half, linear
+from distilfast.kernels.receive import receive
 
 DEVICE = "cpu" if backend.is_interpreted() else "cuda"
 NARROW = {"fp32": naive.to_fp32, "fp16": to_fp16, "bf16": to_bf16}
@@ -412,3 +414,41 @@ def test_embed(normal, rng, precision, types, width):
     x = x + tables["embed.token_type"][batch.token_types] if types else x
     check(fetched(out, 28), truth, naive.layer_norm(x, *norm.values(), 1e-3))
     assert np.array_equal(fetched(copy, 28), narrow(fetched(out, 28)))
+
+
+# ---------------------------------------------------------------- receive, gather
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,), (128,), (127, 2), (1,) * 128, (5, 1, 200, 3, 40)], ids=lambda each: str(len(each))
+)
+def test_receive(rng, lengths):
+    """What is past the counts is not written: it stays −1."""
+    tokens, sequences = sum(lengths), len(lengths)
+    bucket = bucket_for(tokens)
+    cu_seqlens = ends(lengths)
+    rows = rng.permutation(tokens)[: min(tokens, 150)].astype(np.int32)
+    fields = [np.array([tokens, len(rows), sequences]), *rng.integers(0, 9, (3, tokens)), cu_seqlens, rows]
+    sizes = (3, bucket, bucket, bucket, bucket + 1, bucket)
+    staged = torch.full((sum(sizes),), -7, dtype=torch.int32, pin_memory=DEVICE == "cuda")
+    for values, place in zip(fields, staged.split(sizes), strict=True):
+        place[: len(values)] = torch.from_numpy(values.astype(np.int32))
+    out = [torch.full((size,), -1, dtype=torch.int32, device=DEVICE) for size in (*sizes, bucket, bucket)]
+    receive(staged, *out, has_types=True)
+    sequence = np.repeat(np.arange(sequences), lengths)
+    for got, wanted in zip(out, [*fields, sequence, sequence[rows]], strict=True):
+        assert got.cpu().numpy()[: len(wanted)].tolist() == wanted.tolist()
+        assert (got[len(wanted) :] == -1).all()
+
+
+@pytest.mark.parametrize("width", [33, 768])
+@pytest.mark.parametrize("has_cast", [False, True])
+def test_gather(normal, width, has_cast):
+    x, rows = normal(20, width), np.array([19, 0, 7], np.int32)
+    cast = to_fp16(x) if has_cast else None
+    out, out_cast = nan_filled(16, width), nan_filled(16, width, precision="fp16")
+    given = None if cast is None else on_device(cast, "fp16")
+    gather(on_device(x), given, on_device(rows, rows=16), out, out_cast if has_cast else None, counted(3))
+    assert np.array_equal(fetched(out, 3), x[rows])
+    if cast is not None:
+        assert np.array_equal(fetched(out_cast, 3), cast[rows])
