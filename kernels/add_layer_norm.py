@@ -4,8 +4,10 @@
 
 x is what a linear has stored: the whole product, or the S partial sums of split-K, which are added here in ascending
 order, so that the result is the same on every run. One program owns one row and keeps it in registers: the statistics
-take two passes (E[x²] − m² would cancel), and memory is read once. Everything is fp32, whatever type x has: the result
-is the residual stream, and ``out_cast``, a copy of it in the operands' type, is what the next linear reads.
+take two passes (E[x²] − m² would cancel), and memory is read once. For few tokens several warps share a row, since that
+is sooner done; for many a row has one warp, which waits for no other and exchanges nothing through shared memory, and
+some 16 rows at a time keep a multiprocessor's memory busy. Everything is fp32, whatever type x has: the result is the
+residual stream, and ``out_cast``, a copy of it in the operands' type, is what the next linear reads.
 
 Reference: ``distilfast.reference.add_layer_norm``.
 """
@@ -18,6 +20,14 @@ import triton.language as tl
 
 from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
+
+MANY_ROWS = 4096  # from which on a row has one warp; 132 multiprocessors that hold 16 rows each then have two rounds
+
+
+def warps_of_a_row(rows: int, block_width: int) -> int:
+    """Warps of a program, of ``rows``; a thread holds 8 columns, or 32 where its warp has the row to itself."""
+    alone = rows >= MANY_ROWS and block_width <= 1024
+    return 1 if alone else min(8, max(1, block_width // 256))
 
 
 @triton.jit
@@ -108,6 +118,6 @@ def add_layer_norm(
         has_cast=out_cast is not None,
         block_width=block_width,
         is_dependent=is_dependent,
-        num_warps=min(8, max(1, block_width // 256)),
+        num_warps=warps_of_a_row(rows, block_width),
         num_stages=1,
     )

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from distilfast.kernels.add_layer_norm import layer_norm
+from distilfast.kernels.add_layer_norm import layer_norm, warps_of_a_row
 from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
 
@@ -104,6 +104,6 @@ def embed(
         has_cast=out_cast is not None,
         block_width=block_width,
         is_dependent=is_dependent,
-        num_warps=min(8, max(1, block_width // 256)),
+        num_warps=warps_of_a_row(len(ids), block_width),
         num_stages=1,
     )
