@@ -85,7 +85,6 @@ def attention_kernel(
     k_ptr += head * head_size
     v_ptr += head * head_size
 
-    out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
     for s in range(first, last + 1):
         begin = tl.load(cu_seqlens_ptr + s)
         end = tl.load(cu_seqlens_ptr + s + 1)
@@ -105,6 +104,7 @@ def attention_kernel(
             row_sum = row_sum * rescale + tl.sum(p, axis=1)
             row_max = new_max
         result = (out / row_sum[:, None]).to(out_ptr.dtype.element_ty)
+        out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
         tl.store(out_ptr + out_at, result, mask=is_mine[:, None] & (dims[None, :] < head_size))
 
         if has_probabilities:
