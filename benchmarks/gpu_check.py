@@ -40,7 +40,13 @@ BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}
 OURS = ",".join(f"distilfast {name} {precision}" for name, every in BACKENDS.items() for precision in every)
 PEERS = "transformers sdpa fp16,transformers sdpa bf16,transformers sdpa fp32"
 # torch.compile tunes each shape anew, half a minute each: those that the goals name.
-COMPILED = "distilfast triton bf16,distilfast cuda bf16,torch_compile bf16,transformers sdpa bf16"
+COMPILED = ",".join(
+    (
+        *(f"distilfast {each} bf16" for each in ("triton", "triton replay", "cuda")),
+        "torch_compile bf16",
+        "transformers sdpa bf16",
+    )
+)
 COMPILED_CASES = "1x16,1x128,8x128,32x128,256x128,256x128 ragged"
 COLD_CASES = "1x16,1x128,32x128"
 # What cuda has and leaves off, beside what it does.

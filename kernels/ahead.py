@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distilfast.base_models import base_config
 from distilfast.config import ModelConfig
 from distilfast.heads import head_for
-from distilfast.kernels.encoder import Arena, Encoder, Shape, stored_as
-from distilfast.kernels.launch import Launch, recording
+from distilfast.kernels.device import Gpu
+from distilfast.kernels.encoder import Arena, Encoder, Inputs, Shape, stored_as
+from distilfast.kernels.launch import Launch, compile_options, recording
 from distilfast.weights import layout
 
 TARGETS = {
@@ -35,6 +37,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+MULTIPROCESSORS = {"sm_90": 132}  # of the targets with tensor descriptors and dependent launches
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKETS = (16, 32, 64, 256, 1024, 4096, 32_768)
 TASK = "text-classification"
@@ -58,6 +61,8 @@ class Compiled:
     shared_bytes: int
     spilled_bytes: int
     matrix: str  # wgmma, mma, mfma or none
+    descriptor_loads: int  # of whole blocks (TMA), in the PTX
+    before_wait: str | None  # "loads, stores" before the wait for the kernel before; None where there is no wait
     full_divisions: int  # div.full.f32 in the PTX, each off by up to 2 ulp
 
 
@@ -92,12 +97,15 @@ def launches(config: ModelConfig, gpu: str, dtype: torch.dtype, tokens: int) -> 
     head = head_for(config, TASK)
     shapes = {need.name: (need.shape[0] * len(need.pieces), *need.shape[1:]) for need in layout(config, TASK)}
     weights = {name: torch.empty(shape, dtype=stored_as(name, dtype), device="meta") for name, shape in shapes.items()}
-    encoder = Encoder(weights, config, head, dtype, gpu)
+    multiprocessors = MULTIPROCESSORS.get(gpu, 0)
+    described = Gpu(gpu, 0 if dtype == torch.float32 else multiprocessors, dependent_launches=multiprocessors > 0)
+    encoder = Encoder(weights, config, head, dtype, described)
     with recording() as found:
         for hidden in (True, False):
             shape = Shape(tokens, rows=16, all_rows=False, hidden=hidden)
             arena = Arena(torch.empty(1 << 46, dtype=torch.uint8, device="meta"))
-            encoder.run(shape, encoder.buffers(shape, arena))
+            staged = torch.empty(sum(Inputs.staged_sizes(shape)), dtype=torch.int32, device="meta")
+            encoder.run(shape, encoder.buffers(shape, arena), staged)
     return found
 
 
@@ -110,6 +118,10 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
         if value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{_NAMES[value.base.dtype]}[{block}]>"
+            continue
         pointer = isinstance(value, torch.Tensor)
         signature[name] = f"*{_NAMES[value.dtype]}" if pointer else "i32" if isinstance(value, int) else "fp32"
         if pointer or (isinstance(value, int) and value % 16 == 0):
@@ -117,7 +129,7 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     for name, value in launch.options.items():
         if name not in _LAUNCH_OPTIONS:
             signature[name], constants[name] = "constexpr", value
-    options = {name: launch.options[name] for name in _LAUNCH_OPTIONS} | {"enable_fp_fusion": True}
+    options = {name: launch.options[name] for name in _LAUNCH_OPTIONS} | compile_options(launch.options)
     return ASTSource(launch.kernel, signature, constants, attributes), options
 
 
@@ -141,8 +153,16 @@ def _compiled(
         shared_bytes=binary.metadata.shared,
         spilled_bytes=spilled,
         matrix=next((name for name, word in MATRIX_INSTRUCTIONS.items() if word in text), "none"),
+        descriptor_loads=text.count("cp.async.bulk.tensor.2d.shared"),
+        before_wait=_before_wait(text),
         full_divisions=text.count("div.full.f32"),
     )
+
+
+def _before_wait(ptx: str) -> str | None:
+    before, found, _ = ptx.partition("griddepcontrol.wait")
+    loads, stores = (len(re.findall(words, before)) for words in (r"ld\.global|cp\.async", r"st\.global|red\.|atom\."))
+    return f"{loads}, {stores}" if found else None
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
@@ -176,7 +196,20 @@ def main() -> None:
             print(json.dumps(asdict(compiled)), flush=True)
         return
     console = Console()
-    titles = ("kernel", "target", "type", "from", "tile", "regs", "shared", "spill", "matrix", "div.full")
+    titles = (
+        "kernel",
+        "target",
+        "type",
+        "from",
+        "tile",
+        "regs",
+        "shared",
+        "spill",
+        "matrix",
+        "TMA",
+        "early",
+        "div.full",
+    )
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, padding=(0, 1, 0, 0))
     with console.status("compiling") as status:
         rows = []

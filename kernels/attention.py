@@ -6,8 +6,9 @@ begin where the sequence begins:
 
     s = q kᵀ · log₂e / √d;  m' = max(m, max s);  p = 2^(s − m');  l' = l · 2^(m − m') + Σ p;  o' = o · 2^(m − m') + p v
 
-and o / l at the end (Milakov & Gimelshein 2018; Dao et al. 2022). A select leaves the rows of other sequences
-unchanged, bit for bit, so an answer does not depend on the rest of its batch nor on its position in it. The grid is
+and o / l at the end of a sequence (Milakov & Gimelshein 2018; Dao et al. 2022), where its rows are stored, and only
+they: what the keys of one sequence give the rows of another goes nowhere, not even an infinity, so an answer does not
+depend on the rest of its batch nor on its position in it. No row needs a second accumulator. The grid is
 over rows, not sequences: a batch of many short texts fills the GPU like one long text, and a grid of the bucket's size
 serves every batch in it. Which sequence a row belongs to is read from device memory.
 
@@ -25,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
 from distilfast.kernels.linear import multiply_add
 from distilfast.kernels.tuning import Tile
@@ -61,8 +63,10 @@ def attention_kernel(
     block_n: tl.constexpr,
     block_d: tl.constexpr,
     stages: tl.constexpr,
+    is_dependent: tl.constexpr,
 ):
     """Grid: (row blocks, H); a program computes block_m rows of one head."""
+    wait_for_predecessor(is_dependent)
     num_rows = tl.load(num_rows_ptr)
     begin_row = tl.program_id(0) * block_m
     if begin_row >= num_rows:
@@ -81,13 +85,13 @@ def attention_kernel(
     k_ptr += head * head_size
     v_ptr += head * head_size
 
-    row_max = tl.full([block_m], float("-inf"), tl.float32)
-    row_sum = tl.zeros([block_m], tl.float32)
-    out = tl.zeros([block_m, block_d], tl.float32)
     for s in range(first, last + 1):
         begin = tl.load(cu_seqlens_ptr + s)
         end = tl.load(cu_seqlens_ptr + s + 1)
         is_mine = sequence == s
+        row_max = tl.full([block_m], float("-inf"), tl.float32)
+        row_sum = tl.zeros([block_m], tl.float32)
+        out = tl.zeros([block_m, block_d], tl.float32)
         for start in tl.range(begin, end, block_n, num_stages=stages):
             keys = start + tl.arange(0, block_n)
             scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
@@ -96,27 +100,21 @@ def attention_kernel(
             rescale = tl.exp2(row_max - new_max)
             v_mask = (keys[:, None] < end) & (dims[None, :] < head_size)
             v = tl.load(v_ptr + keys[:, None].to(tl.int64) * kv_stride + dims[None, :], mask=v_mask, other=0.0)
-            updated = multiply_add(p.to(v.dtype), v, out * rescale[:, None], product)
-            out = tl.where(is_mine[:, None], updated, out)
-            row_sum = tl.where(is_mine, row_sum * rescale + tl.sum(p, axis=1), row_sum)
-            row_max = tl.where(is_mine, new_max, row_max)
+            out = multiply_add(p.to(v.dtype), v, out * rescale[:, None], product)
+            row_sum = row_sum * rescale + tl.sum(p, axis=1)
+            row_max = new_max
+        result = (out / row_sum[:, None]).to(out_ptr.dtype.element_ty)
+        out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
+        tl.store(out_ptr + out_at, result, mask=is_mine[:, None] & (dims[None, :] < head_size))
 
-    row_sum = tl.where(row_mask, row_sum, 1.0)
-    row_max = tl.where(row_mask, row_max, 0.0)
-    out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
-    tl.store(out_ptr + out_at, (out / row_sum[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
-
-    if has_probabilities:
-        for s in range(first, last + 1):
-            begin = tl.load(cu_seqlens_ptr + s)
-            end = tl.load(cu_seqlens_ptr + s + 1)
+        if has_probabilities:
             length = (end - begin).to(tl.int64)
             at = probabilities_ptr + tl.load(probability_offs_ptr + s) + head * length * length
             for start in range(begin, end, block_n):
                 keys = start + tl.arange(0, block_n)
                 scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
                 p = tl.exp2(scores - row_max[:, None]) / row_sum[:, None]
-                mask = (sequence == s)[:, None] & (keys[None, :] < end)
+                mask = is_mine[:, None] & (keys[None, :] < end)
                 tl.store(at + (rows[:, None] - begin) * length + (keys[None, :] - begin), p, mask=mask)
 
 
@@ -132,6 +130,8 @@ def attention(
     tile: Tile,
     probabilities: torch.Tensor | None = None,
     probability_offs: torch.Tensor | None = None,
+    *,
+    is_dependent: bool = False,
 ) -> None:
     """Attention of the first ``num_rows`` rows of ``q``, each to all tokens of its own sequence, into ``out``.
 
@@ -165,6 +165,7 @@ def attention(
         block_n=tile.block_n,
         block_d=max(16, triton.next_power_of_2(head_size)),
         stages=tile.num_stages,
+        is_dependent=is_dependent,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

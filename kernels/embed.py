@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from distilfast.kernels.add_layer_norm import layer_norm
+from distilfast.kernels.add_layer_norm import layer_norm, warps_of_a_row
+from distilfast.kernels.dependent import wait_for_predecessor
 from distilfast.kernels.launch import launch
 
 
@@ -35,13 +36,17 @@ def embed_kernel(
     has_types: tl.constexpr,
     has_cast: tl.constexpr,
     block_width: tl.constexpr,
+    is_dependent: tl.constexpr,
 ):
     """Grid: (T,); a program computes one token."""
     token = tl.program_id(0)
-    if token >= tl.load(num_tokens_ptr):
-        return
     columns = tl.arange(0, block_width)
     column_mask = columns < width
+    weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0)
+    bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0)
+    wait_for_predecessor(is_dependent)
+    if token >= tl.load(num_tokens_ptr):
+        return
     word = word_ptr + tl.load(ids_ptr + token).to(tl.int64) * width
     x = tl.load(word + columns, mask=column_mask, other=0.0).to(tl.float32)
     position = position_ptr + tl.load(positions_ptr + token).to(tl.int64) * width
@@ -49,7 +54,7 @@ def embed_kernel(
     if has_types:
         kind = type_ptr + tl.load(types_ptr + token).to(tl.int64) * width
         x += tl.load(kind + columns, mask=column_mask, other=0.0).to(tl.float32)
-    out = layer_norm(x, column_mask, weight_ptr, bias_ptr, columns, width, eps)
+    out = layer_norm(x, column_mask, weight, bias, width, eps)
     at = token.to(tl.int64) * width + columns
     tl.store(out_ptr + at, out, mask=column_mask)
     if has_cast:
@@ -69,6 +74,8 @@ def embed(
     out: torch.Tensor,
     out_cast: torch.Tensor | None,
     num_tokens: torch.Tensor,
+    *,
+    is_dependent: bool = False,
 ) -> None:
     """The first ``num_tokens`` rows of the embedding, into ``out`` and, where given, ``out_cast``.
 
@@ -96,6 +103,7 @@ def embed(
         has_types=token_type is not None,
         has_cast=out_cast is not None,
         block_width=block_width,
-        num_warps=min(8, max(1, block_width // 256)),
+        is_dependent=is_dependent,
+        num_warps=warps_of_a_row(len(ids), block_width),
         num_stages=1,
     )

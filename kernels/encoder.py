@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,8 +16,11 @@ from distilfast.config import ModelConfig
 from distilfast.heads import Head
 from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
+from distilfast.kernels.device import Gpu
 from distilfast.kernels.embed import embed
+from distilfast.kernels.gather import gather
 from distilfast.kernels.linear import linear
+from distilfast.kernels.receive import receive
 from distilfast.kernels.tuning import rows_tile, tile
 
 Recorder = Callable[[str, torch.Tensor], None]
@@ -68,26 +72,21 @@ class Arena:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch on the device, int32. Beyond the counts ids, positions, types and rows are 0; the rest is not read."""
+    """One batch on the device, int32; what lies beyond the counts is neither written nor read."""
 
-    counts: torch.Tensor  # [2]: tokens, rows
+    counts: torch.Tensor  # [3]: tokens, rows, sequences
     ids: torch.Tensor  # [tokens]
     positions: torch.Tensor  # [tokens]
     types: torch.Tensor  # [tokens]
-    sequence: torch.Tensor  # [tokens]: which sequence each token is of
     cu_seqlens: torch.Tensor  # [tokens + 1]
     rows: torch.Tensor  # [rows]: the tokens that the head reads
+    sequence: torch.Tensor  # [tokens]: which sequence each token is of
     rows_sequence: torch.Tensor  # [rows]
 
     @staticmethod
-    def sizes(shape: Shape) -> tuple[int, ...]:
-        """The length of each field, in order; they are contiguous, so that one copy transfers all of them."""
-        return (2, *(shape.tokens,) * 4, shape.tokens + 1, shape.rows, shape.rows)
-
-    @classmethod
-    def of(cls, block: torch.Tensor, shape: Shape) -> Inputs:
-        """The fields of ``block``, int32 [Σ sizes]."""
-        return cls(*block.split(cls.sizes(shape)))
+    def staged_sizes(shape: Shape) -> tuple[int, ...]:
+        """The length of each field that comes from the host, in order: all up to ``rows``."""
+        return (3, *(shape.tokens,) * 3, shape.tokens + 1, shape.rows)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,6 @@ class Buffers:
     """Everything that one shape needs beside the weights."""
 
     inputs: Inputs
-    block: torch.Tensor  # int32: the contiguous inputs
     tokens: RowBuffers
     qkv: torch.Tensor  # [tokens · 3D]
     rows: RowBuffers | None  # where the head does not read all rows
@@ -128,10 +126,15 @@ class Encoder:
     """The model on a device: its weights, and the order of its kernels."""
 
     def __init__(
-        self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: str
+        self, weights: dict[str, torch.Tensor], config: ModelConfig, head: Head, dtype: torch.dtype, gpu: Gpu
     ) -> None:
-        """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: a family of ``tuning``."""
+        """``weights`` by canonical name, ``stored_as`` their name says; ``gpu``: what they are on."""
         self._weights, self._config, self._head, self._dtype, self._gpu = weights, config, head, dtype, gpu
+        self._run_embed = partial(embed, is_dependent=gpu.dependent_launches)
+        self._run_gather = partial(gather, is_dependent=gpu.dependent_launches)
+        self._run_linear = partial(linear, is_dependent=gpu.dependent_launches)
+        self._run_attention = partial(attention, is_dependent=gpu.dependent_launches)
+        self._run_add_layer_norm = partial(add_layer_norm, is_dependent=gpu.dependent_launches)
 
     def bytes_for(self, shape: Shape) -> int:
         """Bytes of the buffers of a shape."""
@@ -141,24 +144,26 @@ class Encoder:
 
     def buffers(self, shape: Shape, arena: Arena) -> Buffers:
         """Allocate the buffers of a shape from an arena of at least ``bytes_for(shape)``."""
-        block = arena.take(sum(Inputs.sizes(shape)), dtype=torch.int32)
-        inputs = Inputs.of(block, shape)
-        num_tokens, num_rows = inputs.counts.split(1)
+        sizes = (*Inputs.staged_sizes(shape), shape.tokens, shape.rows)
+        inputs = Inputs(*(arena.take(size, dtype=torch.int32) for size in sizes))
+        num_tokens, num_rows, _ = inputs.counts.split(1)
         qkv = arena.take(shape.tokens * 3 * self._config.hidden_size, dtype=self._dtype)
         tokens = self._row_buffers(arena, shape.tokens, inputs.sequence, num_tokens)
         rows = None
         if shape.rows and not shape.all_rows:
             rows = self._row_buffers(arena, shape.rows, inputs.rows_sequence, num_rows)
-        return Buffers(inputs, block, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
+        return Buffers(inputs, tokens, qkv, rows, self._head_buffers(shape.rows, arena))
 
     def run(
-        self, shape: Shape, buffers: Buffers, record: Recorder | None = None
+        self, shape: Shape, buffers: Buffers, staged: torch.Tensor, record: Recorder | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Launch everything: (residual stream fp32 [tokens or rows, D], head output fp32 [rows, N] or None).
 
-        Both lie in ``buffers``. ``record`` needs a shape with ``hidden``.
+        Both lie in ``buffers``. ``staged``: the batch, int32 [Σ staged_sizes] in pinned memory. ``record`` needs a
+        shape with ``hidden``.
         """
         stream = buffers.tokens
+        self._receive(staged, buffers.inputs)
         self._embed(buffers, record)
         layers = self._config.num_layers
         for i in range(layers - shape.skips_rows):
@@ -168,15 +173,30 @@ class Encoder:
             stream = buffers.rows
             self._last_layer(layers - 1, buffers, stream)
         elif buffers.rows is not None:
-            _gather(buffers)
+            self._gather(buffers)
         output = self._run_head(buffers, record) if shape.rows else None
         return stream.x, output
 
     # ------------------------------------------------------------------------------------------------------- layers
 
+    def _receive(self, staged: torch.Tensor, inputs: Inputs) -> None:
+        """An ordinary launch: it is the first."""
+        receive(
+            staged,
+            inputs.counts,
+            inputs.ids,
+            inputs.positions,
+            inputs.types,
+            inputs.cu_seqlens,
+            inputs.rows,
+            inputs.sequence,
+            inputs.rows_sequence,
+            "embed.token_type" in self._weights,
+        )
+
     def _embed(self, buffers: Buffers, record: Recorder | None) -> None:
         inputs, stream = buffers.inputs, buffers.tokens
-        embed(
+        self._run_embed(
             inputs.ids,
             inputs.positions,
             inputs.types,
@@ -209,12 +229,14 @@ class Encoder:
         at, tokens, width = f"layer.{i}.", buffers.tokens, self._config.hidden_size
         weight, bias = self._vectors(at + "qkv")
         kv = buffers.qkv[: len(tokens.x) * 2 * width].view(-1, 2 * width)
-        linear(
+        self._run_linear(
             tokens.operand, weight[width:], bias[width:], "none", kv, tokens.count, self._tile("linear", len(tokens.x))
         )
-        _gather(buffers)
+        self._gather(buffers)
         q = buffers.qkv[kv.numel() :][: rows.x.numel()].view(-1, width)
-        linear(rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x)))
+        self._run_linear(
+            rows.operand, weight[:width], bias[:width], "none", q, rows.count, self._tile("linear", len(rows.x))
+        )
         k, v = kv.split(width, dim=1)
         self._attention(q, k, v, rows, buffers, is_every_row=False)
         self._finish_layer(at, rows, None)
@@ -230,8 +252,8 @@ class Encoder:
         is_every_row: bool,
     ) -> None:
         is_half = self._dtype != torch.float32
-        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu, is_half)
-        attention(
+        chosen = self._tile("attention", len(q)) if is_every_row else rows_tile(self._gpu.family, is_half)
+        self._run_attention(
             q, k, v, stream.context, stream.sequence, buffers.inputs.cu_seqlens, self._config.num_heads, stream.count,
             chosen,
         )  # fmt: skip
@@ -244,17 +266,26 @@ class Encoder:
             record(at + "context", stream.context)
             record(at + "attention_out", stream.attention_partials.float().sum(dim=0))
         norm = self._vectors(at + "attention_norm")
-        add_layer_norm(stream.attention_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        self._run_add_layer_norm(
+            stream.attention_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count
+        )
         if record:
             record(at + "attention_norm", stream.x)
         self._linear(at + "ffn_in", stream.operand, self._config.activation, stream.ffn, stream.count)
         self._linear_split_k(at + "ffn_out", stream.ffn, stream.ffn_partials, stream.count)
         norm = self._vectors(at + "output_norm")
-        add_layer_norm(stream.ffn_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
+        self._run_add_layer_norm(stream.ffn_partials, stream.x, *norm, eps, stream.x, stream.out_cast, stream.count)
         if record:
             record(at + "ffn_in", stream.ffn)
             record(at + "ffn_out", stream.ffn_partials.float().sum(dim=0))
             record(at + "output", stream.x)
+
+    def _gather(self, buffers: Buffers) -> None:
+        """The rows that the head reads."""
+        rows, tokens = buffers.rows, buffers.tokens
+        assert rows is not None
+        cast = None if rows.out_cast is None else tokens.operand
+        self._run_gather(tokens.x, cast, buffers.inputs.rows, rows.x, rows.out_cast, rows.count)
 
     def _run_head(self, buffers: Buffers, record: Recorder | None) -> torch.Tensor:
         stream = buffers.rows or buffers.tokens
@@ -265,7 +296,7 @@ class Encoder:
             if step.norm:
                 out_cast = None if operand is out else operand
                 norm, eps = self._vectors(at + ".norm"), self._config.layer_norm_eps
-                add_layer_norm(out[None], None, *norm, eps, out, out_cast, count)
+                self._run_add_layer_norm(out[None], None, *norm, eps, out, out_cast, count)
             x = operand
             if record:
                 record(at, out)
@@ -275,12 +306,10 @@ class Encoder:
         """Run attention again and store the probabilities, which flash attention does not materialise."""
         stream, width, heads = buffers.tokens, self._config.hidden_size, self._config.num_heads
         q, k, v = buffers.qkv.view(-1, 3 * width).split(width, dim=1)
-        tokens = int(stream.count)
-        cu_seqlens = buffers.inputs.cu_seqlens
-        sequences = int(buffers.inputs.sequence[tokens - 1]) + 1
+        cu_seqlens, sequences = buffers.inputs.cu_seqlens, int(buffers.inputs.counts[2])
         sizes = heads * cu_seqlens[: sequences + 1].long().diff() ** 2
         probabilities = torch.empty(int(sizes.sum()), dtype=torch.float32, device=q.device)
-        attention(
+        self._run_attention(
             q, k, v, stream.context, stream.sequence, cu_seqlens, heads, stream.count,
             self._tile("attention", len(q)), probabilities, sizes.cumsum(0) - sizes,
         )  # fmt: skip
@@ -290,17 +319,17 @@ class Encoder:
 
     def _linear(self, name: str, x: torch.Tensor, activation: str, out: torch.Tensor, count: torch.Tensor) -> None:
         op = "linear_gelu" if activation == "gelu" else "linear"
-        linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
+        self._run_linear(x, *self._vectors(name), activation, out, count, self._tile(op, len(x)))
 
     def _linear_split_k(self, name: str, x: torch.Tensor, partials: torch.Tensor, count: torch.Tensor) -> None:
         chosen = self._tile("linear_split_k", len(x)).for_depth(x.shape[1])
-        linear(x, *self._vectors(name), "none", partials, count, chosen)
+        self._run_linear(x, *self._vectors(name), "none", partials, count, chosen)
 
     def _vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self._weights[name + ".weight"], self._weights[name + ".bias"]
 
     def _tile(self, op: str, rows: int):
-        return tile(op, self._gpu, self._dtype != torch.float32, rows)
+        return tile(op, self._gpu.family, self._dtype != torch.float32, rows, self._gpu.multiprocessors)
 
     def _row_buffers(self, arena: Arena, rows: int, sequence: torch.Tensor, count: torch.Tensor) -> RowBuffers:
         width, ffn = self._config.hidden_size, self._config.ffn_size
@@ -332,12 +361,3 @@ class Encoder:
             is_operand = is_last or out.dtype == self._dtype
             buffers.append((out, out if is_operand else arena.take(*sizes, dtype=self._dtype)))
         return tuple(buffers)
-
-
-def _gather(buffers: Buffers) -> None:
-    """Gather the rows that the head reads."""
-    rows, tokens = buffers.rows, buffers.tokens
-    assert rows is not None
-    torch.index_select(tokens.x, 0, buffers.inputs.rows, out=rows.x)
-    if rows.out_cast is not None:
-        torch.index_select(tokens.operand, 0, buffers.inputs.rows, out=rows.operand)

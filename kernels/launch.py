@@ -11,12 +11,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: ``arguments`` by position; ``options`` are the kernel's constants, num_warps and num_stages."""
+    """One launch: ``arguments`` by position; ``options`` are the kernel's constants, num_warps and num_stages.
+
+    Among the constants is ``is_dependent``: whether it is a dependent launch (see ``dependent``).
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+
+
+def compile_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What the compiler is told beside the options of a launch."""
+    dependent = {"launch_pdl": True} if options["is_dependent"] else {}  # AMD's compiler has no such option
+    return {"enable_fp_fusion": True} | dependent
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
@@ -26,7 +35,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     """Run ``kernel`` on ``grid`` on the current stream; inside ``recording``, only record it."""
     found = _recorded.get()
     if found is None:
-        kernel[grid](*arguments, enable_fp_fusion=True, **options)
+        kernel[grid](*arguments, **options, **compile_options(options))
     else:
         found.append(Launch(kernel, grid, arguments, options))
 

@@ -128,11 +128,12 @@ def candidates(op: str, table: Tile, tokens: int, itemsize: int) -> Iterator[Til
 _VARIED = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "split_k")
 
 
-def measure(op: str, precision: str, tokens: int, gpu: str, seconds: float) -> Iterator[Timed]:
+def measure(op: str, precision: str, tokens: int, seconds: float) -> Iterator[Timed]:
     """The table's tile, then candidates until ``seconds`` have passed."""
-    dtype = DTYPES[precision]
-    runs = Workbench(base_config("text-classification"), dtype, tokens).runs(op)
-    table = tuning.tile(op, gpu, precision != "fp32", tokens)
+    config, dtype = base_config("text-classification"), DTYPES[precision]
+    runs = Workbench(config, dtype, tokens).runs(op)
+    gpu = device.gpu_for(torch.device("cuda"), config, precision != "fp32")
+    table = tuning.tile(op, gpu.family, precision != "fp32", tokens, gpu.multiprocessors)
     end = time.monotonic() + seconds
     yield Timed(op, precision, tokens, table, _milliseconds(runs, table), in_table=True)
     for tile in candidates(op, table, tokens, dtype.itemsize):
@@ -162,7 +163,7 @@ def main() -> None:
         parser.exit(2, f"error: there is nothing to measure: {reason}\n")
     gpu = device.family(torch.device("cuda"))
     for precision, op, tokens in itertools.product(arguments.precision, arguments.op, arguments.tokens):
-        found = list(measure(op, precision, tokens, gpu, arguments.seconds))
+        found = list(measure(op, precision, tokens, arguments.seconds))
         if arguments.out:
             with arguments.out.open("a") as file:
                 file.writelines(json.dumps({"what": "tile", "gpu": gpu, **asdict(one)}) + "\n" for one in found)

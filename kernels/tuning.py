@@ -21,6 +21,7 @@ class Tile:
     """One program computes block_m rows by block_n columns (in attention: keys), in k-blocks of block_k.
 
     ``split_k``: how many programs share K. ``product``: how fp32 operands are multiplied (16-bit products are exact).
+    ``programs``: of a persistent grid over tensor descriptors; 0: one program for each block.
     """
 
     block_m: int
@@ -30,6 +31,7 @@ class Tile:
     num_stages: int = 2
     split_k: int = 1
     product: str = "ieee"
+    programs: int = 0
 
     def for_depth(self, in_size: int) -> Tile:
         """This tile with the largest split_k, up to its own, that divides K into whole k-blocks."""
@@ -69,9 +71,10 @@ _HALF: dict[str, dict[str, Table]] = {
             (4096, Tile(128, 128, 64, num_warps=8, num_stages=4)),
             (_ANY, Tile(128, 256, 64, num_warps=8, num_stages=4)),
         ),
+        # Four warps for 32 rows would take a quarter more instructions, and triton 3.6 would spill.
         "attention": (
             (64, Tile(16, 32, num_warps=2, num_stages=2)),
-            (512, Tile(32, 64, num_warps=4, num_stages=2)),
+            (512, Tile(32, 64, num_warps=2, num_stages=2)),
             (_ANY, Tile(64, 64, num_warps=4, num_stages=3)),
         ),
     },
@@ -123,6 +126,18 @@ _HALF: dict[str, dict[str, Table]] = {
     },
 }
 
+# On a GPU with tensor descriptors, 16-bit operands from FEWEST_FOR_DESCRIPTORS tokens on. A multiprocessor has room for
+# one program of these. Chosen by an account for 132 multiprocessors, not measured: the longest of the time that the
+# matrix instructions take, with the last, incomplete round; of a multiprocessor's loads at 64 bytes a clock; and of all
+# loads from L2 at an assumed 6 TB/s, which decides: 128 × 256 loads a quarter less than 128 × 128 (kernels/README.md).
+FEWEST_FOR_DESCRIPTORS = 1024
+_LARGE = Tile(128, 256, 64, num_warps=8, num_stages=4)
+_DESCRIPTORS: dict[str, Table] = {
+    "linear": ((_ANY, _LARGE),),
+    "linear_gelu": ((_ANY, _LARGE),),
+    "linear_split_k": ((2048, Tile(128, 128, 64, num_warps=8, num_stages=4)), (_ANY, _LARGE)),
+}
+
 # fp32 operands: two TF32 terms of each need more registers, and fp32 itself twice the shared memory of 16 bits.
 _FP32: dict[str, Table] = {
     "linear": (
@@ -152,11 +167,15 @@ def family(capability: tuple[int, int]) -> str | None:
     return "sm_90" if capability[0] in (9, 10) else "sm_80"
 
 
-def tile(op: str, gpu: str, is_half: bool, rows: int) -> Tile:
+def tile(op: str, gpu: str, is_half: bool, rows: int, multiprocessors: int = 0) -> Tile:
     """The tile of ``op`` for a bucket of ``rows`` on a GPU of a family.
 
     ``op``: "linear", "linear_gelu", "linear_split_k" or "attention"; ``is_half``: fp16 or bf16 operands.
+    ``multiprocessors``: of a GPU whose tensor descriptors are to be used; 0 for others.
     """
+    if multiprocessors and is_half and op in _DESCRIPTORS and rows >= FEWEST_FOR_DESCRIPTORS:
+        found = next(entry for most, entry in _DESCRIPTORS[op] if rows <= most)
+        return replace(found, programs=multiprocessors)
     tables = _HALF[gpu] if is_half else _FP32
     table = tables["linear" if op == "linear_gelu" and op not in tables else op]
     found = next(entry for most, entry in table if rows <= most)

@@ -3,7 +3,8 @@
 Options of the backend "cuda" that are off until they are known to be faster are variants too: "cuda clusters".
 
 On a GPU a batch is packed once, as the others' ids are put on the device once; a call copies the packed ids there,
-runs, and puts padding back where the input has it, as the outputs of the others have it.
+runs, and puts padding back where the input has it, as the outputs of the others have it. "triton replay" repeats the
+forward before where the input is the same: it times the graph without the call around it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ OPTIONS = {
 }
 """A variant: what is switched on in the backend's module, and the precisions that have it."""
 
+REPLAY = "triton replay"
+
 ENTRIES = (
     *(("", precision) for precision in backends.module("cpu").PRECISIONS),
     *((name, precision) for name in GPU_BACKENDS for precision in backends.module(name).PRECISIONS),
+    *((REPLAY, precision) for precision in backends.module("triton").PRECISIONS),
     *((variant, precision) for variant, (_, precisions) in OPTIONS.items() for precision in precisions),
 )
 
@@ -58,7 +62,7 @@ def load(contestant: Contestant, directory: Path, threads: int, scratch: Path) -
     )
     forward: Forward = lambda ids, mask: engine(ids, mask).last_hidden_state  # noqa: E731
     if contestant.device == "cuda":
-        forward = _on_device(engine)
+        forward = _on_device(engine, repeats=contestant.variant == REPLAY)
     return Loaded(forward, str(engine.info()["detail"]))
 
 
@@ -66,17 +70,24 @@ def _backend(contestant: Contestant) -> str:
     return contestant.variant.split()[0] if contestant.variant else "cpu"
 
 
-def _on_device(engine: distilfast.Engine) -> Forward:
+def _on_device(engine: distilfast.Engine, *, repeats: bool) -> Forward:
+    """``repeats``: an input that is that of the call before repeats the forward of the call before."""
     import torch
 
     prepared: dict[tuple[Any, ...], _Prepared] = {}
+    last: tuple[Any, Any] = (None, None)  # the key and the hidden state of the call before
 
     def forward(ids: Any, mask: Any) -> Any:
+        nonlocal last
         key = (ids.data_ptr(), *ids.shape, None if mask is None else mask.data_ptr())
         if key not in prepared:
             prepared[key] = _Prepared.of(ids, mask)
         batch, places = prepared[key].batch, prepared[key].places
-        hidden = torch.as_tensor(engine.forward_on_device(batch, hidden=True)[0], device=ids.device)
+        if repeats and key == last[0]:
+            engine._backend.repeat()
+        else:
+            last = key, torch.as_tensor(engine.forward_on_device(batch, hidden=True)[0], device=ids.device)
+        hidden = last[1]
         if places is None:
             return hidden.view(*ids.shape, -1)
         padded = hidden.new_zeros(ids.numel(), hidden.shape[1])

@@ -106,7 +106,7 @@ def test_the_address_of_a_batch_stays_its_own():
     def forward_on_device(batch: PackedBatch, *, hidden: bool) -> tuple[object, None]:
         return torch.from_numpy(np.stack([batch.input_ids, batch.positions], axis=1).astype(np.float32)), None
 
-    forward = ours._on_device(SimpleNamespace(forward_on_device=forward_on_device))
+    forward = ours._on_device(SimpleNamespace(forward_on_device=forward_on_device), repeats=False)
     ids = torch.arange(1, 16).view(3, 5)
     mask = (torch.arange(5) < torch.tensor([[5], [3], [2]])).long()
     wanted = torch.stack([ids * mask, torch.arange(5) * mask], dim=-1).float()
@@ -116,3 +116,20 @@ def test_the_address_of_a_batch_stays_its_own():
     kept = [weakref.ref(ids), weakref.ref(mask)]
     del ids, mask
     assert None not in [reference() for reference in kept]
+
+
+def test_a_replay_is_of_the_input_that_is_asked_for():
+    """Each change of the input is a whole call, which stages it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    calls: list[str] = []
+
+    def forward_on_device(batch: PackedBatch, *, hidden: bool) -> tuple[object, None]:
+        calls.append(f"forward of {batch.num_tokens}")
+        return torch.from_numpy(batch.input_ids.astype(np.float32)[:, None]), None
+
+    backend = SimpleNamespace(repeat=lambda: calls.append("repeat"))
+    forward = ours._on_device(SimpleNamespace(forward_on_device=forward_on_device, _backend=backend), repeats=True)
+    one, other = torch.arange(1, 7).view(2, 3), torch.arange(1, 5).view(1, 4)
+    for ids in (one, one, other, other, one):
+        assert torch.equal(forward(ids, None)[..., 0], ids.float())
+    assert calls == ["forward of 6", "repeat", "forward of 4", "repeat", "forward of 6"]

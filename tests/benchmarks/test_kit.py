@@ -330,7 +330,7 @@ def test_an_option_is_on_only_in_its_own_contestant(monkeypatch, variant, switch
         monkeypatch.setattr(cuda, name, False)
     loads = lambda *_, backend, **__: SimpleNamespace(info=lambda: {"detail": backend})  # noqa: E731
     monkeypatch.setattr("distilfast.Engine.from_pretrained", loads)
-    monkeypatch.setattr(ours, "_on_device", lambda engine: engine.info)
+    monkeypatch.setattr(ours, "_on_device", lambda engine, **_: engine.info)
     loaded = ours.load(Contestant("distilfast", "bf16", variant, "cuda"), Path(), 1, Path())
     assert loaded.detail == "cuda"
     assert [name for name in switches if getattr(cuda, name)] == switched_on

@@ -12,6 +12,7 @@ PRIMITIVES = re.compile(
     r"\basm\b|__shfl|__sync|__ballot|__cvta|__ffs|cooperative_groups|cudaLaunch|cudaMalloc|cudaMemcpy"
 )
 
+
 def functions(path: Path) -> set[str]:
     """Names of the functions that a header offers to kernels; the simulator's namespace ``host`` is left out."""
     text = re.sub(r"namespace host \{.*?\}  // namespace host", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -6,6 +6,7 @@ bf16 is tested on a GPU only, since the interpreter's bf16 products are wrong.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import naive
@@ -21,12 +22,16 @@ if reason := backend.unavailable():
     pytest.skip(f"backend triton: {reason}", allow_module_level=True)
 
 import torch
+import triton
+import triton.language as tl
 
 from distilfast.kernels import tuning
 from distilfast.kernels.add_layer_norm import add_layer_norm
 from distilfast.kernels.attention import attention
 from distilfast.kernels.embed import embed
-from distilfast.kernels.linear import linear
+from distilfast.kernels.gather import gather
+from distilfast.kernels.linear import gelu_for_half, linear
+from distilfast.kernels.receive import receive
 
 DEVICE = "cpu" if backend.is_interpreted() else "cuda"
 NARROW = {"fp32": naive.to_fp32, "fp16": to_fp16, "bf16": to_bf16}
@@ -152,7 +157,8 @@ def test_tanh_near_zero_and_far_out(normal):
 
 GPU_FAMILIES = tuning.FAMILIES if DEVICE == "cpu" else (backend.family(torch.device(DEVICE)),)
 EVERY_TILE = {
-    (is_half, tuning.tile(op, gpu, is_half, rows))
+    (is_half, tuning.tile(op, gpu, is_half, rows, multiprocessors))
+    for multiprocessors in (0, 3 if "sm_90" in GPU_FAMILIES else 0)
     for op in ("linear", "linear_gelu", "linear_split_k")
     for gpu in GPU_FAMILIES
     for is_half in (True, False)
@@ -172,10 +178,78 @@ def test_linear_every_tile_of_the_table(normal, is_half, tile):
     check(out.sum(dim=0).cpu().numpy(), truth, naive.linear(x, weight, bias))
 
 
-def test_linear_rows_do_not_depend_on_each_other(normal, precision, fixed_products):
+PERSISTENT = tuning.Tile(32, 32, 32, num_warps=4, num_stages=3, programs=3)
+needs_descriptors = pytest.mark.skipif("sm_90" not in GPU_FAMILIES, reason="the GPU has no tensor descriptors")
+
+
+@needs_descriptors
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "split_k", "programs"),
+    [
+        (1, 8, 8, 1, 3),
+        (31, 33, 40, 1, 3),
+        (33, 31, 96, 1, 1),
+        (100, 70, 64, 1, 3),
+        (97, 65, 136, 2, 3),
+        (300, 32, 72, 3, 100),
+    ],
+    ids=str,
+)
+def test_persistent_linear(normal, rows, n, k, split_k, programs):
+    """More blocks than programs and fewer, a K that the splits do not divide, rows past the last in their own buffer.
+
+    Those hold ones, which would show in the result's buffer, if they were computed and stored.
+    """
+    x, weight, bias = to_fp16(normal(rows, k)), to_fp16(normal(n, k, scale=0.1)), normal(n)
+    bucket = bucket_for(rows + 1)
+    given = torch.ones(bucket, k, dtype=torch.float16, device=DEVICE)
+    given[:rows] = on_device(x, "fp16")
+    out = nan_filled(split_k, bucket, n)
+    tile = replace(PERSISTENT, split_k=split_k, programs=programs)
+    linear(given, on_device(weight, "fp16"), on_device(bias), "none", out, counted(rows), tile)
+    truth = reference.linear(*(a.astype(np.float64) for a in (x, weight, bias)))
+    check(fetched(out.sum(dim=0), rows), truth, naive.linear(x, weight, bias))
+
+
+@needs_descriptors
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
+def test_persistent_linear_activations(normal, activation):
+    weight, bias = normal(50, 64, scale=0.5), normal(50)
+    check_linear(normal(65, 64, scale=0.5), weight, bias, activation, "fp16", PERSISTENT)
+
+
+@triton.jit
+def gelu_for_half_kernel(x_ptr, out_ptr, size, block: tl.constexpr):
+    at = tl.program_id(0) * block + tl.arange(0, block)
+    tl.store(out_ptr + at, gelu_for_half(tl.load(x_ptr + at, mask=at < size)), mask=at < size)
+
+
+def test_gelu_for_half_is_far_more_accurate_than_its_rounding():
+    """Every fp16 and bf16 number and a fine grid: within 2^-16 of x Φ(x), relative; half an ulp of fp16 is 2^-12."""
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16)
+    x = torch.cat(
+        [halves.view(torch.float16).float(), halves.view(torch.bfloat16).float(), torch.linspace(-12, 12, 2**20)]
+    )
+    given = x.to(DEVICE)
+    out = torch.empty_like(given)
+    with np.errstate(invalid="ignore"):
+        gelu_for_half_kernel[(triton.cdiv(len(x), 2**16),)](given, out, len(x), block=2**16)
+    got, wide = out.cpu().double(), x.double()
+    truth = wide * torch.special.log_ndtr(wide).exp()
+    there = torch.isfinite(x) & (x >= -9) & (x.abs() >= 2**-100)  # the products of smaller ones are denormal
+    assert float(((got - truth)[there] / truth[there]).abs().max()) <= 2.0**-16
+    assert float(got[x < -9].abs().max()) <= 2e-18
+    assert torch.equal(torch.isnan(got), torch.isnan(x))
+    assert got[torch.isposinf(x)].tolist() == [float("inf")] * 2
+
+
+@pytest.mark.parametrize("persistent", [False, pytest.param(True, marks=needs_descriptors)])
+def test_linear_rows_do_not_depend_on_each_other(normal, precision, fixed_products, persistent):
     """Within a bucket: alone, with other rows, and in another position, to the bit."""
+    if persistent and precision == "fp32":
+        pytest.skip("fp32 operands have no descriptors")
     x, weight, bias = NARROW[precision](normal(64, 96)), NARROW[precision](normal(40, 96)), normal(40)
-    tile = tile_for("linear", precision, 64)
+    tile = PERSISTENT if persistent else tile_for("linear", precision, 64)
 
     def run(rows: np.ndarray) -> np.ndarray:
         out = nan_filled(64, 40, precision=precision)
@@ -340,3 +414,41 @@ def test_embed(normal, rng, precision, types, width):
     x = x + tables["embed.token_type"][batch.token_types] if types else x
     check(fetched(out, 28), truth, naive.layer_norm(x, *norm.values(), 1e-3))
     assert np.array_equal(fetched(copy, 28), narrow(fetched(out, 28)))
+
+
+# ---------------------------------------------------------------- receive, gather
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,), (128,), (127, 2), (1,) * 128, (5, 1, 200, 3, 40)], ids=lambda each: str(len(each))
+)
+def test_receive(rng, lengths):
+    """What is past the counts is not written: it stays −1."""
+    tokens, sequences = sum(lengths), len(lengths)
+    bucket = bucket_for(tokens)
+    cu_seqlens = ends(lengths)
+    rows = rng.permutation(tokens)[: min(tokens, 150)].astype(np.int32)
+    fields = [np.array([tokens, len(rows), sequences]), *rng.integers(0, 9, (3, tokens)), cu_seqlens, rows]
+    sizes = (3, bucket, bucket, bucket, bucket + 1, bucket)
+    staged = torch.full((sum(sizes),), -7, dtype=torch.int32, pin_memory=DEVICE == "cuda")
+    for values, place in zip(fields, staged.split(sizes), strict=True):
+        place[: len(values)] = torch.from_numpy(values.astype(np.int32))
+    out = [torch.full((size,), -1, dtype=torch.int32, device=DEVICE) for size in (*sizes, bucket, bucket)]
+    receive(staged, *out, has_types=True)
+    sequence = np.repeat(np.arange(sequences), lengths)
+    for got, wanted in zip(out, [*fields, sequence, sequence[rows]], strict=True):
+        assert got.cpu().numpy()[: len(wanted)].tolist() == wanted.tolist()
+        assert (got[len(wanted) :] == -1).all()
+
+
+@pytest.mark.parametrize("width", [33, 768])
+@pytest.mark.parametrize("has_cast", [False, True])
+def test_gather(normal, width, has_cast):
+    x, rows = normal(20, width), np.array([19, 0, 7], np.int32)
+    cast = to_fp16(x) if has_cast else None
+    out, out_cast = nan_filled(16, width), nan_filled(16, width, precision="fp16")
+    given = None if cast is None else on_device(cast, "fp16")
+    gather(on_device(x), given, on_device(rows, rows=16), out, out_cast if has_cast else None, counted(3))
+    assert np.array_equal(fetched(out, 3), x[rows])
+    if cast is not None:
+        assert np.array_equal(fetched(out_cast, 3), cast[rows])

@@ -1,7 +1,7 @@
 """What the Triton backend uses of torch.cuda, simulated on the CPU: streams in order, and the rules of graph capture.
 
 Kernels run in Triton's interpreter as they are launched, so a stream has nothing left to do; it keeps whom it waited
-for. A capture (of a thread, "thread_local") collects launches and torch.index_select instead of running them. What is
+for. A capture (of a thread, "thread_local") collects launches instead of running them. What is
 forbidden meanwhile is an error: by CUDA a wait for the device in any thread, and in the capturing one a wait of the
 host or new memory; by a rule of this project a second capture in the process.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -25,8 +24,9 @@ class Stream:
         self.cuda, self.name = cuda, name
         self.waited_for: list[str] = []
 
-    def wait_stream(self, other: Stream) -> None:
-        self.waited_for.append(other.name)
+    def wait_event(self, event: Event) -> None:
+        if event.recorded_on != self.name:
+            self.waited_for.append(event.recorded_on)
 
     def synchronize(self) -> None:
         self.cuda.forbid_in_a_capture("a wait for a stream")
@@ -35,8 +35,11 @@ class Stream:
 class Event:
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
+        self.recorded_on = ""
 
-    def record(self, stream: Stream) -> None: ...
+    def record(self) -> None:
+        self.recorded_on = self.cuda.current.name
+        self.cuda.ran_on.append(self.recorded_on)
 
     def synchronize(self) -> None:
         self.cuda.forbid_in_a_capture("a wait for an event")
@@ -45,7 +48,7 @@ class Event:
 class Graph:
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
-        self.work: list[Any] = []  # launches, and calls without arguments
+        self.work: list[launch.Launch] = []
 
     def capture_begin(self, capture_error_mode: str = "global") -> None:
         assert capture_error_mode == "thread_local"
@@ -62,10 +65,7 @@ class Graph:
 
     def replay(self) -> None:
         for each in self.work:
-            if isinstance(each, launch.Launch):
-                launch.launch(each.kernel, each.grid, *each.arguments, **each.options)
-            else:
-                each()
+            launch.launch(each.kernel, each.grid, *each.arguments, **each.options)
         self.cuda.replays += 1
 
 
@@ -77,6 +77,7 @@ class SimulatedCuda:
         self.capturing: Graph | None = None
         self.capturing_thread = 0
         self.captures = self.replays = 0
+        self.ran_on: list[str] = []  # the stream of each forward
         self.allocated_on: list[str] = []
         self._thread = threading.local()
         self._streams = 0
@@ -102,15 +103,6 @@ class SimulatedCuda:
         before, self._thread.stream = self.current, stream
         yield
         self._thread.stream = before
-
-    def captured(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, out: torch.Tensor) -> torch.Tensor:
-            if self.capturing is None or self.capturing_thread != threading.get_ident():
-                return call(*arguments, out=out)
-            self.capturing.work.append(partial(call, *arguments, out=out))
-            return out
-
-        return run
 
     def allocating(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(*arguments: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
@@ -142,5 +134,4 @@ def simulated_cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
         monkeypatch.setattr(torch.cuda, name, value)
     for name in ("empty", "zeros", "empty_like"):
         monkeypatch.setattr(torch, name, cuda.allocating(getattr(torch, name)))
-    monkeypatch.setattr(torch, "index_select", cuda.captured(torch.index_select))
     return cuda

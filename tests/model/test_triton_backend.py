@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from distilfast import Engine, PackedBatch, parity
 from distilfast.backends import triton as backend
+from distilfast.base_models import base_config
 from distilfast.errors import BackendError
 from distilfast.parity import NAIVE_FACTOR, relative_error
 from distilfast.parity.budgets import sampling_slack
@@ -24,6 +26,7 @@ if reason := backend.unavailable():
 import torch
 
 from distilfast.kernels import runner, tuning
+from distilfast.kernels.device import gpu_for
 from distilfast.weights import Weights
 
 Make = Callable[..., Path]
@@ -198,7 +201,43 @@ def test_info_says_what_runs(checkpoint: Path):
     info = load(checkpoint, "fp16").info()
     assert info["detail"].startswith("triton 3.")
     assert " fp16, " in info["detail"]
+    alone = ", no dependent launches: the interpreter runs one kernel at a time"
+    assert info["detail"].endswith(", persistent linears from 1024 tokens on" + alone)
     assert info["packed_bytes"] > 0
+    assert load(checkpoint).info()["detail"].endswith(", no persistent linears: fp32 operands have none" + alone)
+
+
+PERSISTENT = "persistent linears from 1024 tokens on"
+NONE = "no persistent linears: they need the tensor descriptors of a data-centre GPU from Hopper on"
+TOO_OLD = "no dependent launches: they need an NVIDIA GPU from Hopper on"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "driver", "width", "detail"),
+    [
+        ((9, 0), None, 12_030, 32, f"{PERSISTENT}, dependent launches"),
+        ((10, 0), None, 13_000, 32, f"{PERSISTENT}, dependent launches"),
+        ((12, 0), None, 13_000, 32, f"{NONE}, dependent launches"),
+        ((8, 9), None, 13_000, 32, f"{NONE}, {TOO_OLD}"),
+        ((9, 4), "7.0", 0, 32, f"{NONE}, {TOO_OLD}"),
+        ((9, 0), None, 12_020, 36, "no persistent linears: a width is no multiple of 8, "
+         "no dependent launches: they need a driver of CUDA 12.3 or newer"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_the_kernels_make_of_a_gpu(monkeypatch, capability, hip, driver, width, detail):
+    class Properties:
+        multi_processor_count, gcnArchName = 114, "gfx942:sramecc+"
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: Properties)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    config = replace(base_config("text-classification"), hidden_size=width)
+    made = gpu_for(torch.device("cuda", 0), config, is_half=True)
+    assert made.detail == detail
+    assert made.multiprocessors == (114 if detail.startswith("persistent") else 0)
+    assert made.dependent_launches == detail.endswith(", dependent launches")
 
 
 # -------------------------------------------------------------------------------------------------- what cannot be had

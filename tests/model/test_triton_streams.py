@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_torch_cuda import Graph, SimulatedCuda, Stream, simulated_cuda
+from simulated_torch_cuda import Event, Graph, SimulatedCuda, simulated_cuda
 
 from distilfast import Engine, PackedBatch
 from distilfast.backends import triton as backend
@@ -52,34 +52,74 @@ def backend_of(made: Engine) -> Any:
 
 
 def test_a_captured_graph_answers_as_the_kernels_do(checkpoint, simulated_cuda):
-    batches = [batch_of(5, 3, seed=seed) for seed in range(3)]
+    """A graph for each of the two slots, which take turns."""
+    batches = [batch_of(*lengths, seed=seed) for seed, lengths in enumerate([(5, 3), (2, 4, 1), (9,), (1, 1, 1, 2)])]
     plain = Engine.from_pretrained(checkpoint, backend="triton")
     wanted = [plain.logits(batch) for batch in batches]
     engine = on_a_stream(Engine.from_pretrained(checkpoint, backend="triton"))
     for batch, truth in zip(batches, wanted, strict=True):
         assert np.array_equal(engine.logits(batch), truth)
-    assert (simulated_cuda.captures, simulated_cuda.replays) == (1, 2)
+    assert (simulated_cuda.captures, simulated_cuda.replays) == (2, 3)
+
+
+def test_a_forward_is_repeated(engine, simulated_cuda):
+    """By its own graph, although another shape was captured since, on the stream that is current now."""
+    batch = batch_of(5, 3)
+    engine.forward_on_device(batch_of(30))
+    _, output = engine.forward_on_device(batch)
+    wanted = output.clone()
+    output.zero_()
+    with torch.cuda.stream(simulated_cuda.new_stream()):
+        backend_of(engine).repeat()
+    assert torch.equal(output, wanted)
+    assert simulated_cuda.ran_on[-2:] == ["default", "own 2"]
 
 
 @pytest.mark.parametrize("handle", [0, 1])
 def test_handle_0_and_1_are_the_default_stream(engine, simulated_cuda, monkeypatch, handle):
     """torch.cuda.ExternalStream(0) would be a new stream, which nobody waits for."""
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: simulated_cuda.new_stream())
-    engine.forward_on_device(batch_of(4), stream=handle)
-    assert simulated_cuda.default.waited_for == [backend_of(engine)._stream.name]
-    assert "default" in backend_of(engine)._stream.waited_for
+    with torch.cuda.stream(simulated_cuda.new_stream()):
+        for _ in range(2):  # launched, and replayed
+            engine.forward_on_device(batch_of(4), stream=handle)
+    assert simulated_cuda.ran_on == ["default"] * 2
 
 
-def test_another_handle_is_that_stream(engine, monkeypatch, simulated_cuda):
-    made: list[Stream] = []
+def test_another_handle_is_that_stream(engine, simulated_cuda):
+    for _ in range(2):
+        engine.forward_on_device(batch_of(4), stream=64)
+    assert simulated_cuda.ran_on == ["handle 64"] * 2
 
-    def external(handle: int, *_: object) -> Stream:
-        made.append(Stream(simulated_cuda, f"handle {handle}"))
-        return made[-1]
 
-    monkeypatch.setattr(torch.cuda, "ExternalStream", external)
-    engine.forward_on_device(batch_of(4), stream=64)
-    assert [(stream.name, stream.waited_for) for stream in made] == [("handle 64", [backend_of(engine)._stream.name])]
+def test_without_a_handle_it_is_the_current_stream(engine, simulated_cuda):
+    caller = simulated_cuda.new_stream()
+    with torch.cuda.stream(caller):
+        engine.forward_on_device(batch_of(4))
+        engine.logits(batch_of(4))
+    assert simulated_cuda.ran_on == [caller.name] * 2
+
+
+def test_a_stream_waits_for_the_last_forward_on_another(engine, simulated_cuda):
+    """Both use the same buffers."""
+    one, other = simulated_cuda.new_stream(), simulated_cuda.new_stream()
+    for caller, lengths in [(one, (4,)), (other, (4,)), (other, (30, 30)), (one, (4,))]:
+        with torch.cuda.stream(caller):
+            engine.forward_on_device(batch_of(*lengths))
+    assert (one.waited_for, other.waited_for) == ([other.name], [one.name])
+
+
+def test_a_batch_is_not_overwritten_before_it_has_been_read(engine, simulated_cuda, monkeypatch):
+    """The third forward takes the slot of the first, and waits for it; dropping a runner waits for both."""
+    waited: list[Event] = []
+    monkeypatch.setattr(Event, "synchronize", lambda event: waited.append(event))
+    for _ in range(3):
+        engine.forward_on_device(batch_of(4))
+    first, second, third = waited
+    assert third is first
+    assert second is not first
+    waited.clear()
+    monkeypatch.setattr(backend, "MOST_GRAPHS", 1)
+    engine.forward_on_device(batch_of(1, 1))  # of a shape that needs no new memory
+    assert set(waited[:2]) == {first, second}
 
 
 def test_the_default_stream_of_a_thread_is_refused(engine):
@@ -140,7 +180,7 @@ def test_one_capture_at_a_time(checkpoint, simulated_cuda, monkeypatch):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert simulated_cuda.captures == 2
+    assert simulated_cuda.captures == 4
 
 
 def test_a_capture_that_fails_is_ended(engine, simulated_cuda, monkeypatch):
