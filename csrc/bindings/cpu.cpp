@@ -172,7 +172,6 @@ py::list isa_list() {
   return all;
 }
 
-}  // namespace
 // A context manager: within it the calling thread is urgent.
 class UrgentHere {
  public:
@@ -182,6 +181,8 @@ class UrgentHere {
  private:
   std::optional<Urgent> urgent_;
 };
+
+}  // namespace
 
 }  // namespace distilfast
 
