@@ -212,6 +212,23 @@ def _bfind(modifiers: Modifiers) -> Operation | None:
     return Operation(("u32",), lambda a: np.where(a == 0, 0xFFFFFFFF, _bit_columns(a).argmax(axis=1)).astype(np.uint32))
 
 
+@operation("prmt")
+def _prmt(modifiers: Modifiers) -> Operation | None:
+    """Each byte of the result is one of the eight of both words, or its sign."""
+    return Operation(("b32",) * 3, _permuted) if modifiers == ("b32",) else None
+
+
+def _permuted(low: np.ndarray, high: np.ndarray, selectors: np.ndarray) -> np.ndarray:
+    both = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    result = np.uint64(0)
+    for i in range(4):
+        selector = (selectors >> np.uint32(4 * i)).astype(np.uint64)
+        byte = both >> (selector & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)
+        sign = (byte >> np.uint64(7)) * np.uint64(0xFF)
+        result = result | np.where(selector & np.uint64(8), sign, byte) << np.uint64(8 * i)
+    return result.astype(np.uint32)
+
+
 # ---- selection, comparison, conversion
 
 
@@ -254,6 +271,13 @@ def _setp(modifiers: Modifiers) -> Operation | None:
     return Operation((kind, kind), lambda a, b: compare(a, b) | np.isnan(a) | np.isnan(b)) if compare else None
 
 
+def _saturated(x: np.ndarray, limits: np.iinfo) -> np.ndarray:
+    """float32 that hold integers, as int32; NaN is 0."""
+    return np.clip(
+        np.nan_to_num(x.astype(np.float64), posinf=2.0**32, neginf=-(2.0**32)), limits.min, limits.max
+    ).astype(np.int32)
+
+
 _CONVERSIONS: dict[Modifiers, Operation] = {
     ("rna", "tf32", "f32"): Operation(("f32",), rounding.to_tf32_away),
     ("rn", "bf16", "f32"): Operation(("f32",), rounding.to_bf16),
@@ -266,6 +290,8 @@ _CONVERSIONS: dict[Modifiers, Operation] = {
     ("rn", "f16x2", "f32"): Operation(
         ("f32", "f32"), lambda a, b: _half_bits(a).astype(np.uint32) << np.uint32(16) | _half_bits(b)
     ),
+    ("rni", "f32", "f32"): Operation(("f32",), np.rint),
+    ("rzi", "s32", "f32"): Operation(("f32",), lambda a: _saturated(np.trunc(a), np.iinfo(np.int32))),
     ("rn", "f32", "s32"): Operation(("s32",), lambda a: a.astype(np.float32)),
     ("rn", "f32", "u32"): Operation(("u32",), lambda a: a.astype(np.float32)),
 }

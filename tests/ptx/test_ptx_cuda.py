@@ -8,7 +8,7 @@ import pytest
 from distilfast import reference
 from distilfast.batch import PackedBatch
 from tests.cuda import compiled
-from tests.cuda.elements import rounded
+from tests.cuda.elements import PRECISIONS, rounded, rounded_weight
 from tests.kernels import naive
 from tests.ptx import nvcc
 
@@ -64,3 +64,46 @@ def test_a_negative_id_makes_a_row_of_nan(text, normal):
     ids, positions = np.array([-1, 2], np.int32), np.array([0, 1], np.int32)
     got, _ = nvcc.embed(text, ids, positions, None, normal(4, 50), normal(2, 50), None, normal(50), normal(50), "fp32")
     assert np.isnan(got[0]).all() and np.isfinite(got[1]).all()
+
+
+def check_linear(text, normal, precision, rows, n, k, activation="none", **options):
+    x, weight, bias = rounded(normal(rows, k), precision), normal(n, k), normal(n)
+    got, low = nvcc.linear(text, x, weight, bias, activation, precision, **options)
+    exact_weight = rounded_weight(weight, precision)
+    x = x if options.get("gather") is None else x[options["gather"]]
+    bias = bias if low is not None else np.zeros_like(bias)
+    truth = reference.linear(*(a.astype(np.float64) for a in (x, exact_weight, bias)), activation)
+    plain = naive.linear(x, exact_weight.astype(np.float32), bias, activation)
+    allowed = naive.allowed(rounded(plain, precision), truth)
+    assert naive.error(got.astype(np.float64).sum(axis=0), truth) <= allowed
+    if low is not None:
+        assert naive.error(low, truth) <= allowed
+
+
+@pytest.mark.parametrize(("precision", "activation"), [("fp32", "none"), ("fp16", "tanh"), ("bf16", "gelu")])
+def test_linear(text, normal, precision, activation):
+    """Ragged in every direction; more k-tiles than the pipeline has stages."""
+    check_linear(text, normal, precision, 17, 19, 16 * 40 + 7 if precision == "fp32" else 32 * 20 + 9, activation)
+
+
+def test_linear_of_int8_weights(text, normal):
+    check_linear(text, normal, "int8", 5, 19, 601, "relu")
+
+
+def test_linear_with_split_k_and_gathered_rows(text, normal):
+    check_linear(text, normal, "bf16", 9, 16, 300, gather=np.array([8, 0, 3], np.int32), split_k=2)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_attention(text, normal, precision):
+    """More than one tile of queries and of keys; a head of fewer columns than its tile."""
+    lengths, heads = (66, 1, 5), 2
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    qkv = rounded(normal(sum(lengths), 3 * heads * 24), precision)
+    got, probabilities = nvcc.attention(text, qkv, cu_seqlens, heads, precision, probabilities=precision == "fp32")
+    truth, weights = reference.attention(qkv.astype(np.float64), cu_seqlens, heads)
+    plain = naive.attention(qkv, cu_seqlens, heads, narrow_weights=lambda x: rounded(x, precision))
+    assert naive.error(got, truth) <= naive.allowed(rounded(plain, precision), truth)
+    if probabilities is not None:
+        naive_weights = reference.attention(qkv, cu_seqlens, heads)[1]
+        assert naive.error(probabilities, weights) <= naive.allowed(naive_weights, weights)
