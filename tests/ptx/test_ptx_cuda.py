@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from tests.cuda import compiled
 from tests.cuda.elements import PRECISIONS, rounded, rounded_weight
 from tests.kernels import naive
 from tests.ptx import nvcc
+from tests.ptx.memory import Fault
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +97,97 @@ def test_linear_with_split_k_and_gathered_rows(text, normal):
     check_linear(text, normal, "bf16", 9, 16, 300, gather=np.array([8, 0, 3], np.int32), split_k=2)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_attention(text, normal, precision):
-    """More than one tile of queries and of keys; a head of fewer columns than its tile."""
-    lengths, heads = (66, 1, 5), 2
+def check_attention(text, normal, precision, lengths=(66, 1, 5), heads=2):
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     qkv = rounded(normal(sum(lengths), 3 * heads * 24), precision)
-    got, probabilities = nvcc.attention(text, qkv, cu_seqlens, heads, precision, probabilities=precision == "fp32")
+    got, probabilities = nvcc.attention(text, qkv, cu_seqlens, heads, precision, probabilities=precision != "fp16")
     truth, weights = reference.attention(qkv.astype(np.float64), cu_seqlens, heads)
     plain = naive.attention(qkv, cu_seqlens, heads, narrow_weights=lambda x: rounded(x, precision))
     assert naive.error(got, truth) <= naive.allowed(rounded(plain, precision), truth)
     if probabilities is not None:
         naive_weights = reference.attention(qkv, cu_seqlens, heads)[1]
-        assert naive.error(probabilities, weights) <= naive.allowed(naive_weights, weights)
+        assert naive.error(probabilities, weights) <= naive.allowed(rounded(naive_weights, precision), weights)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_attention(text, normal, precision):
+    """More than one tile of queries and of keys; a head of fewer columns than its tile; with and without a trace."""
+    check_attention(text, normal, precision)
+
+
+def test_attention_with_more_tiles_than_blocks(text, normal):
+    check_attention(text, normal, "bf16", (3, 1, 2, 4, 1, 5), heads=1)
+
+
+# ---- planted faults
+
+
+def kernel_span(text: str, name: str) -> tuple[int, int]:
+    begin = text.index(f".entry {name}(")
+    end = text.find(".entry", begin + 1)
+    return begin, len(text) if end < 0 else end
+
+
+def without_each(text: str, name: str, pattern: str) -> list[str]:
+    """The text without one match of the pattern in this kernel, for each of them."""
+    found = re.compile(pattern).finditer(text, *kernel_span(text, name))
+    return [text[: each.start()] + text[each.end() :] for each in found]
+
+
+def run_add_layer_norm(text, normal, width):
+    weights = normal(width), normal(3, width), normal(width), normal(width)
+    nvcc.add_layer_norm(text, normal(2, 3, width), *weights, "bf16")
+
+
+BARRIER, WAIT = r"bar\.sync\s+0;", r"cp\.async\.wait_group\s+[1-9];"
+
+
+def test_each_barrier_of_add_layer_norm_is_needed(text, normal):
+    """Two of the row in registers, then two of the row in shared memory."""
+    faulty = without_each(text, "add_layer_norm_bf16", BARRIER)
+    for i, each in enumerate(faulty):
+        with pytest.raises(Fault, match="race"):
+            run_add_layer_norm(each, normal, 129 if i < 2 else 1026)
+    assert len(faulty) == 4
+
+
+def test_each_barrier_and_wait_of_linear_is_needed(text, normal):
+    """With a last step whose stage the epilogue overwrites."""
+    faulty = [without_each(text, "linear_bf16", each) for each in (BARRIER, WAIT)]
+    for message, texts in zip(("race", "not been waited for"), faulty, strict=True):
+        for each in texts:
+            with pytest.raises(Fault, match=message):
+                check_linear(each, normal, "bf16", 3, 16, 600)
+    assert [len(each) for each in faulty] == [3, 1]
+
+
+def test_each_barrier_and_wait_of_attention_is_needed(text, normal):
+    """On a long sequence, or in a block that takes several tiles."""
+    faulty = [without_each(text, "attention_bf16", each) for each in (BARRIER, WAIT)]
+    for message, texts in zip(("race", "not been waited for"), faulty, strict=True):
+        for each in texts:
+            with pytest.raises(Fault, match=message):  # noqa: PT012
+                check_attention(each, normal, "bf16", (66,), heads=1)
+                check_attention(each, normal, "bf16", (3, 1, 2, 4, 1, 5), heads=1)
+    assert [len(each) for each in faulty] == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "replacement"),
+    [
+        ("linear_bf16", r"(ldmatrix\S+ {.*}, \[%\w+)\]", r"\1+16]"),  # a wrong chunk
+        ("linear_bf16", r"(mma\S+ {.*}, {.*}, ){(\S+), (\S+)}(, {.*};)", r"\1{\3, \2}\4"),  # the words of B swapped
+        ("linear_bf16", r"(cp\.async.*, 16), %r\d+;", r"\1, 8;"),  # half a chunk
+        ("attention_bf16", r"\.trans", ""),
+        ("attention_bf16", r"ex2\.approx(?:\.ftz)?\.f32(.*), (%f\d+);", r"mov.f32\1, \2;"),
+    ],
+)
+def test_a_wrong_instruction_is_found(text, normal, name, pattern, replacement):
+    begin, end = kernel_span(text, name)
+    wrong, count = re.subn(pattern, replacement, text[begin:end], count=1)
+    faulty = text[:begin] + wrong + text[end:]
+    assert count == 1
+    with pytest.raises((AssertionError, Fault)):
+        check_linear(faulty, normal, "bf16", 16, 16, 300) if "linear" in name else check_attention(
+            faulty, normal, "bf16"
+        )
