@@ -159,13 +159,17 @@ def _prefetch(entry: Entry, given: Instruction):
 # ---- asynchronous copies
 
 
+_COPIES = {("async", "cg", "shared", "global"): (CHUNK,), ("async", "ca", "shared", "global"): (4, 8, CHUNK)}
+
+
 @instruction("cp")
 def _copy(entry: Entry, given: Instruction):
     if given.opcode[1:] == ("async", "commit_group"):
         return _commit
     if given.opcode[1:] == ("async", "wait_group"):
         return _wait(int(given.operands[0]))
-    if given.opcode[1:3] != ("async", "cg") or int(given.operands[2], 0) != CHUNK:
+    chunk = int(given.operands[2], 0) if len(given.operands) > 2 else 0
+    if given.opcode[1:] not in _COPIES or chunk not in _COPIES[given.opcode[1:]]:
         raise unknown(given)
     to, source = address(entry, given, given.operands[0]), address(entry, given, given.operands[1])
     count = reader(entry, given, given.operands[3], "u32") if len(given.operands) == 4 else None
@@ -174,22 +178,22 @@ def _copy(entry: Entry, given: Instruction):
         if not mask.any():
             return True
         where, threads = to(block)[mask], block.lanes[mask]
-        sizes = np.broadcast_to(count(block) if count else np.uint32(CHUNK), block.threads)[mask]
-        if (sizes > CHUNK).any():
-            raise Fault(f"a copy of more than {CHUNK} bytes")
-        block.shared.begin_copy(where, threads, CHUNK)
-        content = _source_bytes(block, source(block)[mask], sizes)
+        sizes = np.broadcast_to(count(block) if count else np.uint32(chunk), block.threads)[mask]
+        if (sizes > chunk).any():
+            raise Fault(f"a copy of more than {chunk} bytes")
+        block.shared.begin_copy(where, threads, chunk)
+        content = _source_bytes(block, source(block)[mask], sizes, chunk)
         block.copies.append((threads, block.committed[mask], where, content))
         return True
 
     return run
 
 
-def _source_bytes(block: Block, addresses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The first bytes of each address, the others zero."""
-    content = np.zeros((len(addresses), CHUNK), np.uint8)
+def _source_bytes(block: Block, addresses: np.ndarray, sizes: np.ndarray, chunk: int) -> np.ndarray:
+    """The first bytes of each address, the others of a chunk zero."""
+    content = np.zeros((len(addresses), chunk), np.uint8)
     for size in np.unique(sizes[sizes > 0]):
-        content[sizes == size, :size] = block.memory.read(addresses[sizes == size], int(size), CHUNK)
+        content[sizes == size, :size] = block.memory.read(addresses[sizes == size], int(size), chunk)
     return content
 
 

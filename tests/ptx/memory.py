@@ -92,6 +92,8 @@ class Shared:
         size = values.shape[1]
         self._own(self._spans(addresses, size, align), threads[:, None])
         self.data[_spans(addresses, size)] = values
+        if (self.data[_spans(addresses, size)] != values).any():
+            raise Fault("race: two threads write different values to the same shared memory in one instruction")
 
     def begin_copy(self, addresses: np.ndarray, threads: np.ndarray, size: int) -> None:
         """From now on nobody may touch these bytes, until ``end_copy``."""
@@ -109,8 +111,7 @@ class Shared:
         if ((self.read_in[spans] == self.epoch) & (self.reader[spans] != who)).any():
             raise Fault("race: shared memory written that another thread has read since the last barrier")
         self.writer[spans] = who
-        if (self.writer[spans] != who).any():
-            raise Fault("race: two threads write the same shared memory in one instruction")
+        self.writer[spans[self.writer[spans] != who]] = self.SEVERAL  # equal values, in one instruction
         self.written[spans] = self.epoch
 
     def _spans(self, addresses: np.ndarray, size: int, align: int) -> np.ndarray:
