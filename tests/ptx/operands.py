@@ -23,6 +23,7 @@ TYPES: dict[str, type] = {
     **{f"{kind}{bits}": getattr(np, f"{name}{bits}") for kind, name in (("s", "int"), ("u", "uint"), ("b", "uint"))
        for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+SPECIAL = ("%tid.x", "%ntid.x", *(f"%{kind}.{axis}" for kind in ("ctaid", "nctaid") for axis in "xyz"))
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _ADDRESS = re.compile(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]")
 Read = Callable[["Block"], np.ndarray]
@@ -48,7 +49,7 @@ def reader(entry: Entry, instruction: Instruction, operand: str, kind: str) -> R
     dtype = np.dtype(TYPES[kind])
     if operand in entry.registers:
         return lambda block: _as(block.registers[operand], dtype)
-    if operand.startswith("%"):
+    if operand in SPECIAL:
         return lambda block: _as(block.special[operand], dtype)
     if operand in entry.shared:
         return lambda block: np.zeros(1, dtype)  # the only array there is begins at 0

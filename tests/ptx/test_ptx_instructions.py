@@ -292,6 +292,7 @@ NEIGHBOUR = "xor.b32 %r20, %r20, 16; ld.shared.u32 %r5, [%r20];"
         ("st.global.u32 [%rd1], %r5;", Fault, "not writable"),
         ("setp.eq.s32 %p1, %r0, 3; @%p1 bra END; shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1; END:", Fault, "hangs"),
         ("frobnicate.f32 %r5, %r1;", Unsupported, "line 9: frobnicate.f32 %r5, %r1: unknown instruction"),
+        ("mov.u32 %r5, %tid.y;", Unsupported, "operand %tid.y"),
         ("add.sat.f32 %f1, %f2, %f3;", Unsupported, "unknown modifiers"),
     ],
 )  # fmt: skip
