@@ -6,6 +6,7 @@ The structs are those of csrc/cuda/kernels.h, in the layout of C; ``Kernel.run``
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -33,7 +34,7 @@ def ptx() -> str:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         options = ["--ptx", "-arch=sm_80", "-std=c++20", "--expt-relaxed-constexpr", "-I", str(compiled.SOURCES.parent)]
-        written = target.with_suffix(".new")
+        written = target.with_suffix(f".{os.getpid()}")  # two workers may compile at once
         compiler = compiled.nvcc()
         assert compiler is not None
         subprocess.run([compiler, *options, str(SOURCE), "-o", str(written)], check=True)
