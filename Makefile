@@ -31,7 +31,7 @@ FUZZ_NATIVE := fuzz_encoder fuzz_packed
 
 NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f ! -name README.md)
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
-CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx tests/ptx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test check lint native sanitize fuzz bench bench-here gpu-check wheel format clean distclean
 
