@@ -123,7 +123,8 @@ _HALF: dict[str, dict[str, Table]] = {
     },
 }
 
-# fp32 operands: two TF32 terms of each need more registers, and fp32 itself twice the shared memory of 16 bits.
+# fp32 operands: two TF32 terms of each, or three of bf16, need more registers, and fp32 itself twice the shared memory
+# of 16 bits.
 _FP32: dict[str, Table] = {
     "linear": (
         (16, Tile(16, 16, 64, num_warps=2, num_stages=4)),
@@ -164,7 +165,7 @@ def tile(op: str, gpu: str, is_half: bool, rows: int) -> Tile:
         return found
     if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands; its shared memory holds two stages
         return replace(found, num_stages=min(found.num_stages, 2))
-    return replace(found, product="tf32x3")
+    return replace(found, product="bf16x6" if op == "attention" else "tf32x3")
 
 
 def rows_tile(gpu: str, is_half: bool) -> Tile:
