@@ -12,8 +12,13 @@ depend on the rest of its batch nor on its position in it. No row needs a second
 over rows, not sequences: a batch of many short texts fills the GPU like one long text, and a grid of the bucket's size
 serves every batch in it. Which sequence a row belongs to is read from device memory.
 
-The query rows need not be all tokens: a head that reads the first token of each text asks for those alone. Products are
-as in linear.py; the softmax is fp32. d may be any number: blocks are zero-padded to a power of two.
+The query rows need not be all tokens: a head that reads the first token of each text asks for those alone. d may be any
+number: blocks are zero-padded to a power of two. The softmax is fp32; products are of the operands' type, fp32 ones as
+``product`` says. On NVIDIA that is bf16x6: each operand is the sum of three bf16 numbers, which keep all 24 bits, and
+the six largest of their nine products are summed. The three TF32 products of linear.py keep some 22 bits, which exceeds
+the budget of fp32 here, where sums are short and there are two products in a row. A bf16 product takes half the time of
+one of TF32, so six of them cost the tensor cores what three did. fp32 results are divided with correct rounding, since
+div.full.f32 may be off by 2 ulp.
 
 Reference: ``distilfast.reference.attention``.
 """
@@ -25,11 +30,26 @@ import math
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from distilfast.kernels.dependent import wait_for_predecessor
+from distilfast.kernels.device import is_interpreted
 from distilfast.kernels.launch import launch
-from distilfast.kernels.linear import multiply_add
 from distilfast.kernels.tuning import Tile
+
+
+@triton.jit
+def _multiply_add(a, b, accumulator, product: tl.constexpr):
+    """accumulator + a b; where fp32 operands are split, added outside of the tensor cores: see linear.py."""
+    if product == "bf16x6":
+        return tl.fma(tl.dot(a, b, input_precision=product), 1.0, accumulator)
+    return tl.dot(a, b, accumulator, input_precision=product)
+
+
+@triton.jit
+def _divide(x, divisor, is_fp32: tl.constexpr):
+    """Correctly rounded where the result stays fp32."""
+    return tl.div_rn(x, divisor) if is_fp32 else x / divisor
 
 
 @triton.jit
@@ -100,12 +120,13 @@ def attention_kernel(
             rescale = tl.exp2(row_max - new_max)
             v_mask = (keys[:, None] < end) & (dims[None, :] < head_size)
             v = tl.load(v_ptr + keys[:, None].to(tl.int64) * kv_stride + dims[None, :], mask=v_mask, other=0.0)
-            out = multiply_add(p.to(v.dtype), v, out * rescale[:, None], product)
+            out = _multiply_add(p.to(v.dtype), v, out * rescale[:, None], product)
             row_sum = row_sum * rescale + tl.sum(p, axis=1)
             row_max = new_max
-        result = (out / row_sum[:, None]).to(out_ptr.dtype.element_ty)
+        result = _divide(out, row_sum[:, None], out_ptr.dtype.element_ty == tl.float32)
         out_at = rows[:, None].to(tl.int64) * (num_heads * head_size) + head * head_size + dims[None, :]
-        tl.store(out_ptr + out_at, result, mask=is_mine[:, None] & (dims[None, :] < head_size))
+        out_mask = is_mine[:, None] & (dims[None, :] < head_size)
+        tl.store(out_ptr + out_at, result.to(out_ptr.dtype.element_ty), mask=out_mask)
 
         if has_probabilities:
             length = (end - begin).to(tl.int64)
@@ -113,9 +134,16 @@ def attention_kernel(
             for start in range(begin, end, block_n):
                 keys = start + tl.arange(0, block_n)
                 scores = _scores(q, k_ptr, kv_stride, keys, end, dims, head_size, scale, product)
-                p = tl.exp2(scores - row_max[:, None]) / row_sum[:, None]
+                p = _divide(tl.exp2(scores - row_max[:, None]), row_sum[:, None], True)
                 mask = is_mine[:, None] & (keys[None, :] < end)
                 tl.store(at + (rows[:, None] - begin) * length + (keys[None, :] - begin), p, mask=mask)
+
+
+def _product(tile: Tile) -> str:
+    """That of ``tile``; exact fp32 where Triton's interpreter runs the kernel and knows no bf16x6."""
+    if is_interpreted() and tile.product not in interpreter.interpreter_builder.options.allowed_dot_input_precisions:
+        return "ieee"
+    return tile.product
 
 
 def attention(
@@ -159,7 +187,7 @@ def attention(
         num_heads,
         math.log2(math.e) / math.sqrt(head_size),
         head_size=head_size,
-        product=tile.product,
+        product=_product(tile),
         has_probabilities=probabilities is not None,
         block_m=tile.block_m,
         block_n=tile.block_n,

@@ -138,7 +138,8 @@ _DESCRIPTORS: dict[str, Table] = {
     "linear_split_k": ((2048, Tile(128, 128, 64, num_warps=8, num_stages=4)), (_ANY, _LARGE)),
 }
 
-# fp32 operands: two TF32 terms of each need more registers, and fp32 itself twice the shared memory of 16 bits.
+# fp32 operands: two TF32 terms of each, or three of bf16, need more registers, and fp32 itself twice the shared memory
+# of 16 bits.
 _FP32: dict[str, Table] = {
     "linear": (
         (16, Tile(16, 16, 64, num_warps=2, num_stages=4)),
@@ -183,7 +184,7 @@ def tile(op: str, gpu: str, is_half: bool, rows: int, multiprocessors: int = 0) 
         return found
     if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands; its shared memory holds two stages
         return replace(found, num_stages=min(found.num_stages, 2))
-    return replace(found, product="tf32x3")
+    return replace(found, product="bf16x6" if op == "attention" else "tf32x3")
 
 
 def rows_tile(gpu: str, is_half: bool) -> Tile:

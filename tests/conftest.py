@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hopper_arithmetic as hopper
 import host_build
 import numpy as np
 import pytest
@@ -70,6 +71,13 @@ def quicker_interpreter() -> None:
         return replace(function)
 
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, replace_once
+
+
+@pytest.fixture
+def hopper_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton interprets, it computes as a Hopper does: see hopper_arithmetic.py."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+        hopper.apply(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

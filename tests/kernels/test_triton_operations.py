@@ -1,7 +1,7 @@
 """The Triton kernels against float64: on a GPU where there is one, else under Triton's interpreter.
 
 Buffers have the rows of their bucket, and NaN in those that the batch does not use: no kernel may read or write them.
-bf16 is tested on a GPU only, since the interpreter's bf16 products are wrong.
+Interpreted, a kernel computes as on a Hopper: tests/hopper_arithmetic.py.
 """
 
 from __future__ import annotations
@@ -36,40 +36,15 @@ from distilfast.kernels.receive import receive
 DEVICE = "cpu" if backend.is_interpreted() else "cuda"
 NARROW = {"fp32": naive.to_fp32, "fp16": to_fp16, "bf16": to_bf16}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PRECISIONS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            name == "bf16" and backend.is_interpreted(), reason="triton's interpreter computes bf16 products wrongly"
-        ),
-    )
-    for name in DTYPES
-]
+pytestmark = pytest.mark.usefixtures("hopper_arithmetic")
 ROWS = (1, 2, 15, 16, 17, 31, 33, 127, 128, 129, 512)
 RAGGED = ((1,), (2, 1, 15), (16, 17, 31), (33, 1, 1, 1), (127, 2), (129,), (60, 1, 130), (1,) * 70, (512, 3))
 
 
-@pytest.fixture(params=PRECISIONS)
+@pytest.fixture(params=DTYPES)
 def precision(request: pytest.FixtureRequest) -> str:
     """Each type of operand."""
     return str(request.param)
-
-
-@pytest.fixture
-def fixed_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies with BLAS, whose order of summation depends on a row's position; this order is fixed.
-
-    On a GPU nothing is replaced, and the matrix instructions are tested.
-    """
-
-    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
-        total = np.zeros((a.shape[0], b.shape[1]), dtype or np.result_type(a, b))
-        for k in range(a.shape[1]):
-            total += a[:, k : k + 1].astype(total.dtype) * b[k].astype(total.dtype)
-        return total
-
-    if backend.is_interpreted():
-        monkeypatch.setattr(np, "matmul", matmul)
 
 
 def on_device(values: np.ndarray, precision: str = "fp32", rows: int | None = None) -> torch.Tensor:
@@ -244,7 +219,7 @@ def test_gelu_for_half_is_far_more_accurate_than_its_rounding():
 
 
 @pytest.mark.parametrize("persistent", [False, pytest.param(True, marks=needs_descriptors)])
-def test_linear_rows_do_not_depend_on_each_other(normal, precision, fixed_products, persistent):
+def test_linear_rows_do_not_depend_on_each_other(normal, precision, persistent):
     """Within a bucket: alone, with other rows, and in another position, to the bit."""
     if persistent and precision == "fp32":
         pytest.skip("fp32 operands have no descriptors")
@@ -314,7 +289,7 @@ def test_attention_extreme_scores(normal, precision, scale):
     check(got, truth, naive.attention(qkv, ends(lengths), 1, NARROW[precision]))
 
 
-def test_attention_of_selected_rows_is_that_of_all_rows(normal, precision, fixed_products):
+def test_attention_of_selected_rows_is_that_of_all_rows(normal, precision):
     """With the same tile, a few rows of some sequences have the same bits as among all rows."""
     lengths, tile = (3, 40, 1, 70, 16), tuning.rows_tile("sm_90", precision != "fp32")
     qkv = NARROW[precision](normal(sum(lengths), 3 * 64))
@@ -323,7 +298,7 @@ def test_attention_of_selected_rows_is_that_of_all_rows(normal, precision, fixed
     assert np.array_equal(run_attention(qkv, lengths, 2, precision, tile, rows), whole[rows])
 
 
-def test_attention_does_not_depend_on_batch_mates(normal, precision, fixed_products):
+def test_attention_does_not_depend_on_batch_mates(normal, precision):
     """With the same tile: alone and in any position of a batch, to the bit; even beside a text with infinite values."""
     lengths, tile = (5, 129, 1, 64), tile_for("attention", precision, 512)
     qkv = NARROW[precision](normal(sum(lengths), 3 * 2 * 32))

@@ -76,7 +76,7 @@ def exact(directory: Path, **options: Any) -> Engine:
     return Engine.from_pretrained(directory, backend="reference", precision="fp64", **options)
 
 
-@pytest.mark.usefixtures("few_texts")
+@pytest.mark.usefixtures("few_texts", "hopper_arithmetic")
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 def test_every_intermediate_keeps_its_budget(tiny_checkpoint: Make, model_type, precision):
     directory = tiny_checkpoint(model_type, "fill-mask", config={"max_position_embeddings": 24})  # seconds each
