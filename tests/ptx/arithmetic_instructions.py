@@ -75,8 +75,28 @@ def _copied_sign(sign: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
 
 _simple("add", 2, np.add, np.add, ("rn",))
 _simple("sub", 2, np.subtract, np.subtract, ("rn",))
-_simple("min", 2, rounding.minimum, np.minimum)
-_simple("max", 2, rounding.maximum, np.maximum)
+
+
+def _extreme(name: str, of_numbers, with_nan, of_integers) -> None:
+    """min and max, which give the number beside a NaN, and with ``.NaN`` the NaN."""
+    _simple(name, 2, of_numbers, of_integers)
+    without = OPERATIONS[name]
+
+    def choose(modifiers: Modifiers) -> Operation | None:
+        if modifiers[:1] == ("NaN",):
+            return _float(modifiers[1:], 2, with_nan)
+        return without(modifiers)
+
+    OPERATIONS[name] = choose
+
+
+def _nan_first(compute):
+    """``compute``, and NaN where one of the two is."""
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), compute(a, b))
+
+
+_extreme("min", rounding.minimum, _nan_first(rounding.minimum), np.minimum)
+_extreme("max", rounding.maximum, _nan_first(rounding.maximum), np.maximum)
 _simple("neg", 1, np.negative, np.negative)
 _simple("abs", 1, np.abs, np.abs)
 _simple("copysign", 2, _copied_sign, None)

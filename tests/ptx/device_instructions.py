@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.ptx import matrix
 from tests.ptx.arithmetic_instructions import OPERATIONS
-from tests.ptx.memory import Fault
+from tests.ptx.memory import WARP, Fault
 from tests.ptx.operands import TYPES, Read, address, is_type, parameter, reader, vector, writer
 from tests.ptx.parser import Entry, Instruction, Unsupported
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Decode = Callable[[Entry, Instruction], Callable[["Block", np.ndarray], bool]]
 INSTRUCTIONS: dict[str, Decode] = {}
-WARP = 32
 CHUNK = 16
 
 
@@ -379,6 +378,8 @@ def _return(entry: Entry, given: Instruction):
 
 @instruction("bar")
 def _barrier(entry: Entry, given: Instruction):
+    if given.opcode[1:] == ("warp", "sync") and given.operands == ("-1",):
+        return _collective(lambda block, mask, warps: block.shared.sync_warps(warps))
     if given.opcode[1:] != ("sync",) or given.operands != ("0",):
         raise unknown(given)
 

@@ -18,7 +18,7 @@ using namespace distilfast::cuda;
 #define LINEAR(precision, T, W)                                                                     \
   extern "C" __global__ void linear_##precision(Linear op) {                                        \
     linear_tile<T, W, CtaTile16x16>(op, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), \
-                                    static_cast<int>(blockIdx.z));                                  \
+                                    static_cast<int>(blockIdx.z), [] {});                           \
   }
 
 KERNELS(fp32, float)

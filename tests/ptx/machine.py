@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tests.ptx.device_instructions import INSTRUCTIONS
-from tests.ptx.memory import Fault, Global, Shared
+from tests.ptx.memory import WARP, Fault, Global, Shared
 from tests.ptx.operands import storage
 from tests.ptx.parser import Entry, Instruction, Unsupported
 
-WARP = 32
 POISON = 0xCD
 """In every byte of a register before it is written."""
 

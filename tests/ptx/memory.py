@@ -14,6 +14,8 @@ BASE = 1 << 32
 _READABLE, _WRITABLE = 1, 2
 _GAP = 256
 
+WARP = 32
+
 
 class Fault(Exception):
     """An access that is wrong, or whose result is undefined."""
@@ -66,7 +68,8 @@ class Shared:
     """The shared memory of one block; ``epoch`` counts its barriers. Races are kept for each granule of 2 bytes."""
 
     GRANULE = 2
-    NOBODY, SEVERAL = -1, -2
+    NOBODY, SEVERAL, FIRST_WARP = -1, -2, -10
+    """Instead of a thread; ``FIRST_WARP - w``: threads of warp w, which have met since at ``bar.warp.sync``."""
 
     def __init__(self, size: int) -> None:
         self.epoch = 0
@@ -79,7 +82,7 @@ class Shared:
         spans, who = self._spans(addresses, size, align), threads[:, None]
         if (self.writer[spans] == self.NOBODY).any():
             raise Fault("shared memory read before anything is written there")
-        if ((self.written[spans] == self.epoch) & (self.writer[spans] != who)).any():
+        if ((self.written[spans] == self.epoch) & self._is_anothers(self.writer[spans], who)).any():
             raise Fault("race: shared memory read that another thread has written since the last barrier")
         before = np.where(self.read_in[spans] == self.epoch, self.reader[spans], self.NOBODY)
         self.read_in[spans] = self.epoch
@@ -105,10 +108,19 @@ class Shared:
         self.copier[_spans(addresses // self.GRANULE, values.shape[1] // self.GRANULE)] = self.NOBODY
         self.write(addresses, threads, values, values.shape[1])
 
+    def sync_warps(self, warps: np.ndarray) -> None:
+        """Each of these warps has met: its lanes see what any of them did before."""
+        for holder in (self.writer, self.reader):
+            inside = (holder >= 0) & np.isin(holder // WARP, warps)
+            holder[inside] = self.FIRST_WARP - holder[inside] // WARP
+
+    def _is_anothers(self, holder: np.ndarray, who: np.ndarray) -> np.ndarray:
+        return (holder != who) & (holder != self.FIRST_WARP - who // WARP)
+
     def _own(self, spans: np.ndarray, who: np.ndarray) -> None:
-        if ((self.written[spans] == self.epoch) & (self.writer[spans] != who)).any():
+        if ((self.written[spans] == self.epoch) & self._is_anothers(self.writer[spans], who)).any():
             raise Fault("race: shared memory written that another thread has written since the last barrier")
-        if ((self.read_in[spans] == self.epoch) & (self.reader[spans] != who)).any():
+        if ((self.read_in[spans] == self.epoch) & self._is_anothers(self.reader[spans], who)).any():
             raise Fault("race: shared memory written that another thread has read since the last barrier")
         self.writer[spans] = who
         self.writer[spans[self.writer[spans] != who]] = self.SEVERAL  # equal values, in one instruction

@@ -21,8 +21,8 @@ from tests.ptx.parser import parse
 SOURCE = Path(__file__).with_name("kernels.cu")
 THREADS, EPS = 128, 1e-12
 _LAYER_NORM = "PPif"
-_LINEAR_SHARED = 4 * (16 + 16) * 256
-"""Of CtaTile16x16: four stages of 16 rows of x and 16 columns of W, 256 bytes each."""
+_LINEAR_SHARED = 8 * (16 + 16) * 256 + 16 * 4
+"""Of CtaTile16x16: eight stages of 16 rows of x and 16 columns of W, 256 bytes each, and the columns' bias."""
 ACTIVATIONS = ("none", "gelu", "relu", "tanh")
 
 
@@ -33,7 +33,7 @@ def ptx() -> str:
     target = compiled.ROOT / "build" / "ptx" / f"kernels-{digest}.ptx"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--ptx", "-arch=sm_80", "-std=c++20", "--expt-relaxed-constexpr", "-I", str(compiled.SOURCES.parent)]
+        options = ["--ptx", "-arch=sm_80", *compiled.FLAGS, "-I", str(compiled.SOURCES.parent)]
         written = target.with_suffix(f".{os.getpid()}")  # two workers may compile at once
         compiler = compiled.nvcc()
         assert compiler is not None

@@ -157,7 +157,7 @@ def test_each_barrier_and_wait_of_linear_is_needed(text, normal):
     for message, texts in zip(("race", "not been waited for"), faulty, strict=True):
         for each in texts:
             with pytest.raises(Fault, match=message):
-                check_linear(each, normal, "bf16", 3, 16, 600)
+                check_linear(each, normal, "bf16", 3, 16, 1112)
     assert [len(each) for each in faulty] == [3, 1]
 
 
