@@ -184,7 +184,11 @@ def tile(op: str, gpu: str, is_half: bool, rows: int, multiprocessors: int = 0) 
         return found
     if gpu.startswith("gfx"):  # its matrix instructions take fp32 operands; its shared memory holds two stages
         return replace(found, num_stages=min(found.num_stages, 2))
-    return replace(found, product="bf16x6" if op == "attention" else "tf32x3")
+    if op != "attention":
+        return replace(found, product="tf32x3")
+    if gpu == "sm_80":  # three terms of each operand would spill
+        found = replace(found, block_m=min(found.block_m, 32), num_warps=4)
+    return replace(found, product="bf16x6")
 
 
 def rows_tile(gpu: str, is_half: bool) -> Tile:
