@@ -68,8 +68,8 @@ void ask_for_short_slices() {
 #endif
 }
 
-// How long a job keeps the pool while other callers wait; it then ends after the current task, which can itself take
-// longer. Most jobs of a short request take less, and waking the next caller costs a tenth of this.
+// How long a caller keeps the pool while others wait; it then leaves after the current task, which can itself take
+// longer. Waking the next caller costs a tenth of this, and many times this where another process has the cores.
 constexpr std::chrono::microseconds time_slice{200};
 
 // A fair lock: callers get it in the order of arrival. A waiting caller parks at once, since the holder's threads need
@@ -108,6 +108,9 @@ class TicketLock {
 // How many Urgent objects this thread has.
 thread_local int urgent_here = 0;
 
+// The team for which this thread has the pool.
+thread_local const Team* holder_here = nullptr;
+
 }  // namespace
 
 class ThreadPool {
@@ -117,20 +120,24 @@ class ThreadPool {
   // Throws std::system_error where no thread can be had; the pool stays usable.
   void grow_to(int workers) {
     if (workers_.load() >= workers) return;
-    const std::lock_guard guard(lock_);
+    const std::lock_guard guard(growing_);
     for (; workers_ < workers; ++workers_) std::thread([this, id = workers_ + 1] { work(id); }).detach();
   }
 
-  void run(int threads, Index tasks, Team::Call call, void* context) {
-    Remaining left{std::min(threads, max_shares), {}};
+  void run(const Team& team, Index tasks, Team::Call call, void* context) {
+    Remaining left{std::min(team.threads_, max_shares), {}};
     for (int i = 0; i < left.count; ++i) left.shares[i] = {tasks * i / left.count, tasks * (i + 1) / left.count};
     while (left.any()) {
-      wait_for_urgent_threads();
-      const std::lock_guard guard(lock_);
-      // One has become urgent while this thread had its place in the queue, and may stand behind it.
-      if (must_wait()) continue;
-      run_remaining(left, threads, call, context);
+      if (!holder_here) take(team);
+      // One may have become urgent while this thread stood in the queue, or since its last job.
+      if (!must_wait()) run_remaining(left, team.threads_, call, context);
+      if (must_wait() || (lock_.contended() && Clock::now() > slice_end_)) leave();
     }
+  }
+
+  // At the end of a team.
+  void leave(const Team& team) {
+    if (holder_here == &team) leave();
   }
 
   void begin_urgent() { urgent_.fetch_add(1); }
@@ -167,10 +174,21 @@ class ThreadPool {
     for (int others; (others = urgent_.load()) > 0;) urgent_.wait(others);
   }
 
+  void take(const Team& team) {
+    wait_for_urgent_threads();
+    lock_.lock();
+    holder_here = &team;
+    slice_end_ = Clock::now() + time_slice;
+  }
+
+  void leave() {
+    holder_here = nullptr;
+    lock_.unlock();
+  }
+
   // Runs tasks until none is left, until the time slice ends while another caller waits, or until one is urgent.
   void run_remaining(Remaining& left, int threads, Team::Call call, void* context) {
     call_ = call, context_ = context, threads_ = threads, num_shares_ = left.count, is_urgent_ = urgent_here > 0;
-    slice_end_ = Clock::now() + time_slice;
     for (int i = 0; i < left.count; ++i) {
       shares_[i].end = left.shares[i].end;
       shares_[i].next.store(left.shares[i].begin, std::memory_order_relaxed);
@@ -219,6 +237,7 @@ class ThreadPool {
   }
 
   TicketLock lock_;
+  std::mutex growing_;
   std::atomic<int> workers_{0};
   Team::Call call_ = nullptr;
   void* context_ = nullptr;
@@ -243,6 +262,7 @@ void after_fork_in_parent() { process_lock.unlock(); }
 void after_fork_in_child() {
   pool = nullptr;
   urgent_here = 0;
+  holder_here = nullptr;
   process_lock.unlock();
 }
 const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
@@ -264,6 +284,10 @@ Team::Team(int threads) : threads_(threads) {
   pool_->grow_to(threads - 1);
 }
 
+Team::~Team() {
+  if (pool_) pool_->leave(*this);
+}
+
 Urgent::Urgent() {
   ThreadPool::instance().begin_urgent();
   ++urgent_here;
@@ -275,6 +299,6 @@ Urgent::~Urgent() {
   ThreadPool::instance().end_urgent();
 }
 
-void Team::run_shared(Index tasks, Call call, void* context) { pool_->run(threads_, tasks, call, context); }
+void Team::run_shared(Index tasks, Call call, void* context) { pool_->run(*this, tasks, call, context); }
 
 }  // namespace distilfast

@@ -1,9 +1,10 @@
 // One pool of threads for the whole process, lent to one job at a time.
 //
 // Several engines and callers therefore never run more threads than the largest of them asked for. Callers are served
-// in the order of arrival. A job that keeps others waiting is interrupted between two tasks and queues again, so that a
-// short request beside a long one waits for some of its jobs and not for all of them. An urgent caller does not wait
-// for others at all, but for the tasks that they have begun.
+// in the order of arrival. Who has the pool keeps it from job to job for a time slice: waking the next caller for each
+// job would cost more than most jobs take. After it a caller that keeps others waiting is interrupted between two tasks
+// and queues again, so that a short request beside a long one waits for some of its jobs and not for all of them. An
+// urgent caller does not wait for others at all, but for the tasks that they have begun.
 //
 // A job is a number of independent tasks, of which each thread has a share: consecutive ones, so that rows stay in the
 // caches of one core from job to job. Who has none left takes those of another's share. A late worker, which was parked
@@ -34,10 +35,13 @@ class Urgent {
 };
 
 // `threads` threads, of which the caller's own is one and the others are the pool's; one thread alone needs no pool.
-// Between two runs of a team the pool can run jobs of other callers.
+// For the jobs of one call, on the thread that made it: it may keep the pool from its first run to its end.
 class Team {
  public:
   explicit Team(int threads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
   int threads() const { return threads_; }
 
