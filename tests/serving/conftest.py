@@ -19,10 +19,11 @@ from distilfast import pipeline
 from distilfast.pipelines.base import Pipeline
 from distilfast.serving.batcher import Batcher
 from distilfast.serving.cost import Cost, Curve
-from distilfast.serving.http import server
 from distilfast.serving.http.app import create_app
+from distilfast.serving.http.server import listening_socket
 from distilfast.serving.http.service import Service
 from distilfast.serving.http.settings import ServedModel, Settings
+from distilfast.serving.http.uvicorn_server import uvicorn_config
 from distilfast.serving.scheduler import Model, Scheduler
 
 QUICK = Curve((8, 16, 512), (1e-6, 2e-6, 64e-6))
@@ -74,9 +75,9 @@ class Client:
 @contextmanager
 def served(settings: Settings, service: Service | None = None) -> Iterator[Client]:
     """A server in a thread, on a free port, until the end."""
-    listener = server._listener(replace(settings, port=0))
+    listener = listening_socket(replace(settings, port=0))
     app = create_app(settings, service)
-    running = uvicorn.Server(server._config(app, settings))
+    running = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -19,9 +19,10 @@ from conftest import CURVE, QUICK
 from distilfast import Engine, pipeline
 from distilfast.errors import DeadlineError, InputError, OverloadError
 from distilfast.pipelines.base import Pipeline
-from distilfast.serving import batcher as module
+from distilfast.serving import batcher as requests
+from distilfast.serving import forwards
 from distilfast.serving.batcher import Batcher, Timing
-from distilfast.serving.cost import ROUNDS, Curve
+from distilfast.serving.cost import Curve
 
 TIMEOUT_S = 60  # after which something hangs; each wait takes milliseconds
 Make = Callable[..., Path]
@@ -86,7 +87,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What the batcher reads the time from."""
     made = Clock()
-    monkeypatch.setattr(module, "time", made)
+    monkeypatch.setattr(requests, "time", made)
+    monkeypatch.setattr(forwards, "time", made)
     return made
 
 
@@ -341,7 +343,7 @@ def test_a_batch_with_a_deadline_is_urgent(pipe: Pipeline, serve: Serve, monkeyp
         inside.append(getattr(state, "urgent", False))
         return logits(engine, batch, **options)
 
-    monkeypatch.setattr(module, "urgent", urgent)
+    monkeypatch.setattr(forwards, "urgent", urgent)
     monkeypatch.setattr(Engine, "logits", note)
     batcher = serve(pipe)
     for deadline in (TIMEOUT_S, None):
@@ -364,7 +366,7 @@ def test_closing_answers_what_waits(pipe: Pipeline, serve: Serve, held: Held) ->
     closing.join(TIMEOUT_S)
     assert closed == [True]
     assert [result(each) for each in futures] == [pipe(text) for text in words(10)]
-    assert not any(thread.is_alive() for thread in batcher._threads)
+    assert not any(thread.is_alive() for thread in batcher._forwards.threads)
     assert batcher.close()  # twice is once
 
 
@@ -410,22 +412,3 @@ def test_the_stages_of_an_answer_are_observed(pipe: Pipeline, serve: Serve) -> N
     assert timing.tokens == len(pipe.tokenizer.encode("a b c").ids)
     assert min(timing.queue, timing.forward, timing.post) >= 0
     assert timing.queue + timing.forward + timing.post <= spent
-
-
-def test_a_curve_is_measured(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the pipeline's own engine, up to the 64 positions that it has."""
-    measured: list[list[int]] = []
-    logits = Engine.logits
-
-    def note(engine: Engine, batch: Any, **options: Any) -> np.ndarray:
-        measured.append(np.diff(batch.cu_seqlens).tolist())
-        return logits(engine, batch, **options)
-
-    monkeypatch.setattr(Engine, "logits", note)
-    batcher = Batcher(pipe)
-    assert batcher.curves["text-classification"].tokens == (8, 16, 32, 64)
-    for shape in ([8], [16], [16] * 2, [16] * 4, [64]):
-        assert measured.count(shape) >= ROUNDS
-    assert result(batcher.submit("a")) == pipe("a")
-    assert batcher.info()["answered"] == 1
-    assert batcher.close()

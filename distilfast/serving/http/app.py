@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
-from distilfast.serving.http import openai, tei
+from distilfast.serving.http import openai, tasks, tei
 from distilfast.serving.http.keys import Keys
 from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, RequestLog
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
+from distilfast.serving.http.tracing import Tracing, installed
+from distilfast.serving.work import Timing
 
 _STATUS_PAGE = Path(__file__).with_name("status.html")
 
@@ -34,10 +37,17 @@ class _Application(FastAPI):
 
     observe: Callable[[str, int, float], None]
     most_body_bytes: int
+    tracing: Tracing | None
 
     def build_middleware_stack(self) -> ASGIApp:
         """As FastAPI calls it, once."""
-        return RequestLog(DeclaredLength(super().build_middleware_stack(), self.most_body_bytes), self.observe)
+        inner: ASGIApp = DeclaredLength(super().build_middleware_stack(), self.most_body_bytes)
+        return RequestLog(inner if self.tracing is None else self.tracing.around(inner), self.observe)
+
+
+def _tell(observers: Sequence[Callable[[Timing], None]], timing: Timing) -> None:
+    for observe in observers:
+        observe(timing)
 
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
@@ -46,12 +56,16 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     ``service``: one that is made already.
     """
     metrics = Metrics()
+    tracing = Tracing() if installed() else None
     if service is None:
-        service = Service(settings, metrics.answer)
+        observers = [metrics.answer] if tracing is None else [metrics.answer, tracing.answer]
+        service = Service(settings, lambda timing: _tell(observers, timing), metrics.forward)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        publishing = asyncio.ensure_future(metrics.keep_publishing(lambda: service.batcher))
         yield
+        publishing.cancel()
         await anyio.to_thread.run_sync(service.close)
 
     app = _Application(
@@ -61,9 +75,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         max_body_size=settings.most_body_bytes,
     )
-    app.state.service = service
-    app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
+    app.state.service, app.state.metrics = service, metrics
+    app.observe, app.most_body_bytes, app.tracing = metrics.request, settings.most_body_bytes, tracing
     app.include_router(tei.routes(service))
+    app.include_router(tasks.routes(service))
     app.include_router(openai.routes(service))
     _add_states(app, service, metrics)
     _add_errors(app)
@@ -80,7 +95,7 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health() -> str:
-        """200 when the models are loaded and requests are accepted."""
+        """200 when the models are loaded and requests are accepted; of several workers, by the one that was asked."""
         if not service.ready.accepts:
             raise ClosedError("The server is ending.", 1.0)
         return "ready"
@@ -88,8 +103,7 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         """For Prometheus."""
-        metrics.batcher = service.batcher
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.text(service.batcher), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def status_page() -> str:
