@@ -4,50 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Client
+from conftest import COMMAND, Client, process
 from typer.testing import CliRunner
 
 from distilfast.cli import app
 
 TIMEOUT_S = 60
-COMMAND = [sys.executable, "-c", "from distilfast.cli import main; main()", "serve"]
 SLOW = {"dim": 128, "n_heads": 4, "hidden_dim": 512, "max_position_embeddings": 512}
 """On the reference backend a text of 500 tokens takes some 0.1 s."""
 
 Make = Callable[..., Path]
-
-
-@contextmanager
-def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """The server, ready, on a free port; killed at the end, unless it has ended."""
-    command = [*COMMAND, *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        try:
-            port = None
-            for line in running.stderr:
-                if found := re.search(r"at http://127\.0\.0\.1:(\d+)", line):
-                    port = int(found[1])
-                if "Ready" in line:
-                    break
-            assert port is not None
-            threading.Thread(target=running.stderr.read, daemon=True).start()
-            yield running, Client(port)
-        finally:
-            running.kill()
 
 
 def running_batches(client: Client) -> float:

@@ -185,5 +185,5 @@ def _answer(
 def log_to_stderr(level: str) -> None:
     """One line of JSON for each request; errors with their traceback."""
     logging.basicConfig(level=level.upper(), format="%(message)s")
-    for name in ("uvicorn.access", "asyncio"):
+    for name in ("uvicorn.error", "asyncio"):  # what a server says of its own start and end, we say
         logging.getLogger(name).setLevel(logging.WARNING)

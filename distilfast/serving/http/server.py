@@ -33,6 +33,7 @@ def serve(settings: Settings) -> None:
         Workers(settings, listener).run()
     else:
         _serve_alone(settings, listener)
+    LOG.info("Ended.")
 
 
 def _serve_alone(settings: Settings, listener: socket.socket) -> None:
@@ -44,6 +45,7 @@ def _serve_alone(settings: Settings, listener: socket.socket) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_reload, args=(app.state.service,)).start())
     loading.start()
+    server.on_end = lambda: systemd.notify("STOPPING=1")
     server.run(sockets=[listener])
     if loading.error is not None:
         raise loading.error
