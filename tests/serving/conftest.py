@@ -126,8 +126,14 @@ def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Cli
 @contextmanager
 def served(settings: Settings, service: Service | None = None) -> Iterator[Client]:
     """A server in a thread, on a free port, until the end."""
+    with serving(create_app(settings, service), settings) as client:
+        yield client
+
+
+@contextmanager
+def serving(app: Any, settings: Settings) -> Iterator[Client]:
+    """The same for an application that is made already."""
     listener = listening_socket(replace(settings, port=0))
-    app = create_app(settings, service)
     running = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()

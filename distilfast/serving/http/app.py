@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, Re
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
-from distilfast.serving.http.tracing import Tracing, installed
+from distilfast.serving.http.tracing import TELEMETRY, note_request_id, trace_input
 from distilfast.serving.work import Timing
 
 _STATUS_PAGE = Path(__file__).with_name("status.html")
@@ -37,17 +37,16 @@ class _Application(FastAPI):
 
     observe: Callable[[str, int, float], None]
     most_body_bytes: int
-    tracing: Tracing | None
 
     def build_middleware_stack(self) -> ASGIApp:
         """As FastAPI calls it, once."""
-        inner: ASGIApp = DeclaredLength(super().build_middleware_stack(), self.most_body_bytes)
-        return RequestLog(inner if self.tracing is None else self.tracing.around(inner), self.observe)
+        inner = DeclaredLength(super().build_middleware_stack(), self.most_body_bytes)
+        return RequestLog(inner, self.observe, note_request_id)
 
 
-def _tell(observers: Sequence[Callable[[Timing], None]], timing: Timing) -> None:
-    for observe in observers:
-        observe(timing)
+def _observe(metrics: Metrics, timing: Timing) -> None:
+    metrics.answer(timing)
+    trace_input(timing)
 
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
@@ -56,10 +55,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     ``service``: one that is made already.
     """
     metrics = Metrics()
-    tracing = Tracing() if installed() else None
     if service is None:
-        observers = [metrics.answer] if tracing is None else [metrics.answer, tracing.answer]
-        service = Service(settings, lambda timing: _tell(observers, timing), metrics.forward)
+        service = Service(settings, lambda timing: _observe(metrics, timing), metrics.forward)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -74,9 +71,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         summary="DistilBERT and BERT encoders over HTTP, with the routes of text-embeddings-inference and OpenAI.",
         lifespan=lifespan,
         max_body_size=settings.most_body_bytes,
+        telemetry=TELEMETRY,
     )
     app.state.service, app.state.metrics = service, metrics
-    app.observe, app.most_body_bytes, app.tracing = metrics.request, settings.most_body_bytes, tracing
+    app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
     app.include_router(tei.routes(service))
     app.include_router(tasks.routes(service))
     app.include_router(openai.routes(service))
