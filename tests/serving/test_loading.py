@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import distilfast.serving
-from distilfast import Engine, pipeline
+from distilfast import Engine, checkpoint, pipeline
 from distilfast.config import ModelConfig
 from distilfast.errors import ConfigError, WeightsError
 from distilfast.machine import memory_limit
@@ -72,6 +72,17 @@ def test_a_pickle_is_refused_unless_it_is_allowed(pickled: Path) -> None:
     with pytest.raises(WeightsError) as error:
         load(model, Settings()).embed("a b")  # type: ignore[attr-defined]
     assert str(error.value) == f"{pickled}/2_Dense/{sentence}"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_pickle_is_fetched_only_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    patterns: list[str] = []
+    monkeypatch.setattr(checkpoint, "_fetch", lambda *given: (patterns.extend(given[-1]), tmp_path)[1])
+    checkpoint.resolve("team/model", allow_pickle=allowed)
+    assert "model.safetensors" in patterns
+    assert ("pytorch_model.bin" in patterns) is allowed
 
 
 # --- memory ---
