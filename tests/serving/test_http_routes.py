@@ -224,6 +224,22 @@ def test_metrics_of_workers_are_merged(pipelines: Pipes) -> None:
     assert 'distilfast_request_seconds_bucket{le="0.01",route="/embed",status="200",worker="1"} 0.0' in text
 
 
+def test_what_a_request_says_about_itself(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline in seconds, its priority, and whose it is: its address's, or OpenAI's user's."""
+    told: list[tuple[Any, ...]] = []
+    submit = Batcher.submit_vector
+
+    def note(batcher: Batcher, text: str, **options: Any) -> Any:
+        told.append(tuple(options[name] for name in ("deadline", "priority", "client")))
+        return submit(batcher, text, **options)
+
+    monkeypatch.setattr(Batcher, "submit_vector", note)
+    answered(client, "/embed", {"inputs": "a"}, x_deadline_ms="30000.5", x_priority="-3")
+    answered(client, "/embed", {"inputs": "a"})
+    answered(client, "/v1/embeddings", {"input": "a", "model": "embedder", "user": "someone"})
+    assert told == [(30.0005, -3, "127.0.0.1"), (None, 0, "127.0.0.1"), (None, 0, "/someone")]
+
+
 def test_many_clients_at_once(client: Client, pipelines: Pipes) -> None:
     """Of different routes, each with its own answer."""
     texts = [" ".join("abcdefgh"[i % 8 : i % 8 + 1 + i % 5]) for i in range(120)]

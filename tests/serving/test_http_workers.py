@@ -22,6 +22,13 @@ Make = Callable[..., Path]
 PIDS = r"3 workers: (\d+), (\d+), (\d+)"
 
 
+def ends(descriptor: int) -> bool:
+    """Whether the process of this descriptor does, before long."""
+    ended = bool(select.select([descriptor], [], [], TIMEOUT_S / 3)[0])
+    os.close(descriptor)
+    return ended
+
+
 def answered_by(client: Client) -> dict[str, float]:
     """How many inputs each worker says it has answered; of the others as of a second ago."""
     text = client.get("/metrics")[1]
@@ -32,15 +39,17 @@ def test_workers_serve_die_reload_and_end(tiny_checkpoint: Make) -> None:
     model = tiny_checkpoint("distilbert", "feature-extraction")
     body = {"inputs": "a b"}
     want = (200, pipeline("feature-extraction", model).embed("a b").tolist())
-    with started(model, "--port", "0", "--workers", "3") as server, ThreadPoolExecutor(8) as callers:
+    arguments = (model, "--port", "0", "--workers", "3", "--deadline-ms", "0")
+    with started(*arguments) as server, ThreadPoolExecutor(8) as callers:
         pids = [int(each) for each in server.line(f"Ready after .*{PIDS}").groups()]
         client = Client(int(server.line(r"at http://127\.0\.0\.1:(\d+)")[1]))
         assert len({*pids, server.running.pid}) == 4
 
         assert set(callers.map(lambda _: repr(client.post("/embed", body)), range(64))) == {repr(want)}
-        while sum(answered_by(client).values()) != 64:  # a worker shows its own to the others every second
-            assert sum(answered_by(client).values()) < 64
-        assert list(answered_by(client)) == ["0", "1", "2"]
+        while sum((counts := answered_by(client)).values()) < 64:  # a worker shows its own to the others every second
+            pass
+        assert sum(counts.values()) == 64
+        assert list(counts) == ["0", "1", "2"]
         assert client.get("/health") == (200, "ready")
         assert client.get("/info")[1]["workers"] == 3
 
@@ -50,12 +59,15 @@ def test_workers_serve_die_reload_and_end(tiny_checkpoint: Make) -> None:
         assert again not in pids
         assert client.post("/embed", body) == want
 
+        old = [os.pidfd_open(each) for each in (pids[0], again, pids[2])]
         asked = [callers.submit(client.post, "/embed", body) for _ in range(100)]  # while others take over
         server.running.send_signal(signal.SIGHUP)
         new = [int(each) for each in server.line(f"The models have been loaded again, {PIDS}").groups()]
         assert {*new}.isdisjoint({*pids, again})
         asked += [callers.submit(client.post, "/embed", body) for _ in range(100)]
         assert {repr(each.result(TIMEOUT_S)) for each in asked} == {repr(want)}
+        for each in old:
+            assert ends(each), "an old worker goes on"
 
         server.running.send_signal(signal.SIGTERM)
         assert server.running.wait(TIMEOUT_S) == 0
@@ -78,8 +90,7 @@ def test_workers_end_with_their_parent(tiny_checkpoint: Make) -> None:
                 descriptor = os.pidfd_open(pid)
             except ProcessLookupError:
                 continue
-            assert select.select([descriptor], [], [], TIMEOUT_S)[0], "a worker goes on without its parent"
-            os.close(descriptor)
+            assert ends(descriptor), "a worker goes on without its parent"
 
 
 HELD_LOAD = """

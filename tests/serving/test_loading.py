@@ -19,6 +19,7 @@ from distilfast import Engine, checkpoint, pipeline
 from distilfast.config import ModelConfig
 from distilfast.errors import ConfigError, WeightsError
 from distilfast.machine import memory_limit
+from distilfast.serving.batcher import Batcher
 from distilfast.serving.http import memory
 from distilfast.serving.http.service import Service, load
 from distilfast.serving.http.settings import ServedModel, Settings
@@ -171,6 +172,28 @@ def test_workers_share_the_cores(tiny_checkpoint: Make, monkeypatch: pytest.Monk
     model = ServedModel("a", str(tiny_checkpoint("distilbert", "feature-extraction")))
     for workers, threads in ((1, 8), (2, 4), (3, 2), (100, 1)):
         assert load(model, Settings(workers=workers)).engine.info()["threads"] == threads
+
+
+def test_a_reload_and_the_end_wait_for_what_was_accepted(
+    tiny_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the operator says; that closing a batcher answers what waits is tested there."""
+    waited: list[tuple[Batcher, float | None]] = []
+    close = Batcher.close
+
+    def note(batcher: Batcher, timeout: float | None = None) -> bool:
+        waited.append((batcher, timeout))
+        return close(batcher, timeout)
+
+    monkeypatch.setattr(Batcher, "close", note)
+    model = ServedModel("a", str(tiny_checkpoint("distilbert", "feature-extraction")))
+    service = Service(Settings((model,), drain_timeout=7.0))
+    service.load_models()
+    first = service.ready
+    service.load_models()
+    second = service.ready
+    service.close()
+    assert waited == [(first, 7.0), (second, 7.0)]
 
 
 def test_a_full_disk_is_said_once(

@@ -134,6 +134,7 @@ class DeclaredLength:
         """As ASGI."""
         declared = _header(scope, "content-length") if scope["type"] == "http" else None
         if declared is not None and declared.isdecimal() and int(declared) > self._most:
+            await _discard(receive, _DISCARDED)
             await refuse(
                 send, 413, f"The body is larger than {self._most} bytes.", "Validation", {"connection": "close"}
             )
