@@ -131,9 +131,8 @@ def test_a_port_that_is_taken(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "feature-extraction")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [*COMMAND, str(directory), "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 2
+        done = CliRunner().invoke(app, ["serve", str(directory), "--port", port])
+    assert done.exit_code == 2
     assert done.stderr.splitlines()[-1].endswith(f"127.0.0.1:{port} cannot be listened at: Address already in use.")
 
 

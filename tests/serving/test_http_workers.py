@@ -105,8 +105,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
 def test_a_signal_ends_a_server_that_is_loading(tiny_checkpoint: Make, workers: str, number: int) -> None:
     model = tiny_checkpoint("distilbert", "feature-extraction")
     command = [COMMAND[0], "-c", HELD_LOAD, "serve"]
