@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
-from distilfast.serving.http import openai, tasks, tei
+from distilfast.serving.http import openai, task_routes, tei
 from distilfast.serving.http.keys import Keys
 from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, RequestLog
 from distilfast.serving.http.prometheus import Metrics
@@ -76,7 +76,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.state.service, app.state.metrics = service, metrics
     app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
     app.include_router(tei.routes(service))
-    app.include_router(tasks.routes(service))
+    app.include_router(task_routes.routes(service))
     app.include_router(openai.routes(service))
     _add_states(app, service, metrics)
     _add_errors(app)
