@@ -78,15 +78,18 @@ class OpenModel:
     tokenizer: Path
 
 
-def open_model(model: str | Path, task: Task | None, *, revision: str | None = None) -> OpenModel:
+def open_model(
+    model: str | Path, task: Task | None, *, revision: str | None = None, allow_pickle: bool = True
+) -> OpenModel:
     """A local directory or a hub id, for ``task`` or the one that it was saved for; see ``Engine.from_pretrained``."""
-    directory = resolve(model, revision=revision)
+    directory = resolve(model, revision=revision, allow_pickle=allow_pickle)
     if is_adapter(directory):
-        adapted = open_adapted(directory)
+        adapted = open_adapted(directory, allow_pickle=allow_pickle)
         weights, head = fit_weights(adapted.checkpoint, directory, adapted.config, task or adapted.config.task)
         return OpenModel(weights, head, directory, adapted.tokenizer)
     config = ModelConfig.from_file(directory / "config.json")
-    return OpenModel(*open_weights(directory, config, task or config.task), directory, directory)
+    opened = open_weights(directory, config, task or config.task, allow_pickle=allow_pickle)
+    return OpenModel(*opened, directory, directory)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def is_adapter(directory: Path) -> bool:
     return (directory / CONFIG).exists()
 
 
-def open_adapted(directory: Path) -> Adapted:
+def open_adapted(directory: Path, *, allow_pickle: bool = True) -> Adapted:
     """The model that the adapter in ``directory`` makes of its base, which is fetched where it is not local.
 
     The task is the adapter's, and so is the number of labels where it stores a classifier. Raises ConfigError and
@@ -112,10 +115,10 @@ def open_adapted(directory: Path) -> Adapted:
     path = directory / CONFIG
     settings = checked(read_object(path) or {}, _KEYS, str(path))
     _check_base_unchanged(path, settings["init_lora_weights"])
-    base = resolve(settings["base_model_name_or_path"], revision=settings["revision"])
+    base = resolve(settings["base_model_name_or_path"], revision=settings["revision"], allow_pickle=allow_pickle)
     own_config = directory / "config.json"
     config = ModelConfig.from_file(own_config if own_config.exists() else base / "config.json")
-    tensors = plain_names(base, open_checkpoint(base).tensors, config.model_type)
+    tensors = plain_names(base, open_checkpoint(base, allow_pickle=allow_pickle).tensors, config.model_type)
     updates, whole = _parts(directory, config.model_type)
     for module, parts in updates.items():
         _merge(directory, tensors, module, parts, _scale(path, settings, module, parts))

@@ -6,6 +6,8 @@ all of it or nothing. Header and body have checksums; a file that is damaged, ow
 version is ignored and written again. All processes map the same pages. An I/O error is not raised: the weights are
 packed as if there were no cache, and ``Entry.origin`` says so.
 
+Beside them are notes, small JSON files with a checksum of their own: what else a start would have to find out again.
+
 Digesting a checkpoint takes longer than everything else, so digests are kept by path, size, inode, mtime and ctime. A
 file that changed within the last two seconds is not kept: it could change again without a new timestamp.
 """
@@ -37,6 +39,8 @@ MOST_BYTES = 4 << 30
 """Limit of all files together; the least recently used file is removed first."""
 MOST_DIGESTS = 64
 """How many digests of checkpoints are kept."""
+MOST_NOTES = 64
+"""How many notes of a kind are kept; the one written longest ago is removed first."""
 SETTLED_NS = 2_000_000_000
 """How old the last change of a file must be for its digest to be remembered: the coarsest clock of a file system."""
 MOST_WAIT_S = 2.0
@@ -114,6 +118,49 @@ def find(files: Sequence[StoredFile], facts: Mapping[str, object], checksum: Che
     }
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).digest()
     return Entry(directory / f"{key.hex()[:32]}{_SUFFIX}", key, "packed", checksum)
+
+
+# --- notes ---
+
+
+def read_note(kind: str, facts: Mapping[str, object]) -> Any:
+    """What ``keep_note`` kept for equal ``facts``; None where there is nothing, or it is damaged. Raises nothing."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        path = _note(kind, facts)
+        if path is None:
+            return None
+        with _opened(path) as file:
+            stored = json.loads(os.read(file, 1 << 20))
+        if stored["crc"] == _note_crc(stored["note"]) and stored["facts"] == json.loads(json.dumps(facts)):
+            return stored["note"]
+    return None
+
+
+def keep_note(kind: str, facts: Mapping[str, object], note: Any) -> str:
+    """Keep ``note``, a value of JSON's types, for ``facts``; what has become of it, as a phrase. Raises nothing."""
+    try:
+        path = _note(kind, facts)
+        if path is None:
+            return "not kept, cache off"
+        stored = {"crc": _note_crc(note), "facts": facts, "note": note}
+        _replace(path, [json.dumps(stored).encode()])
+    except OSError as error:
+        return f"not kept, cache not writable: {_reason(error)}"
+    with contextlib.suppress(OSError):  # another process removes them too
+        for each in sorted(path.parent.glob(f"*.{kind}"), key=lambda each: each.stat().st_mtime_ns)[:-MOST_NOTES]:
+            each.unlink()
+    return f"kept in {path}"
+
+
+def _note(kind: str, facts: Mapping[str, object]) -> Path | None:
+    """Raises OSError."""
+    directory = cache_directory()
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return None if directory is None else directory / f"{key[:32]}.{kind}"
+
+
+def _note_crc(note: Any) -> int:
+    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
 
 
 # --- one file ---

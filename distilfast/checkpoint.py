@@ -99,7 +99,9 @@ class Checkpoint:
     files: tuple[StoredFile, ...] = ()
 
 
-def resolve(model: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+def resolve(
+    model: str | Path, *, revision: str | None = None, local_files_only: bool = False, allow_pickle: bool = True
+) -> Path:
     """The directory of ``model``: a local one as it is, a hub id through the hub's cache.
 
     ``HF_HUB_OFFLINE``, ``HF_HOME`` and the rest of the hub client's environment hold. Raises WeightsError.
@@ -116,7 +118,7 @@ def resolve(model: str | Path, *, revision: str | None = None, local_files_only:
     # Never fetch a pickle beside safetensors.
     folders = [directory, *directory.glob("[0-9]*_Dense")]
     pickles = [folder / _PICKLE for folder in folders if not any(folder.glob("*.safetensors"))]
-    if pickles:
+    if pickles and allow_pickle:
         patterns = [str(pickle.relative_to(directory).as_posix()) for pickle in pickles]
         directory = _fetch(name, revision, local_files_only, [*_FILES, *patterns])
     return directory
@@ -164,17 +166,20 @@ def _hub_reason(error: Exception, local_files_only: bool) -> str:
     return _clause(error)
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, *, allow_pickle: bool = True) -> Checkpoint:
     """The checkpoint in ``directory``; of its tensors only names, shapes and types are read.
 
     fp16 and bf16 are widened to float32, exactly; float32 tensors of a safetensors file are read-only views of the
-    mapped file, which must not be overwritten in place while they are in use: a loaded backend has copies. Raises
-    WeightsError naming the file that cannot be used.
+    mapped file, which must not be overwritten in place while they are in use: a loaded backend has copies. Where there
+    is no safetensors file, torch reads a pickle, tensors only, if ``allow_pickle``. Raises WeightsError naming the file
+    that cannot be used.
     """
     if (directory / _SAFETENSORS).exists():
         return _open_safetensors(directory / _SAFETENSORS)
     if (directory / _INDEX).exists():
         return _open_shards(directory / _INDEX)
+    if (directory / _PICKLE).exists() and not allow_pickle:
+        raise WeightsError(f"{directory / _PICKLE} is a pickle, which is not allowed; convert it to {_SAFETENSORS}.")
     if (directory / _PICKLE).exists():
         return Checkpoint(_read_pickle(directory / _PICKLE))
     raise WeightsError(f"{directory} has no {_SAFETENSORS}, {_INDEX} or {_PICKLE}.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from distilfast import backends, integers
 from distilfast.adapters import open_model
-from distilfast.arguments import count
+from distilfast.arguments import count, flag
 from distilfast.backends.base import Backend, DeviceBatches, DeviceResults, Trace
 from distilfast.backends.shared import HeadBackend, SharedEncoder
 from distilfast.batch import DeviceBatch, PackedBatch
@@ -59,6 +59,7 @@ class Engine:
         self._head_columns = len(weights.tensors[last]) if head.linears else 0
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_directory = directory
+        self.allow_pickle = True  # of what is read later from the checkpoint's directory
 
     @classmethod
     def from_pretrained(
@@ -70,15 +71,17 @@ class Engine:
         backend: BackendName = "auto",
         threads: int | None = None,
         revision: str | None = None,
+        allow_pickle: bool = True,
     ) -> Engine:
         """Load a local directory or a hub id as it is, with no conversion; a LoRA directory merged with its base.
 
         ``task`` is one of ``distilfast.heads.TASKS``; None takes the one that the checkpoint was saved for.
         ``precision``: "fp32", "bf16x3", "bf16" or "int8" on backend cpu; "fp32", "bf16" or "fp16" on triton; "fp32",
         "bf16", "fp16" or "int8" on cuda; "fp64" on reference. ``threads``: None for DISTILFAST_THREADS or all cores
-        that affinity and the cgroup quota allow. Raises ConfigError, WeightsError, BackendError or InputError.
+        that affinity and the cgroup quota allow. ``allow_pickle``: whether torch may read the tensors
+        of a checkpoint without safetensors. Raises ConfigError, WeightsError, BackendError or InputError.
         """
-        opened = open_model(model, task, revision=revision)
+        opened = open_model(model, task, revision=revision, allow_pickle=flag("allow_pickle", allow_pickle))
         engine = cls(
             opened.weights,
             opened.head,
@@ -88,6 +91,7 @@ class Engine:
             directory=opened.directory,
         )
         engine._tokenizer_directory = opened.tokenizer
+        engine.allow_pickle = allow_pickle
         return engine
 
     @classmethod
@@ -149,7 +153,8 @@ class Engine:
         """
         if self.directory is None:
             raise InputError("This engine was made from bare weights; it cannot be pickled or copied.")
-        return _reopened, self._opened_with
+        path, options = self._opened_with
+        return _reopened, (path, options | {"allow_pickle": self.allow_pickle})
 
     @property
     def task(self) -> Task:

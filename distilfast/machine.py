@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from distilfast import __version__, backends
 from distilfast.backends import cpu
 from distilfast.config import cache_directory, environment_threads
+
+_UNLIMITED = 1 << 62
+"""What version 1 of cgroups says where there is no limit is about twice as much."""
 
 
 def info() -> dict[str, Any]:
@@ -35,6 +40,41 @@ def _cache() -> str:
         return str(cache_directory() or "off")
     except OSError as error:
         return f"none: {error}"
+
+
+def memory_limit(controls: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes that the control group of this process, a container say, may have; None where there is no limit.
+
+    The least of the group's and its parents': ``memory.max`` in version 2, ``memory.limit_in_bytes`` in version 1. In a
+    container the mounted files can be those of the group itself, whatever its path on the host.
+    """
+    limits = []
+    for directory, file in _memory_groups(controls, membership):
+        try:
+            text = (directory / file).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal() and int(text) < _UNLIMITED:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _memory_groups(controls: Path, membership: Path) -> Iterator[tuple[Path, str]]:
+    """Directories of the group and its parents, and the file in each that has the limit."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = (*line.split(":", 2), "", "")[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, file = (controls / "memory", "memory.limit_in_bytes") if controllers else (controls, "memory.max")
+        at = top / group.lstrip("/")
+        while at != top:
+            yield at, file
+            at = at.parent
+        yield top, file
 
 
 def processor() -> str:

@@ -175,9 +175,11 @@ def load_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weig
     return Weights(config, dict(weights.tensors)), head
 
 
-def open_weights(directory: Path, config: ModelConfig, task: Task) -> tuple[Weights, Head]:
+def open_weights(
+    directory: Path, config: ModelConfig, task: Task, *, allow_pickle: bool = True
+) -> tuple[Weights, Head]:
     """Like ``load_weights``, but values are read on first access; the caller has to call ``check_finite``."""
-    return fit_weights(open_checkpoint(directory), directory, config, task)
+    return fit_weights(open_checkpoint(directory, allow_pickle=allow_pickle), directory, config, task)
 
 
 def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, task: Task) -> tuple[Weights, Head]:

@@ -35,6 +35,10 @@ def serve(
     header_timeout: Annotated[float | None, typer.Option(help="Seconds for a client to send its request.")] = None,
     drain_timeout: Annotated[float | None, typer.Option(help="Seconds for what waits, when the server ends.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; they share the weights.")] = None,
+    allow_pickle: Annotated[
+        bool | None, typer.Option("--allow-pickle", help="Read checkpoints that have no safetensors file.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every setting and its source.")] = False,
 ) -> None:
@@ -62,6 +66,8 @@ def serve(
             "header_timeout": header_timeout,
             "drain_timeout": drain_timeout,
             "log_level": log_level,
+            "workers": workers,
+            "allow_pickle": allow_pickle,
         }
         given = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
         given = {name: value for name, value in given.items() if value is not None}

@@ -167,10 +167,7 @@ def pipeline(
     arguments of every call (``top_k=3``); see the task's class for them. Raises the errors of
     ``Engine.from_pretrained``, and InputError for a task or a default that is not known.
     """
-    name = ALIASES.get(task, task)
-    chosen = PIPELINES.get(name)
-    if chosen is None:
-        raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")
+    chosen = pipeline_class(task)
     chosen.check_names(defaults)  # before anything is fetched
     if not isinstance(model, Engine):
         model = Engine.from_pretrained(
@@ -179,3 +176,12 @@ def pipeline(
     if model.task != chosen.engine_task:
         raise InputError(f"The engine was loaded for {model.task}, not for {chosen.engine_task}.")
     return chosen(model, defaults)
+
+
+def pipeline_class(task: str) -> type[Pipeline]:
+    """The pipeline for ``task``, one of ``PIPELINES`` or an alias; raises InputError."""
+    name = ALIASES.get(task, task)
+    chosen = PIPELINES.get(name)
+    if chosen is None:
+        raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")
+    return chosen

@@ -223,8 +223,9 @@ class EmbeddingPipeline(Pipeline):
     @property
     def _modules(self) -> SentenceModules:
         if self._stored_modules is None:
-            width, directory = self.engine.config.hidden_size, self.engine.directory
-            self._stored_modules = SentenceModules(width) if directory is None else read_modules(directory, width)
+            engine = self.engine
+            width, directory = engine.config.hidden_size, engine.directory
+            self._stored_modules = read_modules(directory, width, allow_pickle=engine.allow_pickle)
         return self._stored_modules
 
     def _chosen_modules(self, pooling: str | Sequence[str]) -> SentenceModules:

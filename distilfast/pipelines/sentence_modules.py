@@ -121,7 +121,7 @@ class SentenceModules:
         return normalized(self.finished(self.pooled(rows, 0)))
 
 
-def read_modules(directory: Path | None, hidden_size: int) -> SentenceModules:
+def read_modules(directory: Path | None, hidden_size: int, *, allow_pickle: bool = True) -> SentenceModules:
     """What the folder says; raises ConfigError for a module that is not run here, and for files that do not fit.
 
     None, for a model without a folder, has the defaults.
@@ -144,7 +144,7 @@ def read_modules(directory: Path | None, hidden_size: int) -> SentenceModules:
     for kind, entry in zip(kinds[2:], entries[2:], strict=True):
         folder = directory / _folder(path, entry)
         if kind == "Dense":
-            dense = _dense(folder, width)
+            dense = _dense(folder, width, allow_pickle)
             width = len(dense.weight)
             steps.append(dense)
         elif kind == "Normalize":
@@ -189,14 +189,14 @@ def _poolings(directory: Path, config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _dense(folder: Path, width: int) -> Dense:
+def _dense(folder: Path, width: int, allow_pickle: bool) -> Dense:
     config = _read(folder / "config.json", dict)
     _check_features(folder, config)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in _ACTIVATIONS:
         raise ConfigError(f"{folder} has the activation {activation}, and embed runs {', '.join(_ACTIVATIONS)}.")
-    tensors = open_checkpoint(folder).tensors
+    tensors = open_checkpoint(folder, allow_pickle=allow_pickle).tensors
     weight = _tensor(folder, tensors, "linear.weight", (None, width))
     bias = (
         _tensor(folder, tensors, "linear.bias", (len(weight),)) if config.get("bias", True) else np.zeros(len(weight))

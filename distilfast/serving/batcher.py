@@ -18,66 +18,28 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from distilfast.arguments import count, integer
-from distilfast.backends.cpu import urgent
-from distilfast.batch import PackedBatch
 from distilfast.errors import ClosedError, DeadlineError, InputError, OverloadError
 from distilfast.pipelines.base import Pipeline, Prepared
 from distilfast.pipelines.embedding import EmbeddingPipeline
-from distilfast.serving.cost import Cost, Curve, measure
+from distilfast.serving.cost import Cost, Curve
+from distilfast.serving.curves import curve_of
+from distilfast.serving.forwards import Forwards
 from distilfast.serving.result_cache import ResultCache
-from distilfast.serving.scheduler import Batch, Lane, Model, Piece, Request, Scheduler
+from distilfast.serving.scheduler import Model, Request, Scheduler
+from distilfast.serving.sharing import SharedAnswers, characters, copied, frozen
+from distilfast.serving.work import Counts, Forward, Timing, Work
 
 LONG_TEXT = 2000
 """Characters from which on a text is tokenised in a thread, so that an event loop is not held up."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a request's stages: waiting for its first forward, in forwards, and from there to its answer."""
-
-    model: str
-    tokens: int
-    queue: float
-    forward: float
-    post: float
-
-
-@dataclass
-class Counts:
-    """What has become of the requests, and how many batches, sequences and tokens have been run."""
-
-    submitted: int = 0
-    answered: int = 0
-    refused: int = 0
-    late: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    shared: int = 0  # answered by an identical request in flight
-    batches: int = 0
-    sequences: int = 0
-    tokens: int = 0
-
-
-@dataclass(eq=False)
-class _Work:
-    """What a request of the scheduler is for: its windows, and who waits for the answer until when."""
-
-    prepared: Prepared
-    futures: dict[Future[Any], float]
-    key: Hashable = None
-    text_bytes: int = 0
-    results: list[Any] = field(default_factory=list)
-    begun: float = 0.0
-    ended: float = 0.0
 
 
 class Batcher:
@@ -86,8 +48,10 @@ class Batcher:
     ``deadline``: seconds within which a request is to be answered, unless it says otherwise; None for no hurry.
     ``weights``: the models' shares of the processor while several have work. ``cache_bytes``: memory for answers that
     were given before. ``most_waiting``: seconds of work that may wait without a deadline; beyond it requests are
-    refused. ``curves``: what was measured of a model's cost before (``batcher.curves``); others are measured now, which
-    takes some 20 forwards. ``observe`` is called with the Timing of each answer, in the thread that made it.
+    refused. ``curves``: what was measured of a model's cost before (``batcher.curves``); others are those of the cache,
+    or measured now and kept there, which takes some 20 forwards (``curve_origins`` says which). ``observe`` is called
+    with the Timing of each answer, in the thread that made it and with the context variables of its request's caller,
+    and ``observe_forward`` with each Forward.
 
     Threads begin with the first request, in a forked child with its first one; ``close`` ends them.
     """
@@ -102,8 +66,9 @@ class Batcher:
         most_waiting: float = 10.0,
         curves: Mapping[str, Curve] | None = None,
         observe: Callable[[Timing], None] | None = None,
+        observe_forward: Callable[[Forward], None] | None = None,
     ) -> None:
-        """Measures what forwards cost; raises InputError."""
+        """Measures what forwards cost, where that is not known; raises InputError."""
         self.pipelines = {models.task: models} if isinstance(models, Pipeline) else dict(models)
         if not self.pipelines:
             raise InputError("There is no model; at least one is needed.")
@@ -112,10 +77,13 @@ class Batcher:
         shares = {name: _positive(f"The weight of {name}", value) for name, value in (weights or {}).items()}
         for name in [*shares, *(curves or {})]:
             self._named(name)
-        self.curves = {name: (curves or {}).get(name) or measured_curve(pipe) for name, pipe in self.pipelines.items()}
+        given = {name: (curve, "given") for name, curve in (curves or {}).items()}
+        known = {name: given.get(name) or curve_of(pipe) for name, pipe in self.pipelines.items()}
+        self.curves = {name: curve for name, (curve, _) in known.items()}
+        self.curve_origins = {name: origin for name, (_, origin) in known.items()}
         self._costs = {name: Cost(curve) for name, curve in self.curves.items()}
         self._weights, self._most_waiting = shares, most_waiting
-        self._observe = observe
+        self._observe, self._observe_forward = observe, observe_forward
         self._cache_bytes = count("cache_bytes", cache_bytes, least=0)
         # A backend on a GPU runs one batch at a time; two on the CPU share the cores.
         self._lanes = 2 if all(pipe.engine.info()["backend"] == "cpu" for pipe in self.pipelines.values()) else 1
@@ -127,13 +95,19 @@ class Batcher:
         models = {name: Model(self._costs[name], self._weights.get(name, 1.0)) for name in self.pipelines}
         self._scheduler = Scheduler(models, lanes=self._lanes, most_waiting=self._most_waiting)
         self.counts = Counts()
-        self.cache = ResultCache(self._cache_bytes)
-        self._in_flight: dict[Hashable, Request] = {}
+        self._shared = SharedAnswers(self._cache_bytes)
         self._lock = threading.Lock()
-        self._changed = {lane: threading.Condition(self._lock) for lane in self._scheduler.lanes}
         self._idle = threading.Condition(self._lock)
-        self._threads: list[threading.Thread] = []
-        self._accepts, self._ends = True, False
+        self._forwards = Forwards(
+            self._scheduler,
+            self.pipelines,
+            self.counts,
+            self._lock,
+            settle=self._ended,
+            late=self._give_up,
+            observe=self._observe_forward,
+        )
+        self._accepts = True
 
     # -------------------------------------------------------------------------------------------------------- requests
 
@@ -155,7 +129,7 @@ class Batcher:
         time; the future raises DeadlineError where that turns out later.
         """
         name, pipe = self._named(model)
-        key = name, "answer", _frozen(options), _frozen(given)
+        key = name, "answer", frozen(options), frozen(given)
         return self._submitted(name, key, lambda: pipe.prepare(given, **options), deadline, priority, client)
 
     def submit_vector(
@@ -172,7 +146,7 @@ class Batcher:
         name, pipe = self._named(model)
         if not isinstance(pipe, EmbeddingPipeline):
             raise InputError(f"{name} is a pipeline for {pipe.task}; one for feature-extraction has vectors.")
-        key = name, "vector", _frozen(options), _frozen(text)
+        key = name, "vector", frozen(options), frozen(text)
         return self._submitted(name, key, lambda: pipe.prepare_vector(text, **options), deadline, priority, client)
 
     async def answer(self, given: Any, **options: Any) -> Any:
@@ -185,7 +159,7 @@ class Batcher:
         return vector
 
     async def _awaited(self, submit: Callable[..., Future[Any]], given: Any, options: dict[str, Any]) -> Any:
-        if _characters(given) < LONG_TEXT:
+        if characters(given) < LONG_TEXT:
             future = submit(given, **options)
         else:
             future = await asyncio.to_thread(submit, given, **options)
@@ -214,11 +188,14 @@ class Batcher:
         future: Future[Any] = Future()
         if self._cache_bytes and self._answered_before(key, future, due):
             return future
+        begin = time.monotonic()
         prepared = prepare()
         lengths = [len(window.ids) for window in prepared.windows]
-        work = _Work(prepared, {future: due}, results=[None] * len(lengths))
+        work = Work(prepared, {future: due}, [None] * len(lengths), tokenise=time.monotonic() - begin)
+        if self._observe is not None:
+            work.context = copy_context()
         if self._cache_bytes:
-            work.key, work.text_bytes = key, _characters(key[-1])
+            work.key, work.text_bytes = key, characters(key[-1])
         request = Request(lengths, due, priority, client, name, key[1:3], work)
         with self._lock:
             self._check_open()
@@ -233,17 +210,14 @@ class Batcher:
         if refusal is not None:
             self.counts.refused += 1
             raise OverloadError(f"The request is refused. {refusal.reason}", refusal.retry_after)
-        if request.payload.key is not None:
-            self._in_flight[request.payload.key] = request
-        self._start()
-        self._changed[request.lane].notify()
+        self._shared.begin(request)
+        self._forwards.wake(request.lane)
 
     def _answered_before(self, key: Hashable, future: Future[Any], due: float) -> bool:
         """Whether ``future`` has the answer of an identical request, or will have it."""
         with self._lock:
             self._check_open()
-            found, answer = self.cache.get(key)
-            request = None if found else self._in_flight.get(key)
+            found, answer, request = self._shared.find(key)
             if not found and request is None:
                 return False
             self.counts.submitted += 1
@@ -264,115 +238,36 @@ class Batcher:
 
     def _cancel(self, request: Request) -> None:
         with self._lock:
-            work: _Work = request.payload
+            work: Work = request.payload
             self.counts.cancelled += 1
             if all(future.cancelled() for future in work.futures):
-                self._no_longer_in_flight(request)
+                self._shared.end(request)
                 self._scheduler.cancel([request])
                 self._idle.notify_all()
 
-    def _no_longer_in_flight(self, request: Request) -> None:
-        key = request.payload.key
-        if key is not None and self._in_flight.get(key) is request:
-            del self._in_flight[key]
+    # ---------------------------------------------------------------------------------------------------------- answers
 
-    # --------------------------------------------------------------------------------------------------------- forwards
-
-    def _start(self) -> None:
-        """A thread for each lane, once."""
-        if self._threads:
-            return
-        for lane in self._scheduler.lanes:
-            thread = threading.Thread(target=self._serve, args=(lane,), name=f"distilfast-{lane}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, lane: Lane) -> None:
-        """Run batch after batch, until the batcher is closed."""
-        while True:
-            with self._lock:
-                batch, late = self._next(lane)
-            for request in late:
-                self._give_up(request)
-            if batch is not None:
-                self._run(batch)
-            elif not late:
-                return
-
-    def _next(self, lane: Lane) -> tuple[Batch | None, list[Request]]:
-        """The next batch or requests that are too late, as soon as there are any; neither at the end."""
-        while True:
-            batch, late = self._scheduler.take(lane, time.monotonic())
-            if batch is not None or late or self._ends:
-                return batch, late
-            self._changed[lane].wait()
-
-    def _run(self, batch: Batch) -> None:
-        """Compute ``batch``, and answer the requests that are complete."""
-        begin = time.monotonic()
-        with urgent() if batch.urgent else nullcontext():
-            errors = self._compute(batch.pieces)
-        end = time.monotonic()
-        for piece in batch.pieces:
-            work: _Work = piece.request.payload
-            if piece.first == 0:
-                work.begun = begin
-            work.ended = end
-        with self._lock:
-            complete = self._scheduler.finish(batch, end)
-            self._scheduler.cancel(errors)
-            self.counts.batches += 1
-            self.counts.sequences += len(batch.lengths)
-            self.counts.tokens += batch.tokens
-        for request, error in errors.items():
+    def _ended(self, request: Request, error: Exception | None) -> None:
+        """All windows of a request are computed, or one of them has failed."""
+        if error is not None:
             self._settle(request, error)
-        for request in complete:
-            if request not in errors:
-                self._answer(request)
-
-    def _compute(self, pieces: Sequence[Piece]) -> dict[Request, Exception]:
-        """The results of ``pieces`` into their works; the errors of those that cannot be computed."""
-        windows = [
-            window
-            for piece in pieces
-            for window in piece.request.payload.prepared.windows[piece.first : piece.first + piece.count]
-        ]
-        try:
-            engine = self.pipelines[pieces[0].request.model].engine
-            batch = PackedBatch.from_encodings(windows, token_types=engine.config.token_types > 0)
-            results = iter(list(pieces[0].request.payload.prepared.compute(windows, batch)))
-        except Exception as error:  # whatever it is, its requests are told and the others go on
-            if len(pieces) == 1:
-                return {pieces[0].request: error}
-            found: dict[Request, Exception] = {}
-            for piece in pieces:
-                found |= self._compute([piece])
-            return found
-        for piece in pieces:
-            work: _Work = piece.request.payload
-            work.results[piece.first : piece.first + piece.count] = [next(results) for _ in range(piece.count)]
-        return {}
-
-    def _answer(self, request: Request) -> None:
-        """Make the answer of a request whose windows are all computed."""
-        work: _Work = request.payload
+            return
+        work: Work = request.payload
         try:
             answer = work.prepared.answer(work.results)
-        except Exception as error:
-            self._settle(request, error)
+        except Exception as failure:
+            self._settle(request, failure)
             return
         if self._observe is not None:
-            ready = time.monotonic()
-            waited = work.begun - request.arrival
-            tokens = sum(request.lengths)
-            self._observe(Timing(request.model, tokens, waited, work.ended - work.begun, ready - work.ended))
+            assert work.context is not None
+            work.context.run(self._observe, _timing(request, time.monotonic()))
         self._settle(request, None, answer)
 
     def _give_up(self, request: Request) -> None:
         """It is too late for ``request``, though not for all who joined it: these have a request of their own."""
-        work: _Work = request.payload
+        work: Work = request.payload
         with self._lock:
-            self._no_longer_in_flight(request)
+            self._shared.end(request)
             joined = {future: due for future, due in work.futures.items() if due > request.deadline}
             for future in joined:
                 del work.futures[future]
@@ -397,11 +292,11 @@ class Batcher:
 
     def _settle(self, request: Request, error: Exception | None, answer: Any = None) -> None:
         """Give everyone who waits for the request its answer or the error."""
-        work: _Work = request.payload
+        work: Work = request.payload
         with self._lock:
-            self._no_longer_in_flight(request)
-            if work.key is not None and error is None:
-                self.cache.put(work.key, work.text_bytes, answer)
+            self._shared.end(request)
+            if error is None:
+                self._shared.keep(work, answer)
             waiting = [future for future in work.futures if future.set_running_or_notify_cancel()]
             if error is None:
                 self.counts.answered += len(waiting)
@@ -414,7 +309,7 @@ class Batcher:
             if error is not None:
                 future.set_exception(error)
             else:
-                future.set_result(answer if i == 0 else _copied(answer))
+                future.set_result(answer if i == 0 else copied(answer))
 
     # ------------------------------------------------------------------------------------------------------------- end
 
@@ -432,13 +327,10 @@ class Batcher:
             )
             left = list(self._scheduler.requests())
             self._scheduler.cancel(left)
-            self._ends = True
-            for condition in self._changed.values():
-                condition.notify_all()
+            self._forwards.end()
         for request in left:
             self._settle(request, ClosedError("The batcher is closed."))
-        for thread in self._threads:
-            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        self._forwards.join(end)
         return drained
 
     def __enter__(self) -> Batcher:
@@ -452,6 +344,11 @@ class Batcher:
     def _check_open(self) -> None:
         if not self._accepts:
             raise ClosedError("The batcher is closed.")
+
+    @property
+    def cache(self) -> ResultCache:
+        """The answers that were given before."""
+        return self._shared.cache
 
     @property
     def accepts(self) -> bool:
@@ -486,51 +383,19 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def measured_curve(pipe: Pipeline) -> Curve:
-    """What forwards of ``pipe`` cost, from some 20 of them."""
-    engine = pipe.engine
-    text = pipe.tokenizer.encode("a").ids
-    token = text[len(text) // 2]
-
-    def forward(lengths: Sequence[int]) -> None:
-        batch = PackedBatch.from_sequences([[token] * length for length in lengths])
-        if engine.head.linears:
-            engine.logits(batch)
-        else:
-            engine.encode(batch)
-
-    return measure(forward, longest=engine.config.max_positions)
+def _timing(request: Request, ready: float) -> Timing:
+    work: Work = request.payload
+    return Timing(
+        request.model,
+        sum(request.lengths),
+        work.tokenise,
+        work.begun - request.arrival,
+        work.ended - work.begun,
+        ready - work.ended,
+    )
 
 
 def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise InputError(f"{name} is {value!r}; a positive number is needed.")
     return float(value)
-
-
-def _frozen(value: Any) -> Hashable:
-    """An equal key for equal options; for what cannot be compared, one that equals no other."""
-    if isinstance(value, dict):
-        return tuple(sorted((str(name), _frozen(each)) for name, each in value.items()))
-    if isinstance(value, (list, tuple)):
-        return type(value).__name__, *map(_frozen, value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return type(value).__name__, value
-    return object()
-
-
-def _characters(given: Any) -> int:
-    if isinstance(given, str):
-        return len(given)
-    if isinstance(given, dict):
-        return sum(map(_characters, given.values()))
-    return sum(map(_characters, given)) if isinstance(given, (list, tuple)) else 0
-
-
-def _copied(answer: Any) -> Any:
-    """A copy, for one of several who get the same answer and may change it."""
-    if isinstance(answer, np.ndarray):
-        return answer.copy()
-    if isinstance(answer, dict):
-        return {name: _copied(value) for name, value in answer.items()}
-    return [_copied(value) for value in answer] if isinstance(answer, list) else answer

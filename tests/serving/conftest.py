@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +23,11 @@ from distilfast import pipeline
 from distilfast.pipelines.base import Pipeline
 from distilfast.serving.batcher import Batcher
 from distilfast.serving.cost import Cost, Curve
-from distilfast.serving.http import server
 from distilfast.serving.http.app import create_app
+from distilfast.serving.http.server import listening_socket
 from distilfast.serving.http.service import Service
 from distilfast.serving.http.settings import ServedModel, Settings
+from distilfast.serving.http.uvicorn_server import uvicorn_config
 from distilfast.serving.scheduler import Model, Scheduler
 
 QUICK = Curve((8, 16, 512), (1e-6, 2e-6, 64e-6))
@@ -73,12 +77,66 @@ class Client:
         return status, json.loads(answer) if given["content-type"] == "application/json" else answer.decode()
 
 
+COMMAND = [sys.executable, "-c", "from distilfast.cli import main; main()", "serve"]
+
+
+class Process:
+    """`distilfast serve` as a process, and the lines that it has logged."""
+
+    def __init__(self, running: subprocess.Popen[str]) -> None:
+        assert running.stderr is not None
+        self.running, self.lines, self._came = running, list[str](), threading.Condition()
+        threading.Thread(target=self._read, args=(running.stderr,), daemon=True).start()
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            with self._came:
+                self.lines.append(line.rstrip())
+                self._came.notify_all()
+
+    def line(self, pattern: str, seconds: float = 60, after: int = 0) -> re.Match[str]:
+        """The first line after ``after`` others that matches, as soon as it has come."""
+
+        def found() -> re.Match[str] | None:
+            return next(filter(None, (re.search(pattern, line) for line in self.lines[after:])), None)
+
+        with self._came:
+            assert self._came.wait_for(lambda: found() or self.running.poll() is not None, seconds), self.lines
+            match = found()
+        assert match is not None, self.lines
+        return match
+
+
+@contextmanager
+def started(*arguments: str | Path, command: Sequence[str] = COMMAND, **options: Any) -> Iterator[Process]:
+    """The server, from its start on; killed at the end, unless it has ended."""
+    with subprocess.Popen([*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options) as running:
+        try:
+            yield Process(running)
+        finally:
+            running.kill()
+
+
+@contextmanager
+def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """The server, ready, on a free port."""
+    with started(*arguments, "--port", "0") as each:
+        each.line("Ready")
+        yield each.running, Client(int(each.line(r"at http://127\.0\.0\.1:(\d+)")[1]))
+
+
 @contextmanager
 def served(settings: Settings, service: Service | None = None) -> Iterator[Client]:
     """A server in a thread, on a free port, until the end."""
-    listener = server._listener(replace(settings, port=0))
-    app = create_app(settings, service)
-    running = uvicorn.Server(server._config(app, settings))
+    with serving(create_app(settings, service), settings) as client:
+        yield client
+
+
+@contextmanager
+def serving(app: Any, settings: Settings) -> Iterator[Client]:
+    """The same for an application that is made already."""
+    listener = listening_socket(replace(settings, port=0))
+    running = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from conftest import CURVE, QUICK
 
 from distilfast import Engine, pipeline
 from distilfast.errors import DeadlineError, InputError, OverloadError
-from distilfast.pipelines.base import Pipeline
-from distilfast.serving import batcher as module
-from distilfast.serving.batcher import Batcher, Timing
-from distilfast.serving.cost import ROUNDS, Curve
+from distilfast.pipelines.base import Pipeline, Prepared
+from distilfast.serving import batcher as requests
+from distilfast.serving import forwards
+from distilfast.serving.batcher import Batcher
+from distilfast.serving.cost import Curve
+from distilfast.serving.work import STAGES, Forward, Timing
 
 TIMEOUT_S = 60  # after which something hangs; each wait takes milliseconds
 Make = Callable[..., Path]
@@ -86,7 +90,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What the batcher reads the time from."""
     made = Clock()
-    monkeypatch.setattr(module, "time", made)
+    monkeypatch.setattr(requests, "time", made)
+    monkeypatch.setattr(forwards, "time", made)
     return made
 
 
@@ -341,7 +346,7 @@ def test_a_batch_with_a_deadline_is_urgent(pipe: Pipeline, serve: Serve, monkeyp
         inside.append(getattr(state, "urgent", False))
         return logits(engine, batch, **options)
 
-    monkeypatch.setattr(module, "urgent", urgent)
+    monkeypatch.setattr(forwards, "urgent", urgent)
     monkeypatch.setattr(Engine, "logits", note)
     batcher = serve(pipe)
     for deadline in (TIMEOUT_S, None):
@@ -364,7 +369,7 @@ def test_closing_answers_what_waits(pipe: Pipeline, serve: Serve, held: Held) ->
     closing.join(TIMEOUT_S)
     assert closed == [True]
     assert [result(each) for each in futures] == [pipe(text) for text in words(10)]
-    assert not any(thread.is_alive() for thread in batcher._threads)
+    assert not any(thread.is_alive() for thread in batcher._forwards.threads)
     assert batcher.close()  # twice is once
 
 
@@ -408,24 +413,55 @@ def test_the_stages_of_an_answer_are_observed(pipe: Pipeline, serve: Serve) -> N
     (timing,) = seen
     assert timing.model == "text-classification"
     assert timing.tokens == len(pipe.tokenizer.encode("a b c").ids)
-    assert min(timing.queue, timing.forward, timing.post) >= 0
-    assert timing.queue + timing.forward + timing.post <= spent
+    stages = [getattr(timing, stage) for stage in STAGES]
+    assert min(stages) >= 0
+    assert sum(stages) <= spent
 
 
-def test_a_curve_is_measured(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the pipeline's own engine, up to the 64 positions that it has."""
-    measured: list[list[int]] = []
+def test_each_stage_has_its_own_time(
+    pipe: Pipeline, serve: Serve, clock: Clock, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for tokens, two in the queue, four in the forward and eight for the answer; the batch took four."""
+    seen: list[Timing] = []
+    batches: list[Forward] = []
+    batcher = serve(pipe, observe=seen.append, observe_forward=batches.append)
+    prepare = pipe.prepare
+
+    def slowly(given: Any, **options: Any) -> Prepared:
+        clock.now += 1
+        prepared = prepare(given, **options)
+
+        def answer(results: Any) -> Any:
+            clock.now += 8
+            return prepared.answer(results)
+
+        return replace(prepared, answer=answer)
+
+    first = batcher.submit("a b")
+    assert held.began.wait(TIMEOUT_S)
+    held.began.clear()
+    monkeypatch.setattr(pipe, "prepare", slowly)
+    second = batcher.submit("a b c")
+    clock.now += 2
     logits = Engine.logits
+    monkeypatch.setattr(Engine, "logits", lambda *given, **options: (later(clock, 4), logits(*given, **options))[1])
+    held.go_on.set()
+    result(first)
+    result(second)
+    assert seen[1] == Timing("text-classification", len(pipe.tokenizer.encode("a b c").ids), 1, 2, 4, 8)
+    assert batches[1] == Forward("text-classification", 1, seen[1].tokens, 4)
 
-    def note(engine: Engine, batch: Any, **options: Any) -> np.ndarray:
-        measured.append(np.diff(batch.cu_seqlens).tolist())
-        return logits(engine, batch, **options)
 
-    monkeypatch.setattr(Engine, "logits", note)
-    batcher = Batcher(pipe)
-    assert batcher.curves["text-classification"].tokens == (8, 16, 32, 64)
-    for shape in ([8], [16], [16] * 2, [16] * 4, [64]):
-        assert measured.count(shape) >= ROUNDS
-    assert result(batcher.submit("a")) == pipe("a")
-    assert batcher.info()["answered"] == 1
-    assert batcher.close()
+def later(clock: Clock, seconds: float) -> None:
+    clock.now += seconds
+
+
+def test_an_observer_has_its_callers_context(pipe: Pipeline, serve: Serve) -> None:
+    """As traces need it, which are found by a context variable."""
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+    batcher = serve(pipe, observe=lambda _: seen.append(variable.get()))
+    for value in ("first", "second"):
+        variable.set(value)
+        result(batcher.submit("a"))
+    assert seen == ["first", "second"]

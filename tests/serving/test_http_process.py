@@ -9,50 +9,27 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Client
+from conftest import COMMAND, Client, process
 from typer.testing import CliRunner
 
 from distilfast.cli import app
 
 TIMEOUT_S = 60
-COMMAND = [sys.executable, "-c", "from distilfast.cli import main; main()", "serve"]
 SLOW = {"dim": 128, "n_heads": 4, "hidden_dim": 512, "max_position_embeddings": 512}
 """On the reference backend a text of 500 tokens takes some 0.1 s."""
 
 Make = Callable[..., Path]
 
 
-@contextmanager
-def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """The server, ready, on a free port; killed at the end, unless it has ended."""
-    command = [*COMMAND, *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        try:
-            port = None
-            for line in running.stderr:
-                if found := re.search(r"at http://127\.0\.0\.1:(\d+)", line):
-                    port = int(found[1])
-                if "Ready" in line:
-                    break
-            assert port is not None
-            threading.Thread(target=running.stderr.read, daemon=True).start()
-            yield running, Client(port)
-        finally:
-            running.kill()
-
-
 def running_batches(client: Client) -> float:
+    """Of all workers."""
     lines = client.get("/metrics")[1].splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("distilfast_running "))
+    return sum(float(line.split()[1]) for line in lines if re.match(r"distilfast_running[ {]", line))
 
 
 def test_sigterm_answers_what_has_been_accepted(tiny_checkpoint: Make) -> None:
@@ -72,10 +49,15 @@ def test_sigterm_answers_what_has_been_accepted(tiny_checkpoint: Make) -> None:
             client.get("/live")
 
 
-def test_a_second_sigterm_ends_at_once(tiny_checkpoint: Make) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_sigterm_ends_at_once(tiny_checkpoint: Make, workers: str) -> None:
+    """The first one closes the door, also for those who would wait in the queue of a socket that nobody accepts at."""
     directory = tiny_checkpoint("distilbert", "feature-extraction", config=SLOW)
     arguments = ("embedder=" + str(directory), "--backend", "reference", "--precision", "fp64", "--deadline-ms", "0")
-    with process(*arguments, "--most-waiting", "1000") as (running, client), ThreadPoolExecutor(4) as callers:
+    with (
+        process(*arguments, "--most-waiting", "1000", "--workers", workers) as (running, client),
+        ThreadPoolExecutor(4) as callers,
+    ):
         texts = ["a b c d " * 120] * 120  # a minute of work
         asked = [callers.submit(client.post, "/embed", {"inputs": texts}) for _ in range(4)]
         while not running_batches(client):
@@ -149,9 +131,8 @@ def test_a_port_that_is_taken(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "feature-extraction")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [*COMMAND, str(directory), "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 2
+        done = CliRunner().invoke(app, ["serve", str(directory), "--port", port])
+    assert done.exit_code == 2
     assert done.stderr.splitlines()[-1].endswith(f"127.0.0.1:{port} cannot be listened at: Address already in use.")
 
 

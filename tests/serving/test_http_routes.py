@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Client
+from conftest import QUICK, Client, serving
 
 from distilfast.pipelines.base import Pipeline
+from distilfast.serving.batcher import Batcher
+from distilfast.serving.http.app import create_app
+from distilfast.serving.http.board import Board
+from distilfast.serving.http.prometheus import Metrics
+from distilfast.serving.http.settings import ServedModel, Settings
 
 Pipes = dict[str, Pipeline]
 TEXTS = ["a b c", "d", "e f g h"]
@@ -114,6 +120,17 @@ def test_long_texts_are_read_in_windows(client: Client, pipelines: Pipes) -> Non
     assert answered(client, "/ner", body) == pipelines["entities"](text, stride=4, aggregation_strategy="first")
 
 
+@pytest.mark.parametrize("windows", [{"window": 20}, {"stride": 6}, {"window": 12, "stride": 4, "over_windows": "max"}])
+def test_vectors_of_long_texts(client: Client, pipelines: Pipes, windows: dict[str, Any]) -> None:
+    """More than 64 positions, of more and of fewer than 2,000 characters, beside a short one."""
+    texts = ["a b c d e f g h " * 20, "h g f " * 500, "a"]
+    want = pipelines["embedder"].embed(texts, **windows)  # type: ignore[attr-defined]
+    found = answered(client, "/embed", {"inputs": texts} | windows)
+    assert np.array(found, np.float32).tobytes() == want.tobytes()
+    data = answered(client, "/v1/embeddings", {"input": texts, "model": "embedder"} | windows)["data"]
+    assert [each["embedding"] for each in data] == found
+
+
 def test_one_bad_text_of_several(client: Client, pipelines: Pipes) -> None:
     """With ``errors`` it has its error in its place; without, the request names it."""
     body = {"inputs": ["a", "b " * 200, "c"], "model": "embedder"}
@@ -163,6 +180,64 @@ def test_metrics_count(client: Client) -> None:
     before = value(requests), value("distilfast_inputs_answered_total")
     answered(client, "/embed", {"inputs": TEXTS})
     assert (value(requests), value("distilfast_inputs_answered_total")) == (before[0] + 1, before[1] + 3)
+
+
+def test_metrics_of_stages_batches_and_memory(pipelines: Pipes) -> None:
+    """Of three texts in a server of its own: each stage of each, every batch, and what the process has of memory."""
+    settings = Settings(models=(ServedModel("embedder", "embedder"),))
+    app = create_app(settings)
+    app.state.service.batcher = Batcher(
+        {"embedder": pipelines["embedder"]},
+        curves={"embedder": QUICK},
+        observe=app.state.metrics.answer,
+        observe_forward=app.state.metrics.forward,
+    )
+    with serving(app, settings) as client:
+        answered(client, "/embed", {"inputs": TEXTS})
+        text = client.get("/metrics")[1]
+    values = {name: float(value) for name, value in re.findall(r"^distilfast_(\S+) (\S+)$", text, re.MULTILINE)}
+    for stage in ("tokenise", "queue", "forward", "post"):
+        assert values[f'stage_seconds_count{{model="embedder",stage="{stage}"}}'] == 3
+    tokens = sum(len(pipelines["embedder"].tokenizer.encode(each).ids) for each in TEXTS)
+    assert values['input_tokens_sum{model="embedder"}'] == values['batch_tokens_sum{model="embedder"}'] == tokens
+    assert values['batch_sequences_sum{model="embedder"}'] == 3
+    assert values['forward_seconds_count{model="embedder"}'] == values["batches_total"]
+    assert 1e6 < values["resident_bytes"] <= values["peak_resident_bytes"] + 1e6
+    assert values['weights_bytes{model="embedder"}'] == pipelines["embedder"].engine.info()["packed_bytes"]
+
+
+def test_metrics_of_workers_are_merged(pipelines: Pipes) -> None:
+    """Each sample once, with its worker's number; a worker that has shown nothing, or that was replaced, has none."""
+    board = Board(3)
+    first, second = Metrics(), Metrics()
+    for number, metrics in enumerate((first, second)):
+        metrics.share(board, number)
+        for _ in range(number + 1):
+            metrics.request("/embed", 200, 0.02)
+    second.text(None)
+    text = first.text(None).decode()
+    for number in (0, 1):
+        sample = f'distilfast_request_seconds_count{{route="/embed",status="200",worker="{number}"}} {number + 1}.0'
+        assert text.splitlines().count(sample) == 1
+    assert 'worker="2"' not in text
+    assert text.count("# TYPE distilfast_request_seconds histogram") == 1
+    assert 'distilfast_request_seconds_bucket{le="0.01",route="/embed",status="200",worker="1"} 0.0' in text
+
+
+def test_what_a_request_says_about_itself(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline in seconds, its priority, and whose it is: its address's, or OpenAI's user's."""
+    told: list[tuple[Any, ...]] = []
+    submit = Batcher.submit_vector
+
+    def note(batcher: Batcher, text: str, **options: Any) -> Any:
+        told.append(tuple(options[name] for name in ("deadline", "priority", "client")))
+        return submit(batcher, text, **options)
+
+    monkeypatch.setattr(Batcher, "submit_vector", note)
+    answered(client, "/embed", {"inputs": "a"}, x_deadline_ms="30000.5", x_priority="-3")
+    answered(client, "/embed", {"inputs": "a"})
+    answered(client, "/v1/embeddings", {"input": "a", "model": "embedder", "user": "someone"})
+    assert told == [(30.0005, -3, "127.0.0.1"), (None, 0, "127.0.0.1"), (None, 0, "/someone")]
 
 
 def test_many_clients_at_once(client: Client, pipelines: Pipes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import socket
 import ssl
@@ -106,6 +107,32 @@ def test_keys_are_not_kept_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"alice {FIRST}\n")
     assert FIRST not in repr(vars(Keys(path)))
+
+
+def test_the_log_has_no_texts_and_no_keys(service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A line for each request, with its id, its status and the name of its key: of answers and of errors alike."""
+    path = tmp_path / "keys"
+    path.write_text(f"alice {FIRST}\n")
+    closed = with_settings(service, keys=str(path))
+    with caplog.at_level(logging.INFO), served(closed.settings, closed) as client:
+        for i, (body, key, status) in enumerate(
+            [
+                ({"inputs": "a secret"}, FIRST, 200),
+                ({"inputs": "a secret " * 60}, FIRST, 422),
+                ({"secret": 1}, FIRST, 422),
+                ({"inputs": "a secret"}, SECOND, 401),
+            ]
+        ):
+            assert client.post("/embed", body, x_api_key=key, x_request_id=f"id-{i}")[0] == status
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "distilfast.serve"]
+    assert [(each["request_id"], each["status"], each["key"]) for each in lines] == [
+        ("id-0", 200, "alice"),
+        ("id-1", 422, "alice"),
+        ("id-2", 422, "alice"),
+        ("id-3", 401, None),
+    ]
+    for word in ("secret", FIRST, SECOND):
+        assert word not in caplog.text
 
 
 def test_a_slow_client_is_cut_off(service: Service) -> None:

@@ -27,6 +27,11 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
     assert shown["log_level"] == {"value": "info", "from": "default"}
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)])
+def test_a_switch_in_the_environment(text: str, value: bool) -> None:
+    assert load(MODELS, None, {"DISTILFAST_SERVE_ALLOW_PICKLE": text}).allow_pickle is value
+
+
 def test_models_are_named(tmp_path: Path) -> None:
     assert parsed_model("dir/of/a-model") == ServedModel("a-model", "dir/of/a-model")
     assert parsed_model("intent=dir/a=b", precision="int8") == ServedModel("intent", "dir/a=b", precision="int8")
@@ -48,6 +53,7 @@ def test_models_are_named(tmp_path: Path) -> None:
         (MODELS | {"deadline_ms": float("nan")}, "deadline_ms is nan; at least 0 is needed."),
         (MODELS | {"certificate": "x"}, "certificate and private_key belong together"),
         (MODELS | {"log_level": "loud"}, "log_level is 'loud'; there are debug, info, warning, error."),
+        (MODELS | {"workers": 0}, "workers is 0; at least 1 is needed."),
         (MODELS | {"colour": "red"}, "flag sets 'colour'; there are models, host,"),
     ],
 )
@@ -64,6 +70,8 @@ def test_what_no_server_can_have_is_refused(flags: dict[str, Any], sentence: str
         ('port = "eighty"', "port is 'eighty' in"),
         ("port = 8.5", "port is 8.5 in"),
         ("port = true", "port is True in"),
+        ("allow_pickle = 1", "allow_pickle is 1 in"),
+        ('allow_pickle = "perhaps"', "true or false is needed."),
         ("colour = 1", "sets 'colour'; there are"),
         ("models = 3", "is not an array of tables, [[models]]."),
         ("[[models]]\nname = 'a'", "has no path."),

@@ -46,7 +46,7 @@ def test_one_server_is_the_queue_of_the_textbook(scheduler: Make) -> None:
     """Requests that never share a batch, in constant time, are M/D/1: the mean wait is rho / (2 (1 - rho)) services."""
     rng = np.random.default_rng(0)
     load, service = 0.7, CURVE([64])
-    times = np.cumsum(rng.exponential(service / load, 20_000))
+    times = np.cumsum(rng.exponential(service / load, 10_000))
     results = Simulation(scheduler(), lambda batch: CURVE(batch.lengths)).run(
         [Arrival(float(at), [64]) for at in times]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
@@ -13,18 +14,20 @@ import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
-from distilfast.serving.http import openai, tei
+from distilfast.serving.http import openai, task_routes, tei
 from distilfast.serving.http.keys import Keys
 from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, RequestLog
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
+from distilfast.serving.http.tracing import TELEMETRY, note_request_id, trace_input
+from distilfast.serving.work import Timing
 
 _STATUS_PAGE = Path(__file__).with_name("status.html")
 
@@ -37,7 +40,13 @@ class _Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """As FastAPI calls it, once."""
-        return RequestLog(DeclaredLength(super().build_middleware_stack(), self.most_body_bytes), self.observe)
+        inner = DeclaredLength(super().build_middleware_stack(), self.most_body_bytes)
+        return RequestLog(inner, self.observe, note_request_id)
+
+
+def _observe(metrics: Metrics, timing: Timing) -> None:
+    metrics.answer(timing)
+    trace_input(timing)
 
 
 def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
@@ -47,11 +56,13 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     """
     metrics = Metrics()
     if service is None:
-        service = Service(settings, metrics.answer)
+        service = Service(settings, lambda timing: _observe(metrics, timing), metrics.forward)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        publishing = asyncio.ensure_future(metrics.keep_publishing(lambda: service.batcher))
         yield
+        publishing.cancel()
         await anyio.to_thread.run_sync(service.close)
 
     app = _Application(
@@ -60,10 +71,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         summary="DistilBERT and BERT encoders over HTTP, with the routes of text-embeddings-inference and OpenAI.",
         lifespan=lifespan,
         max_body_size=settings.most_body_bytes,
+        telemetry=TELEMETRY,
     )
-    app.state.service = service
+    app.state.service, app.state.metrics = service, metrics
     app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
     app.include_router(tei.routes(service))
+    app.include_router(task_routes.routes(service))
     app.include_router(openai.routes(service))
     _add_states(app, service, metrics)
     _add_errors(app)
@@ -80,7 +93,7 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health() -> str:
-        """200 when the models are loaded and requests are accepted."""
+        """200 when the models are loaded and requests are accepted; of several workers, by the one that was asked."""
         if not service.ready.accepts:
             raise ClosedError("The server is ending.", 1.0)
         return "ready"
@@ -88,8 +101,7 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         """For Prometheus."""
-        metrics.batcher = service.batcher
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.text(service.batcher), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def status_page() -> str:
@@ -171,5 +183,5 @@ def _answer(
 def log_to_stderr(level: str) -> None:
     """One line of JSON for each request; errors with their traceback."""
     logging.basicConfig(level=level.upper(), format="%(message)s")
-    for name in ("uvicorn.access", "asyncio"):
+    for name in ("uvicorn.error", "asyncio"):  # what a server says of its own start and end, we say
         logging.getLogger(name).setLevel(logging.WARNING)

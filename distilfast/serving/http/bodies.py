@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from distilfast.errors import InputError
+
 
 class Body(BaseModel):
     """A JSON object without unknown fields. ``model``: the name of a served model, where there are several."""
@@ -15,7 +17,22 @@ class Body(BaseModel):
     model: str | None = None
 
 
-class Embed(Body):
+class Windows(BaseModel):
+    """``window`` or ``stride`` read the whole of a long text, as in ``embed`` of the pipelines."""
+
+    window: int | None = None
+    stride: int | None = None
+    over_windows: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Those that are given, for the pipeline; raises InputError for a rule that has nothing to merge."""
+        given = {"window": self.window, "stride": self.stride, "over_windows": self.over_windows}
+        if self.over_windows is not None and self.window is None and self.stride is None:
+            raise InputError("over_windows merges windows; give window or stride too.")
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Embed(Body, Windows):
     """``/embed``. ``truncate``: cut texts that are too long, instead of refusing them."""
 
     inputs: str | list[str]
@@ -93,7 +110,7 @@ class Decode(Body):
     skip_special_tokens: bool = True
 
 
-class OpenAIEmbeddings(BaseModel):
+class OpenAIEmbeddings(Windows):
     """``/v1/embeddings``, as OpenAI's clients send it. ``user``: whose part of the queue the request takes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

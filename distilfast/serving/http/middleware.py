@@ -42,9 +42,9 @@ async def refuse(send: Send, status: int, error: str, kind: str, headers: dict[s
 class RequestLog:
     """Gives each request an id, its client's own where that is plain, and logs a line of JSON without any body."""
 
-    def __init__(self, app: ASGIApp, observe: Callable[[str, int, float], None]) -> None:
-        """``observe`` is told the route, the status and the seconds of each request."""
-        self._app, self._observe = app, observe
+    def __init__(self, app: ASGIApp, observe: Callable[[str, int, float], None], name: Callable[[str], None]) -> None:
+        """``observe`` is told the route, the status and the seconds of each request, and ``name`` its id."""
+        self._app, self._observe, self._name = app, observe, name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI."""
@@ -54,6 +54,7 @@ class RequestLog:
         given = _header(scope, REQUEST_ID)
         name = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
+        self._name(name)
         begin, status = time.perf_counter(), 499  # as nginx logs a client that has gone
 
         async def send_with_id(message: Message) -> None:
@@ -133,6 +134,7 @@ class DeclaredLength:
         """As ASGI."""
         declared = _header(scope, "content-length") if scope["type"] == "http" else None
         if declared is not None and declared.isdecimal() and int(declared) > self._most:
+            await _discard(receive, _DISCARDED)
             await refuse(
                 send, 413, f"The body is larger than {self._most} bytes.", "Validation", {"connection": "close"}
             )

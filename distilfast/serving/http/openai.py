@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from concurrent.futures import Future
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from distilfast.errors import InputError
-from distilfast.pipelines.base import Pipeline
 from distilfast.serving.http.bodies import OpenAIEmbeddings
 from distilfast.serving.http.service import Service
 from distilfast.serving.http.tei import EMBEDDING, checked_dimensions, shortened
@@ -27,14 +27,15 @@ def routes(service: Service) -> APIRouter:
         width = checked_dimensions(pipe, body.dimensions)
         if body.user is not None:
             request.state.key = f"{getattr(request.state, 'key', '')}/{body.user}"
-        texts = _texts(body.input, pipe)
-        tokens = sum(len(pipe.tokenizer.encode(text).ids) for text in texts)
+        texts = _texts(body.input)
+        windows = body.options()
 
         def submit(text: str, options: dict[str, Any]) -> Future[Any]:
-            return service.ready.submit_vector(text, model=name, truncation=False, **options)
+            return service.ready.submit_vector(text, model=name, truncation=False, **(windows | options))
 
         found = await service.answers(request, submit, texts)
         vectors = [shortened(vector, width) for vector in found]
+        tokens = await asyncio.to_thread(lambda: sum(len(pipe.tokenizer.encode(text).ids) for text in texts))
         return {
             "object": "list",
             "data": [
@@ -64,7 +65,7 @@ def _model(name: str, service: Service) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": int(service.began), "owned_by": "distilfast"}
 
 
-def _texts(given: Any, pipe: Pipeline) -> list[str]:
+def _texts(given: Any) -> list[str]:
     """The texts; ids are those of OpenAI's own vocabulary, which these models do not have."""
     if isinstance(given, str):
         return [given]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from typing import Any
 
 from starlette.requests import Request
 
+from distilfast.backends import cpu
+from distilfast.config import environment_threads
 from distilfast.engine import Engine
-from distilfast.errors import ClosedError, DistilfastError, InputError
-from distilfast.pipelines import pipeline
+from distilfast.errors import ClosedError, ConfigError, DistilfastError, InputError
+from distilfast.pipelines import pipeline, pipeline_class
 from distilfast.pipelines.base import Pipeline
-from distilfast.serving.batcher import Batcher, Timing
+from distilfast.serving.batcher import LONG_TEXT, Batcher
+from distilfast.serving.http.memory import check_memory
 from distilfast.serving.http.settings import ServedModel, Settings
+from distilfast.serving.sharing import characters
+from distilfast.serving.work import Forward, Timing
 
+LOG = logging.getLogger("distilfast.serve")
 DEADLINE, PRIORITY = "x-deadline-ms", "x-priority"
 """Headers of a request: within how many milliseconds it has to be answered, and an integer, higher first."""
 
@@ -59,45 +66,95 @@ def _number(request: Request, header: str, kind: Callable[[str], float]) -> floa
         raise InputError(f"{header} is {text[:40]!r}; a number is needed.") from None
 
 
-def load(model: ServedModel) -> Pipeline:
+def load(model: ServedModel, settings: Settings) -> Pipeline:
     """The pipeline of a served model, for its own task where none is named."""
-    task = model.task
+    task = None if model.task is None else pipeline_class(model.task)
     options: dict[str, Any] = {
+        "task": None if task is None else task.engine_task,
         "precision": model.precision,
         "backend": model.backend,
-        "threads": model.threads,
+        "threads": model.threads or environment_threads() or _threads_of_a_worker(settings.workers),
         "revision": model.revision,
+        "allow_pickle": settings.allow_pickle,
     }
-    if task is not None:
-        return pipeline(task, model.path, **options)
     engine = Engine.from_pretrained(model.path, **options)
-    return pipeline(engine.task, engine)
+    return pipeline(engine.task if task is None else task.task, engine)
+
+
+def _threads_of_a_worker(workers: int) -> int | None:
+    """The cores are shared out among the workers; None, for all of them, where there is one."""
+    if workers == 1 or cpu.unavailable():
+        return None
+    return max(1, cpu.available_cores() // workers)
+
+
+def _check_forks(pipelines: Mapping[str, Pipeline]) -> None:
+    """Raises ConfigError for a model that forked processes cannot share."""
+    for name, pipe in pipelines.items():
+        backend = pipe.engine.info()["backend"]
+        if backend in ("cuda", "triton"):
+            raise ConfigError(f"{name} runs on {backend}, which one process can use; set workers to 1.")
 
 
 class Service:
     """The models that are served. ``load_models`` blocks; until it has ended, no request is answered."""
 
-    def __init__(self, settings: Settings, observe: Callable[[Timing], None] | None = None) -> None:
-        """Nothing is loaded yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        observe: Callable[[Timing], None] | None = None,
+        observe_forward: Callable[[Forward], None] | None = None,
+    ) -> None:
+        """Nothing is loaded yet; see ``Batcher`` for the observers."""
         self.settings = settings
         self.batcher: Batcher | None = None
         self.began = time.time()
-        self._observe = observe
+        self._observe, self._observe_forward = observe, observe_forward
+        self._reported: set[str] = set()
+
+    def load_or_say_why(self) -> DistilfastError | None:
+        """``load_models``; what has kept it from loading is returned, and logged where it is no error of ours."""
+        try:
+            self.load_models()
+        except DistilfastError as error:
+            return error
+        except Exception as error:
+            LOG.error("The models cannot be loaded.", exc_info=error)
+            return DistilfastError(f"The models cannot be loaded: {type(error).__name__}.")
+        return None
 
     def load_models(self) -> None:
         """Load every model and measure its cost; a second call replaces them without losing a request."""
         settings = self.settings
+        check_memory(settings)
+        pipelines = {model.name: load(model, settings) for model in settings.models}
+        if settings.workers > 1:
+            _check_forks(pipelines)
         batcher = Batcher(
-            {model.name: load(model) for model in settings.models},
+            pipelines,
             deadline=settings.deadline_ms / 1e3 or None,
             weights={model.name: model.weight for model in settings.models},
             cache_bytes=settings.cache_bytes,
             most_waiting=settings.most_waiting,
             observe=self._observe,
+            observe_forward=self._observe_forward,
         )
+        self._report(batcher)
         old, self.batcher = self.batcher, batcher
         if old is not None:
             old.close(settings.drain_timeout)
+
+    def _report(self, batcher: Batcher) -> None:
+        """Log, once, what a full or read-only disk costs: the server starts without it, only later."""
+        for name, pipe in batcher.pipelines.items():
+            for what, origin in (
+                ("weights are", str(pipe.engine.info().get("packed_weights", ""))),
+                ("cost curve is", batcher.curve_origins[name]),
+            ):
+                sentence = f"The {what} not kept for the next start of {name}: {origin}."
+                if ("not writable" in origin or "no cache" in origin) and sentence not in self._reported:
+                    self._reported.add(sentence)
+                    LOG.warning(sentence)
 
     def close(self) -> None:
         """Answer what waits, and end."""
@@ -144,7 +201,10 @@ class Service:
         try:
             for i, given in enumerate(inputs):
                 try:
-                    futures.append(submit(given, options))
+                    if characters(given) < LONG_TEXT:
+                        futures.append(submit(given, options))
+                    else:  # so that others are served while it is tokenised
+                        futures.append(await asyncio.to_thread(submit, given, options))
                 except DistilfastError as error:
                     if not return_errors:
                         raise _numbered(error, i, len(inputs)) from None

@@ -15,7 +15,6 @@ from distilfast.errors import ConfigError
 PREFIX = "DISTILFAST_SERVE_"
 """Of environment variables: ``DISTILFAST_SERVE_PORT`` is the setting ``port``."""
 
-
 _LEAST = {
     "deadline_ms": 0,
     "most_waiting": 0.1,
@@ -25,6 +24,7 @@ _LEAST = {
     "most_connections": 1,
     "header_timeout": 0.1,
     "drain_timeout": 0,
+    "workers": 1,
 }
 
 
@@ -47,9 +47,10 @@ class Settings:
     """What a server is told. Sizes are in bytes and times in seconds, unless the name says otherwise.
 
     ``deadline_ms``: for requests that name none; 0 for none. ``most_waiting``: seconds of work that may wait without a
-    deadline. ``keys``: a file with an API key a line, which is read
-    again when it changes; without it every client is served. ``certificate`` and ``private_key``: PEM files, for TLS.
-    ``most_texts``: of one request. ``header_timeout``: within which a client has to send its request.
+    deadline. ``keys``: a file with an API key a line, which is read again when it changes; without it every client is
+    served. ``certificate`` and ``private_key``: PEM files, for TLS. ``most_texts``: of one request. ``header_timeout``:
+    within which a client has to send its request. ``workers``: processes that accept at the same address; the limits
+    and the cache are each one's own. ``allow_pickle``: whether a checkpoint without safetensors may be read.
     """
 
     models: tuple[ServedModel, ...] = ()
@@ -67,6 +68,8 @@ class Settings:
     header_timeout: float = 10.0
     drain_timeout: float = 30.0
     log_level: str = "info"
+    workers: int = 1
+    allow_pickle: bool = False
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Where each setting that is not the default is from."""
 
@@ -155,15 +158,17 @@ def _with(settings: Settings, name: str, value: Any, origin: str) -> Settings:
 def _converted(name: str, value: Any, kind: Any, origin: str) -> Any:
     """``value`` in the type of the setting; texts of the environment are numbers where numbers are needed."""
     wanted = getattr(kind, "__args__", (kind,))
+    if wanted == (bool,) and isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
     try:
-        if isinstance(value, str) and str not in wanted:
+        if isinstance(value, str) and str not in wanted and bool not in wanted:
             value = (float if float in wanted else int)(value)
         if float in wanted and type(value) is int:
             value = float(value)
     except ValueError:
         pass
     if type(value) not in wanted:
-        needed = {str: "a text", int: "an integer", float: "a number"}[wanted[0]]
+        needed = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}[wanted[0]]
         raise ConfigError(f"{name} is {value!r} in {origin}; {needed} is needed.")
     return value
 
@@ -178,15 +183,7 @@ def _checked(settings: Settings) -> Settings:
             raise ConfigError(f"Two models are called {name!r}; give one another name, as NAME=PATH.")
         if "/" in name or not name.isprintable():
             raise ConfigError(f"A model is called {name!r}; a name has no slash.")
-    least = {
-        "most_body_bytes": 1,
-        "most_texts": 1,
-        "most_connections": 1,
-        "cache_bytes": 0,
-        "most_waiting": 0.1,
-        "deadline_ms": 0,
-    }
-    for name, value in (least | {"drain_timeout": 0, "header_timeout": 0.1}).items():
+    for name, value in _LEAST.items():
         if not getattr(settings, name) >= value:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}; at least {value} is needed.")
     if not 0 <= settings.port < 65536:

@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference, with its requests and answers, and the other tasks in its manner."""
+"""The routes of text-embeddings-inference, with its requests and answers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,25 @@ EMBEDDING, CLASSIFYING = ("feature-extraction", "sentence-similarity"), ("text-c
 def routes(service: Service) -> APIRouter:
     """All of them, on the models of ``service``."""
     router = APIRouter()
+    _add_vectors(router, service)
+    _add_scores(router, service)
+    _add_tokens(router, service)
+    _add_info(router, service)
+    return router
 
+
+def _add_vectors(router: APIRouter, service: Service) -> None:
     @router.post("/embed")
     async def embed(body: bodies.Embed, request: Request) -> list[Any]:
         """A vector for each text."""
         name, pipe = service.model(body.model, EMBEDDING)
         width = checked_dimensions(pipe, body.dimensions)
+        wanted = {"normalize": body.normalize, "truncation": body.truncate} | body.options()
 
         def submit(text: str, options: dict[str, Any]) -> Future[Any]:
-            return service.ready.submit_vector(
-                text, model=name, normalize=body.normalize, truncation=body.truncate, **options
-            )
+            return service.ready.submit_vector(text, model=name, **(wanted | options))
 
-        found = await _answers(service, request, body, submit, _several(body.inputs))
+        found = await answers(service, request, body, submit, _several(body.inputs))
         return [each if isinstance(each, dict) else shortened(each, width).tolist() for each in found]
 
     @router.post("/embed_all")
@@ -45,9 +51,27 @@ def routes(service: Service) -> APIRouter:
         def submit(text: str, options: dict[str, Any]) -> Future[Any]:
             return service.ready.submit(text, model=name, truncation=body.truncate, return_tensors=True, **options)
 
-        found = await _answers(service, request, body, submit, _several(body.inputs))
+        found = await answers(service, request, body, submit, _several(body.inputs))
         return [each if isinstance(each, dict) else each[0].tolist() for each in found]
 
+    @router.post("/similarity")
+    async def similarity(body: bodies.Similarity, request: Request) -> list[float]:
+        """The cosine of the source sentence's vector with each other's, from -1 to 1."""
+        name, _ = service.model(body.model, EMBEDDING)
+        if not body.inputs.sentences:
+            raise InputError("There is no sentence to compare with the source sentence.")
+        texts = [body.inputs.source_sentence, *body.inputs.sentences]
+
+        def submit(text: str, options: dict[str, Any]) -> Future[Any]:
+            return service.ready.submit_vector(text, model=name, **options)
+
+        vectors = np.stack(await service.answers(request, submit, texts)).astype(np.float64)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        cosines: list[float] = (vectors[1:] @ vectors[0]).tolist()
+        return cosines
+
+
+def _add_scores(router: APIRouter, service: Service) -> None:
     @router.post("/predict")
     async def predict(body: bodies.Predict, request: Request) -> list[Any]:
         """Every label of each text or pair with its score, best first."""
@@ -61,7 +85,7 @@ def routes(service: Service) -> APIRouter:
         def submit(given: Any, options: dict[str, Any]) -> Future[Any]:
             return service.ready.submit(given, model=name, **(wanted | options))
 
-        found = await _answers(service, request, body, submit, inputs)
+        found = await answers(service, request, body, submit, inputs)
         return found[0] if alone and isinstance(found[0], list) else found
 
     @router.post("/rerank")
@@ -84,22 +108,8 @@ def routes(service: Service) -> APIRouter:
             ranks = [each | {"text": body.texts[each["index"]]} for each in ranks]
         return sorted(ranks, key=lambda each: -each["score"])
 
-    @router.post("/similarity")
-    async def similarity(body: bodies.Similarity, request: Request) -> list[float]:
-        """The cosine of the source sentence's vector with each other's, from -1 to 1."""
-        name, _ = service.model(body.model, EMBEDDING)
-        if not body.inputs.sentences:
-            raise InputError("There is no sentence to compare with the source sentence.")
-        texts = [body.inputs.source_sentence, *body.inputs.sentences]
 
-        def submit(text: str, options: dict[str, Any]) -> Future[Any]:
-            return service.ready.submit_vector(text, model=name, **options)
-
-        vectors = np.stack(await service.answers(request, submit, texts)).astype(np.float64)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        cosines: list[float] = (vectors[1:] @ vectors[0]).tolist()
-        return cosines
-
+def _add_tokens(router: APIRouter, service: Service) -> None:
     @router.post("/tokenize")
     async def tokenize(body: bodies.Tokenize) -> list[list[dict[str, Any]]]:
         """The tokens of each text: id, text, whether it is a special token, and where it is in the text."""
@@ -122,27 +132,8 @@ def routes(service: Service) -> APIRouter:
                     raise InputError(f"List {i} has the id {token}; the vocabulary has 0 to {vocabulary - 1}.")
         return [pipe.tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
 
-    @router.post("/fill-mask")
-    async def fill_mask(body: bodies.FillMask, request: Request) -> Any:
-        """The most likely words at each mask of each text."""
-        return await _of_task(service, request, body, "fill-mask")
 
-    @router.post("/ner")
-    async def ner(body: bodies.Ner, request: Request) -> Any:
-        """The entities of each text."""
-        return await _of_task(service, request, body, "token-classification")
-
-    @router.post("/zero-shot")
-    async def zero_shot(body: bodies.ZeroShot, request: Request) -> Any:
-        """The candidate labels of each text with their scores, best first."""
-        found = await _of_task(service, request, body, "zero-shot-classification")
-        return [_scored(each) for each in found] if isinstance(body.inputs, list) else _scored(found)
-
-    @router.post("/question-answering")
-    async def question_answering(body: bodies.QuestionAnswering, request: Request) -> Any:
-        """The answer to each question."""
-        return await _of_task(service, request, body, "question-answering")
-
+def _add_info(router: APIRouter, service: Service) -> None:
     @router.get("/info")
     async def info() -> dict[str, Any]:
         """The models, and the limits of a request."""
@@ -151,11 +142,10 @@ def routes(service: Service) -> APIRouter:
             "max_client_batch_size": service.settings.most_texts,
             "max_body_bytes": service.settings.most_body_bytes,
             "deadline_ms": service.settings.deadline_ms,
+            "workers": service.settings.workers,
             **_described(*next(iter(service.ready.pipelines.items()))),
             "models": [_described(name, pipe) for name, pipe in service.ready.pipelines.items()],
         }
-
-    return router
 
 
 def checked_dimensions(pipe: Pipeline, dimensions: int | None) -> int | None:
@@ -176,42 +166,12 @@ def shortened(vector: np.ndarray, dimensions: int | None) -> np.ndarray:
     return (kept / length).astype(vector.dtype) if length else kept
 
 
-async def _answers(
+async def answers(
     service: Service, request: Request, body: Any, submit: Callable[..., Future[Any]], inputs: Sequence[Any]
 ) -> list[Any]:
+    """Of ``Service.answers``; with "errors": "return" an object with the sentence in the place of an error."""
     found = await service.answers(request, submit, inputs, return_errors=body.errors == "return")
     return [{"error": str(each)} if isinstance(each, DistilfastError) else each for each in found]
-
-
-async def _of_task(service: Service, request: Request, body: Any, task: str) -> Any:
-    """The pipeline's own answers: one for one input, a list for a list."""
-    name, pipe = service.model(body.model, (task,))
-    pipe.check_names(body.parameters)
-
-    def submit(given: Any, options: dict[str, Any]) -> Future[Any]:
-        given = given if isinstance(given, str) else given.model_dump()
-        return service.ready.submit(given, model=name, **(body.parameters | options))
-
-    several = isinstance(body.inputs, list)
-    found = await _answers(service, request, body, submit, body.inputs if several else [body.inputs])
-    return _plain(found if several else found[0])
-
-
-def _scored(answer: dict[str, Any]) -> Any:
-    """The pipeline's answer as huggingface_hub reads it; an error as it is."""
-    if "error" in answer:
-        return answer
-    pairs = zip(answer["labels"], answer["scores"], strict=True)
-    return [{"label": label, "score": score} for label, score in pairs]
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's own."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _several(inputs: str | list[str]) -> list[str]:
