@@ -29,6 +29,7 @@ import numpy as np
 from distilfast.arguments import count, integer
 from distilfast.backends.cpu import urgent
 from distilfast.batch import PackedBatch
+from distilfast.engine import Engine
 from distilfast.errors import ClosedError, DeadlineError, InputError, OverloadError
 from distilfast.pipelines.base import Pipeline, Prepared
 from distilfast.pipelines.embedding import EmbeddingPipeline
@@ -458,6 +459,11 @@ class Batcher:
         """Whether it is not closed."""
         return self._accepts
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is not closed, and none of its threads has died."""
+        return self._accepts and all(thread.is_alive() for thread in list(self._threads))
+
     def info(self) -> dict[str, Any]:
         """What waits and runs, what has become of requests, and what the cost model has learned."""
         with self._lock:
@@ -488,18 +494,25 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def measured_curve(pipe: Pipeline) -> Curve:
     """What forwards of ``pipe`` cost, from some 20 of them."""
-    engine = pipe.engine
     text = pipe.tokenizer.encode("a").ids
     token = text[len(text) // 2]
+    return measure(
+        lambda lengths: _forward(pipe.engine, lengths, token),
+        longest=pipe.engine.config.max_positions,
+    )
 
-    def forward(lengths: Sequence[int]) -> None:
-        batch = PackedBatch.from_sequences([[token] * length for length in lengths])
-        if engine.head.linears:
-            engine.logits(batch)
-        else:
-            engine.encode(batch)
 
-    return measure(forward, longest=engine.config.max_positions)
+def one_token(engine: Engine) -> None:
+    """The shortest forward, which shows that ``engine`` computes."""
+    _forward(engine, [1], 0)
+
+
+def _forward(engine: Engine, lengths: Sequence[int], token: int) -> None:
+    batch = PackedBatch.from_sequences([[token] * length for length in lengths])
+    if engine.head.linears:
+        engine.logits(batch)
+    else:
+        engine.encode(batch)
 
 
 def _positive(name: str, value: Any) -> float:

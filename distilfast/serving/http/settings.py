@@ -15,7 +15,6 @@ from distilfast.errors import ConfigError
 PREFIX = "DISTILFAST_SERVE_"
 """Of environment variables: ``DISTILFAST_SERVE_PORT`` is the setting ``port``."""
 
-
 _LEAST = {
     "deadline_ms": 0,
     "most_waiting": 0.1,
@@ -77,8 +76,16 @@ class Settings:
         return {name: {"value": value, "from": origins.get(name, "default")} for name, value in values.items()}
 
 
-def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings; ``flags`` are those given, without the others. Raises ConfigError, which names the source."""
+def load(
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    origin: str = "flag",
+) -> Settings:
+    """The settings; ``flags`` are those given, without the others. Raises ConfigError, which names the source.
+
+    ``origin``: what the flags are called there.
+    """
     settings = Settings()
     if file is not None:
         settings = _from_file(settings, file)
@@ -86,7 +93,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mappin
         if name.startswith(PREFIX):
             settings = _with(settings, name[len(PREFIX) :].lower(), text, name)
     for name, value in flags.items():
-        settings = _with(settings, name, value, "flag")
+        settings = _with(settings, name, value, origin)
     return _checked(settings)
 
 
@@ -124,19 +131,20 @@ def _from_file(settings: Settings, file: Path) -> Settings:
         if name == "models":
             if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
                 raise ConfigError(f"models in {file} is not an array of tables, [[models]].")
-            value = tuple(_model(each, file) for each in value)
+            value = tuple(table_model(each, str(file)) for each in value)
         settings = _with(settings, name, value, str(file))
     return settings
 
 
-def _model(table: dict[str, Any], file: Path) -> ServedModel:
+def table_model(table: dict[str, Any], origin: str) -> ServedModel:
+    """The model of a table with its fields; raises ConfigError, which names the ``origin``."""
     kinds = get_type_hints(ServedModel)
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"models in {file} has {name!r}; there are {', '.join(kinds)}.")
+            raise ConfigError(f"models in {origin} has {name!r}; there are {', '.join(kinds)}.")
     if "path" not in table:
-        raise ConfigError(f"A model in {file} has no path.")
-    values = {name: _converted(name, value, kinds[name], str(file)) for name, value in table.items()}
+        raise ConfigError(f"A model in {origin} has no path.")
+    values = {name: converted(name, value, kinds[name], origin) for name, value in table.items()}
     return ServedModel(**({"name": Path(values["path"]).name} | values))
 
 
@@ -148,11 +156,11 @@ def _with(settings: Settings, name: str, value: Any, origin: str) -> Settings:
     if name == "models" and isinstance(value, str):
         value = tuple(parsed_model(each) for each in value.split(",") if each)
     elif name != "models":
-        value = _converted(name, value, kinds[name], origin)
+        value = converted(name, value, kinds[name], origin)
     return replace(settings, **{name: value}, origins=settings.origins | {name: origin})
 
 
-def _converted(name: str, value: Any, kind: Any, origin: str) -> Any:
+def converted(name: str, value: Any, kind: Any, origin: str) -> Any:
     """``value`` in the type of the setting; texts of the environment are numbers where numbers are needed."""
     wanted = getattr(kind, "__args__", (kind,))
     try:
@@ -163,7 +171,7 @@ def _converted(name: str, value: Any, kind: Any, origin: str) -> Any:
     except ValueError:
         pass
     if type(value) not in wanted:
-        needed = {str: "a text", int: "an integer", float: "a number"}[wanted[0]]
+        needed = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}[wanted[0]]
         raise ConfigError(f"{name} is {value!r} in {origin}; {needed} is needed.")
     return value
 
@@ -178,15 +186,7 @@ def _checked(settings: Settings) -> Settings:
             raise ConfigError(f"Two models are called {name!r}; give one another name, as NAME=PATH.")
         if "/" in name or not name.isprintable():
             raise ConfigError(f"A model is called {name!r}; a name has no slash.")
-    least = {
-        "most_body_bytes": 1,
-        "most_texts": 1,
-        "most_connections": 1,
-        "cache_bytes": 0,
-        "most_waiting": 0.1,
-        "deadline_ms": 0,
-    }
-    for name, value in (least | {"drain_timeout": 0, "header_timeout": 0.1}).items():
+    for name, value in _LEAST.items():
         if not getattr(settings, name) >= value:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}; at least {value} is needed.")
     if not 0 <= settings.port < 65536:
