@@ -64,16 +64,16 @@ PUE = 1.135
 
 def main() -> None:
     arguments = _arguments()
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     chosen = _rows(arguments)
     curve, threads = curve_of(chosen), int(chosen[0]["threads"])
     instance = _instance(arguments)
-    lengths = _numbers(arguments.lengths, LENGTHS)
+    lengths, day = _numbers(arguments.lengths, LENGTHS), np.asarray(_numbers(arguments.day, DAY), float)
     console.print(f"rows: {arguments.precision} on {chosen[0]['machine']['processor']}, {threads} threads a process")
+    console.print(f"an input: {arguments.request_ms:g} ms of a process for a request beside its forward (--request-ms)")
     rate = largest_rate(curve, lengths, arguments.deadline_ms / 1e3, arguments.request_ms / 1e3, arguments.seconds)
     if not rate:
         raise SystemExit("No load is small enough: a single request takes longer than the deadline.")
-    day = np.asarray(_numbers(arguments.day, DAY), float)
     plan = planned(day * arguments.daily / day.sum(), rate * (instance.cpus // threads), instance, arguments.spare)
     console.print(f"a process, predicted: {rate:,.0f} requests/s with p99 within {arguments.deadline_ms:g} ms")
     for line in plan.lines(arguments.daily, arguments.instance):

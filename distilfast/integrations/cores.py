@@ -38,9 +38,8 @@ def take(count: int, folder: Path | None = None) -> list[int]:
         if len(found) < count:
             for file in found.values():
                 os.close(file)
-            raise BackendError(
-                f"{count} cores are asked for, and {len(found)} of the {len(allowed)} of this machine are free."
-            )
+            needed = f"{count} of this machine's {len(allowed)} cores are needed"
+            raise BackendError(f"{needed}, and other processes leave {len(found)} free.")
     _held.extend(found.values())
     for thread in os.listdir("/proc/self/task"):
         try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distilfast.errors import InputError
+from distilfast.files import read_json
 from distilfast.pipelines.base import Pipeline
 
 MANIFEST = "_job.json"
@@ -199,11 +200,9 @@ class Output:
             if any(folder.iterdir()) and not (folder / MANIFEST).exists() and not self._only_begun():
                 raise InputError(f"{folder} is neither empty nor the output of a job; name another folder.")
             self._claim(json.dumps(wanted, indent=1))
-            known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}.") from None
-        except ValueError:
-            raise InputError(f"{folder / MANIFEST} is not what a job writes; name another folder.") from None
+        known = read_json(folder / MANIFEST, dict, InputError)
         if different := [name for name in wanted if known.get(name) != wanted[name]]:
             raise InputError(f"{folder} holds the answers of another job, with other {', '.join(different)}.")
 

@@ -6,13 +6,15 @@ The same on a cluster, where the folders are those of a file system that all of 
 
     ray job submit --address http://HEAD:8265 -- distilfast map text-classification MODEL reviews/ answers/ …
 
-Ray Data hands out numbers of row groups, not rows: an actor reads its own and writes their answers. So what
+Ray Data hands out row groups by their places, not rows: an actor reads them and writes their answers. So what
 ``parquet_job`` promises does not depend on how often Ray runs a task.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from distilfast import checkpoint
-from distilfast.errors import DistilfastError
+from distilfast.errors import DistilfastError, InputError
 from distilfast.integrations.parquet_job import Output, Part, Work, answer_part, facts, model_digest, parts
 from distilfast.pipelines import pipeline
+
+_BLOCKS = 10_000
+"""Tasks of Ray at most: each costs it some memory, whatever it does."""
 
 
 class MapJob:
@@ -36,10 +41,9 @@ class MapJob:
         self.work = work
         self.parts, files = parts(Path(input), work)
         directory = checkpoint.resolve(work.model, revision=work.engine.get("revision"))
-        if work.engine.get("backend", "auto") in ("auto", "cpu", "reference"):
-            pipeline(
-                work.task, work.model, **work.engine, **work.options
-            )  # its errors, and its packed weights are kept
+        if work.engine.get("backend", "auto") not in ("cuda", "triton"):  # this machine may have no GPU
+            # An error of the model is met here, in one sentence, and workers find its weights packed.
+            pipeline(work.task, work.model, **work.engine, **work.options)
         self.output = Output(Path(output).absolute(), facts(work, files, model_digest(directory)))
         self.missing = self.output.missing(self.parts)
 
@@ -47,54 +51,62 @@ class MapJob:
         """Do what is missing; the rows of each part as it is done.
 
         ``workers``: actors at most, None for as many as the cluster has room for; each takes ``threads`` of Ray's CPUs
-        and ``gpus`` of its GPUs. Raises the error of a part that cannot be done.
+        and ``gpus`` of its GPUs. Raises InputError for a part that cannot be done, and where no worker fits.
         """
         if not self.missing:
             self.output.finish()
             return
         ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        room = int(ray.cluster_resources().get("CPU", 1) // threads) or 1
-        most = min(workers or room, len(self.missing))
-        numbers = ray.data.from_items(list(range(len(self.missing))), override_num_blocks=len(self.missing))
-        done = numbers.map_batches(
+        most = min(workers or len(self.missing), _room({"CPU": threads, "GPU": gpus}), len(self.missing))
+        blocks = min(len(self.missing), _BLOCKS)
+        missing = ray.data.from_items([asdict(part) for part in self.missing], override_num_blocks=blocks)
+        done = missing.map_batches(
             _Worker,
-            fn_constructor_args=(self.work, self.output, self.missing),
+            fn_constructor_args=(self.work, self.output),
             batch_size=1,
             num_cpus=threads,
             num_gpus=gpus,
             compute=ActorPoolStrategy(min_size=1, max_size=most),
         )
-        try:
-            for row in done.iter_rows():
-                yield int(row["rows"])
-        except Exception as error:
-            raise _reason(error) from None
+        for row in done.iter_rows():
+            if row["error"]:
+                raise InputError(row["error"])
+            yield int(row["rows"])
         self.output.finish()
+
+
+def _room(needed: dict[str, float]) -> int:
+    """How many workers the cluster has room for; raises InputError for none, which Ray would wait for."""
+    there = ray.cluster_resources()
+    for name, count in needed.items():
+        if count > there.get(name, 0):
+            raise InputError(f"A worker needs {count:g} {name}s, and the cluster has {there.get(name, 0):g}.")
+    return min(int(there[name] // count) for name, count in needed.items() if count)
 
 
 class _Worker:
     """What an actor holds."""
 
-    def __init__(self, work: Work, output: Output, parts: list[Part]) -> None:
-        self._work, self._output, self._parts = work, output, parts
+    def __init__(self, work: Work, output: Output) -> None:
+        self._work, self._output = work, output
         self._pipe = pipeline(work.task, work.model, **work.engine, **work.options)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        rows = []
-        for number in batch["item"]:
-            part = self._parts[number]
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Of a batch of parts, a column for each field."""
+        rows = zip(*(column.tolist() for column in batch.values()), strict=True)
+        parts = [Part(**dict(zip(batch, row, strict=True))) for row in rows]
+        errors = [self._done(part) for part in parts]
+        return {"rows": [part.rows for part in parts], "error": errors}
+
+    def _done(self, part: Part) -> str:
+        """Why it cannot be done, or "": of an exception Ray hands on the text of a traceback only."""
+        try:
             with self._output.writing(part) as path:
                 answer_part(self._pipe, self._work, part, path)
-            rows.append(part.rows)
-        return {"rows": rows}
-
-
-def _reason(error: BaseException) -> BaseException:
-    """The error of ours that Ray has wrapped, or what it says itself."""
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, DistilfastError):
-            return at
-        at = getattr(at, "cause", None) or at.__cause__
-    return error
+        except DistilfastError as error:
+            return str(error)
+        except OSError as error:
+            return f"{part.name} cannot be written: {error.strerror}."
+        return ""
