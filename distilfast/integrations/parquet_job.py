@@ -78,6 +78,8 @@ class Work:
         """``columns``: "NAME" for the first field of the task, or "FIELD=NAME". Raises InputError."""
         if task not in ANSWERS:
             raise InputError(f"Rows of Parquet cannot be mapped by {task!r}; there are {', '.join(ANSWERS)}.")
+        if task == "feature-extraction" and others.get("options"):
+            raise InputError("Vectors have no options; the checkpoint's own modules say how they are made.")
         fields = FIELDS.get(task, ("text",))
         chosen = {name: name for name in fields if name not in _OPTIONAL}
         for given in columns:

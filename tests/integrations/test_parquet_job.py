@@ -125,6 +125,8 @@ def test_a_model_is_known_by_its_files(tiny_checkpoint: Make) -> None:
 def test_what_cannot_be_asked(task: str, columns: list[str], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Work.of(task, "m", columns)
+    with pytest.raises(InputError, match="Vectors have no options"):
+        Work.of("feature-extraction", "m", [], options={"normalize": True})
 
 
 def test_the_command_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

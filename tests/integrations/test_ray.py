@@ -5,6 +5,7 @@ Starting Ray takes longer than all that is asked of it, so there is one Ray for 
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -28,7 +29,7 @@ pytest.importorskip("ray.serve", reason="ray is installed without Serve (pip ins
 from ray import serve  # noqa: E402
 
 from distilfast import pipeline  # noqa: E402
-from distilfast.errors import ConfigError, DistilfastError, InputError  # noqa: E402
+from distilfast.errors import BackendError, ClosedError, ConfigError, DistilfastError, InputError  # noqa: E402
 from distilfast.integrations import ray as ours  # noqa: E402
 from distilfast.integrations.parquet_job import Work  # noqa: E402
 
@@ -68,6 +69,66 @@ def test_arguments_of_the_command_line_are_those_of_a_file() -> None:
     assert ours._settings(rest, 2) == ours._settings(others, 2)
     (model,) = ours._settings(rest, 2).models
     assert (model.name, model.path, model.precision, model.threads) == ("a", "some/a", "int8", 2)
+
+
+@pytest.fixture
+def replica(tiny_checkpoint: Make) -> Iterator[ours.Replica]:
+    """As Ray makes it, in this process."""
+    model = str(tiny_checkpoint("distilbert", "text-classification"))
+    made = ours.Replica(ours._settings({"model": model, "deadline_ms": 5000, "drain_timeout": 0.1}, 1), None)
+    yield made
+    made._service.close()
+    ours._served.clear()
+
+
+def test_a_replica_is_healthy_until_its_batcher_is_closed(replica: ours.Replica) -> None:
+    asyncio.run(replica.check_health())
+    assert asyncio.run(replica.answer("a film"))[0]["label"].startswith("LABEL_")
+    asyncio.run(replica.check_health())
+    replica._service.close()
+    with pytest.raises(ClosedError, match="The batcher is closed, or one of its threads has died"):
+        asyncio.run(replica.check_health())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_replica_whose_thread_has_died_is_not_healthy(replica: ours.Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = replica._service.ready
+    batcher.submit("a film").result(TIMEOUT_S)
+    monkeypatch.setattr(batcher._scheduler, "take", lambda *_: sys.exit())  # ends the thread that asks
+    batcher.submit("b")
+    next(each for each in batcher._threads if each.name == "distilfast-short").join(TIMEOUT_S)
+    with pytest.raises(ClosedError):
+        asyncio.run(replica.check_health())
+
+
+def test_a_forward_that_does_not_end_is_noticed(replica: ours.Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr(ours, "one_token", lambda _: ends.wait(TIMEOUT_S))
+    monkeypatch.setattr(ours, "HEALTH_S", 0.01)
+
+    async def check() -> None:
+        with pytest.raises(BackendError, match="A forward of one token has not ended within"):
+            await replica.check_health()
+        ends.set()
+
+    asyncio.run(check())
+
+
+def test_a_deadline_is_changed_without_a_restart(replica: ours.Replica) -> None:
+    batcher = replica._service.ready
+    replica.reconfigure({"deadline_ms": 25, "most_texts": 3})
+    assert (batcher.deadline, replica._service.settings.most_texts) == (0.025, 3)
+    replica.reconfigure({})
+    assert (batcher.deadline, replica._service.settings.most_texts) == (5.0, 128)
+    for config, sentence in (
+        ({"precision": "int8"}, "user_config sets 'precision'; there are deadline_ms, most_texts, the rest are args."),
+        ({"deadline_ms": "soon"}, "deadline_ms is 'soon' in user_config; a number is needed."),
+        ({"most_texts": 0}, "most_texts is 0; at least 1 is needed."),
+    ):
+        with pytest.raises(ConfigError) as error:
+            replica.reconfigure(config)
+        assert str(error.value) == sentence
+    assert batcher.deadline == 5.0
 
 
 # ----------------------------------------------------------------------------------------------------------- Ray itself
