@@ -20,10 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
+
+if sys.version_info < (3, 11):
+    raise ImportError("distilfast.integrations.ray needs Python 3.11 or newer, as the server does.")
 
 from fastapi import FastAPI
 from ray import serve
@@ -99,6 +103,7 @@ def app(args: dict[str, Any]) -> Application:
             "min_replicas": scale.min_replicas,
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.target_ongoing_requests,
+            "upscale_delay_s": 5,  # a replica is ready within seconds
         },
         health_check_timeout_s=2 * HEALTH_S,
         graceful_shutdown_timeout_s=settings.drain_timeout,

@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,15 @@ def test_the_batcher_refuses_what_would_be_late(port: int) -> None:
     assert (status, answer["error_type"]) == (429, "Overloaded")
 
 
+def _until(happened: Callable[[], bool], calls: list[Future[None]]) -> None:
+    """Wait while every caller goes on; fails after a minute."""
+    end = time.monotonic() + TIMEOUT_S
+    while not happened():
+        assert time.monotonic() < end
+        wait(calls, timeout=0.05)
+        assert not any(each.done() for each in calls)
+
+
 @pytest.mark.slow
 def test_a_killed_replica_leaves_no_request_without_an_answer(port: int) -> None:
     """Each request is answered, or its client told that the server has failed, and another replica comes."""
@@ -212,15 +222,12 @@ def test_a_killed_replica_leaves_no_request_without_an_answer(port: int) -> None
     with ThreadPoolExecutor(8) as callers:
         calls = [callers.submit(call) for _ in range(8)]
         try:
-            while answered[200] < 50:
-                assert not any(each.done() for each in calls)
+            _until(lambda: answered[200] >= 50, calls)
             victim = next(iter(before))
             os.kill(victim, signal.SIGKILL)
-            while victim in replicas() or len(replicas()) < 2:
-                assert not any(each.done() for each in calls)
+            _until(lambda: victim not in replicas() and len(replicas()) == 2, calls)
             more = answered[200] + 50
-            while answered[200] < more:
-                assert not any(each.done() for each in calls)
+            _until(lambda: answered[200] >= more, calls)
         finally:
             ended.set()
         for each in calls:
