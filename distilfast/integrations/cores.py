@@ -1,43 +1,44 @@
 """Cores that the processes of a machine share out: each takes some, and nobody else has them until it ends.
 
-A core is taken by locking a file that is called after it. The system undoes a lock when its process ends, however that
-happens, so nothing is left behind by a process that was killed.
+A core is taken by binding a Unix socket to a name of Linux's abstract namespace, which is no file: it cannot be deleted
+by whoever cleans up, and the system frees the name when the process ends, however that happens.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import time
 from pathlib import Path
 
 from distilfast.errors import BackendError
 
+PREFIX = "distilfast-core-"
+"""Of the names; those of all users and applications in one network namespace are the same."""
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
-_held: list[int] = []
-"""The open files whose locks this process has."""
+_WAIT_S = 10.0
+_held: list[socket.socket] = []
+"""The sockets whose names this process has."""
 
 
-def take(count: int, folder: Path | None = None) -> list[int]:
+def take(count: int, prefix: str = PREFIX) -> list[int]:
     """Bind every thread of this process, and those that they start, to ``count`` cores that no other has taken.
 
-    Hardware threads of one core are taken together. ``folder``: where the files are, by default one of the user's own
-    below the system's temporary folder. Raises BackendError where fewer are free, or the system binds no threads.
+    Hardware threads of one core are taken together. Raises BackendError where fewer are free, or it is not Linux.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise BackendError("This system cannot bind a process to cores.")
-    folder = folder or Path(tempfile.gettempdir()) / f"distilfast-cores-{os.getuid()}"
     allowed = sorted(os.sched_getaffinity(0), key=_place)
-    with _alone(folder):
-        found: dict[int, int] = {}
+    found: dict[int, socket.socket] = {}
+    with _turn(prefix):
         for core in allowed:
-            if len(found) < count and (file := _locked(folder / str(core))) is not None:
-                found[core] = file
+            if len(found) < count and (taken := _bound(f"{prefix}{core}")) is not None:
+                found[core] = taken
         if len(found) < count:
-            for file in found.values():
-                os.close(file)
+            for each in found.values():
+                each.close()
             needed = f"{count} of this machine's {len(allowed)} cores are needed"
             raise BackendError(f"{needed}, and other processes leave {len(found)} free.")
     _held.extend(found.values())
@@ -58,26 +59,24 @@ def _place(core: int) -> tuple[int, int]:
     return int(first.replace("-", ",").split(",")[0]), core
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process takes cores meanwhile, so that two do not have half of what they need each."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise BackendError(f"{folder} belongs to another user.")
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
+def _turn(prefix: str) -> socket.socket:
+    """A name that one process at a time has, so that two do not have half of what they need each."""
+    end = time.monotonic() + _WAIT_S
+    while (turn := _bound(f"{prefix}turn")) is None:
+        if time.monotonic() > end:
+            raise BackendError("Another process has been taking cores for 10 s.")
+        time.sleep(0.01)
+    return turn
 
 
-def _locked(path: Path) -> int | None:
-    """The open file at ``path`` with its lock, None where another has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _bound(name: str) -> socket.socket | None:
+    """A socket with this name, None where another process has it."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
+        made.bind(f"\0{name}")
+    except OSError as error:
+        made.close()
+        if error.errno != errno.EADDRINUSE:
+            raise BackendError(f"Cores cannot be shared out: {error.strerror}.") from None
         return None
-    return file
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+import uuid
 
 import pytest
 
@@ -14,14 +14,13 @@ if not hasattr(os, "sched_setaffinity"):
 
 CODE = """
 import os, sys, threading
-from pathlib import Path
 from distilfast.errors import BackendError
 from distilfast.integrations import cores
 waits = threading.Event()
 started = threading.Thread(target=waits.wait, daemon=True)
 started.start()
 try:
-    print(*cores.take(int(sys.argv[1]), Path(sys.argv[2])), flush=True)
+    print(*cores.take(int(sys.argv[1]), sys.argv[2]), flush=True)
 except BackendError as error:
     print(error, flush=True)
 masks = {tuple(sorted(os.sched_getaffinity(int(each)))) for each in os.listdir("/proc/self/task")}
@@ -30,8 +29,8 @@ sys.stdin.read()
 """
 
 
-def taker(count: int, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CODE, str(count), str(folder)]
+def taker(count: int, prefix: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CODE, str(count), prefix]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -40,21 +39,22 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_each_has_its_own_until_it_is_killed(tmp_path: Path) -> None:
+def test_each_has_its_own_until_it_is_killed() -> None:
+    prefix = f"test-{uuid.uuid4().hex}-"
     allowed = len(os.sched_getaffinity(0))
-    takers = [taker(1, tmp_path) for _ in range(allowed)]
+    takers = [taker(1, prefix) for _ in range(allowed)]
     try:
         got = [line(each) for each in takers]
         assert len(set(got)) == allowed
         assert [line(each) for each in takers] == [f"{{({core},)}}" for core in got]  # threads that ran before, too
-        with taker(1, tmp_path) as late:
+        with taker(1, prefix) as late:
             sentence = f"1 of this machine's {allowed} cores are needed, and other processes leave 0 free."
             assert line(late) == sentence
             assert line(late) == str({tuple(sorted(os.sched_getaffinity(0)))})
             late.communicate("")
         takers[0].kill()
         takers[0].wait()
-        with taker(1, tmp_path) as heir:
+        with taker(1, prefix) as heir:
             assert line(heir) == got[0]
             heir.communicate("")
     finally:
