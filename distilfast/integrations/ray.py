@@ -88,7 +88,8 @@ def app(args: dict[str, Any]) -> Application:
     ``model``: PATH or NAME=PATH; or ``models``: a list of these, or of tables with the fields of ``ServedModel``.
     ``task``, ``precision``, ``backend``, ``revision``: of all models that name none. ``deadline_ms``, ``most_waiting``,
     ``cache_bytes``, ``keys``, ``most_body_bytes``, ``most_texts``, ``drain_timeout``: as of ``distilfast serve``. The
-    fields of ``Scale``. Raises ConfigError for any other, since Ray Serve has its own ``http_options``.
+    fields of ``Scale``. Raises ConfigError for any other, since Ray Serve has its own ``http_options``. The
+    environment's ``DISTILFAST_SERVE_…`` are not read: each machine has its own.
     """
     scale, rest = _scale(args)
     threads = scale.threads or min(MOST_THREADS, available_cores())
