@@ -65,7 +65,7 @@ def run(
 
         given = {"top_k": top_k, "targets": target or None, "function_to_apply": function_to_apply}
         given |= {"candidate_labels": labels}
-        options = {name: value for name, value in given.items() if value is not None} | _named(option or [])
+        options = {name: value for name, value in given.items() if value is not None} | named_options(option or [])
         engine = engine_options(precision, backend, threads, revision)
         if source is None and text and text != ["-"]:
             _refuse(format=format, column=column, output=output, to=to, resume=resume, overwrite=overwrite)
@@ -95,7 +95,7 @@ def pipe_task(task: str) -> str:
     return ALIASES.get(task, task)
 
 
-def _named(options: list[str]) -> dict[str, Any]:
+def named_options(options: list[str]) -> dict[str, Any]:
     """NAME=VALUE; a value that is no JSON is text."""
     found: dict[str, Any] = {}
     for option in options:

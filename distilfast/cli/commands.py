@@ -12,6 +12,7 @@ import typer
 
 from distilfast.cli.answer import run
 from distilfast.cli.evaluate import evaluate
+from distilfast.cli.map import map_rows
 from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
 from distilfast.cli.serve import serve
 from distilfast.cli.terminal import errors, print_json
@@ -119,6 +120,9 @@ app.command()(evaluate)
 
 
 app.command()(serve)
+
+
+app.command("map")(map_rows)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -355,6 +355,11 @@ class Batcher:
         """Whether it is not closed."""
         return self._accepts
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is not closed, and none of its threads has died."""
+        return self._accepts and self._forwards.is_alive
+
     def info(self) -> dict[str, Any]:
         """What waits and runs, what has become of requests, and what the cost model has learned."""
         with self._lock:

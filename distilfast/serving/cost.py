@@ -145,6 +145,13 @@ class Cost:
             squares += max(0, length - SHORT) * length
         return self.factor * (tokens * self.curve.throughput + self.curve.attention * squares)
 
+    def doubt(self) -> None:
+        """An idle processor refused a request, from which nothing can be learned: the next ones cost a little less.
+
+        So a curve from a slower hour than this refuses some requests and not all of them for good.
+        """
+        self.factor *= 1 - _SMOOTHING
+
     def learn(self, lengths: Iterable[int], seconds: float) -> None:
         """A forward of these lengths took ``seconds``."""
         ratio = min(seconds / self.curve(lengths), _SLOWEST)

@@ -14,6 +14,7 @@ from typing import Any
 
 from distilfast import __version__, cache
 from distilfast.batch import PackedBatch
+from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.machine import processor
 from distilfast.pipelines.base import Pipeline
@@ -58,15 +59,19 @@ def _facts(pipe: Pipeline) -> dict[str, Any]:
 
 def measured_curve(pipe: Pipeline) -> Curve:
     """What forwards of ``pipe`` cost, from some 20 of them."""
-    engine = pipe.engine
     text = pipe.tokenizer.encode("a").ids
     token = text[len(text) // 2]
+    return measure(lambda lengths: _forward(pipe.engine, lengths, token), longest=pipe.engine.config.max_positions)
 
-    def forward(lengths: Sequence[int]) -> None:
-        batch = PackedBatch.from_sequences([[token] * length for length in lengths])
-        if engine.head.linears:
-            engine.logits(batch)
-        else:
-            engine.encode(batch)
 
-    return measure(forward, longest=engine.config.max_positions)
+def one_token(engine: Engine) -> None:
+    """The shortest forward, which shows that ``engine`` computes."""
+    _forward(engine, [1], 0)
+
+
+def _forward(engine: Engine, lengths: Sequence[int], token: int) -> None:
+    batch = PackedBatch.from_sequences([[token] * length for length in lengths])
+    if engine.head.linears:
+        engine.logits(batch)
+    else:
+        engine.encode(batch)

@@ -59,6 +59,11 @@ class Forwards:
         for thread in self.threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether none of the threads has died."""
+        return all(thread.is_alive() for thread in list(self.threads))
+
     def _serve(self, lane: Lane) -> None:
         while True:
             with self._lock:

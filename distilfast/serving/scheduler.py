@@ -178,7 +178,11 @@ class Scheduler:
         request.lane = "long" if long else "short"
         request.arrival, request.work = now, cost.share(request.lengths)
         request.number = self._count
-        if refusal := self._late(request, now) or self._crowded(request, now):
+        if refusal := self._late(request, now):
+            if not self._running and not len(self):
+                cost.doubt()
+            return refusal
+        if refusal := self._crowded(request, now):
             return refusal
         self._count += 1
         if not self._has_work(request.model):

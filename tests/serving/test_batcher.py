@@ -359,10 +359,12 @@ def test_closing_answers_what_waits(pipe: Pipeline, serve: Serve, held: Held) ->
     futures = [batcher.submit(text) for text in words(10)]
     assert held.began.wait(TIMEOUT_S)
     closed: list[bool] = []
+    assert batcher.is_alive
     closing = threading.Thread(target=lambda: closed.append(batcher.close()))
     closing.start()
-    while batcher._accepts:
+    while batcher.accepts:
         pass
+    assert not batcher.is_alive
     with pytest.raises(OverloadError, match="^The batcher is closed.$"):
         batcher.submit("a")
     held.go_on.set()

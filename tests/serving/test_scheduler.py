@@ -306,3 +306,18 @@ def test_every_request_ends_once_and_accepted_ones_in_time(
     assert ended.isdisjoint(gone)
     assert ended | gone == set(everyone)
     assert {key for key in ran if key[0] in ended} == {(each, k) for each in ended for k in range(len(each.lengths))}
+
+
+def test_a_curve_that_is_far_too_slow_does_not_refuse_for_ever(scheduler: Callable[..., Scheduler]) -> None:
+    """An idle server tries again after some refusals, and learns from the first forward; a busy one does not."""
+    made = scheduler()
+    cost = made.models[""].cost
+    cost.factor = 100.0  # 0.2 s for 8 tokens, by the curve of a machine on which everything else computed
+    asked = [made.submit(Request([8], deadline=i + 0.025), float(i)) for i in range(100)]
+    refused = asked.index(None)
+    assert 10 < refused < 60
+    batch, _ = made.take("short", float(refused))
+    assert batch is not None
+    factor = cost.factor
+    assert made.submit(Request([512], deadline=refused + 0.001), float(refused)) is not None
+    assert cost.factor == factor

@@ -80,8 +80,16 @@ class Settings:
         return {name: {"value": value, "from": origins.get(name, "default")} for name, value in values.items()}
 
 
-def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings; ``flags`` are those given, without the others. Raises ConfigError, which names the source."""
+def load(
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    origin: str = "flag",
+) -> Settings:
+    """The settings; ``flags`` are those given, without the others. Raises ConfigError, which names the source.
+
+    ``origin``: what the flags are called there.
+    """
     settings = Settings()
     if file is not None:
         settings = _from_file(settings, file)
@@ -89,7 +97,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environment: Mappin
         if name.startswith(PREFIX):
             settings = _with(settings, name[len(PREFIX) :].lower(), text, name)
     for name, value in flags.items():
-        settings = _with(settings, name, value, "flag")
+        settings = _with(settings, name, value, origin)
     return _checked(settings)
 
 
@@ -127,19 +135,20 @@ def _from_file(settings: Settings, file: Path) -> Settings:
         if name == "models":
             if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
                 raise ConfigError(f"models in {file} is not an array of tables, [[models]].")
-            value = tuple(_model(each, file) for each in value)
+            value = tuple(table_model(each, str(file)) for each in value)
         settings = _with(settings, name, value, str(file))
     return settings
 
 
-def _model(table: dict[str, Any], file: Path) -> ServedModel:
+def table_model(table: dict[str, Any], origin: str) -> ServedModel:
+    """The model of a table with its fields; raises ConfigError, which names the ``origin``."""
     kinds = get_type_hints(ServedModel)
     for name in table:
         if name not in kinds:
-            raise ConfigError(f"models in {file} has {name!r}; there are {', '.join(kinds)}.")
+            raise ConfigError(f"models in {origin} has {name!r}; there are {', '.join(kinds)}.")
     if "path" not in table:
-        raise ConfigError(f"A model in {file} has no path.")
-    values = {name: _converted(name, value, kinds[name], str(file)) for name, value in table.items()}
+        raise ConfigError(f"A model in {origin} has no path.")
+    values = {name: converted(name, value, kinds[name], origin) for name, value in table.items()}
     return ServedModel(**({"name": Path(values["path"]).name} | values))
 
 
@@ -151,11 +160,11 @@ def _with(settings: Settings, name: str, value: Any, origin: str) -> Settings:
     if name == "models" and isinstance(value, str):
         value = tuple(parsed_model(each) for each in value.split(",") if each)
     elif name != "models":
-        value = _converted(name, value, kinds[name], origin)
+        value = converted(name, value, kinds[name], origin)
     return replace(settings, **{name: value}, origins=settings.origins | {name: origin})
 
 
-def _converted(name: str, value: Any, kind: Any, origin: str) -> Any:
+def converted(name: str, value: Any, kind: Any, origin: str) -> Any:
     """``value`` in the type of the setting; texts of the environment are numbers where numbers are needed."""
     wanted = getattr(kind, "__args__", (kind,))
     if wanted == (bool,) and isinstance(value, str):
