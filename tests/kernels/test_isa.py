@@ -103,7 +103,8 @@ def test_an_unknown_isa_is_an_error(monkeypatch, name):
     with pytest.raises(
         BackendError,
         match=r"^DISTILFAST_ISA .* is not known; "
-        r"there are amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_bf16, neon_i8mm, neon_dotprod, neon, ref\.$",
+        r"there are amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, "
+        r"neon_bf16, neon_i8mm, neon_dotprod, neon, ref\.$",
     ):
         cpu.chosen_isa()
     with pytest.raises(ValueError, match="is not known"):
