@@ -1,7 +1,7 @@
 """The native tests of each ARM64 instruction set under qemu, cross-compiled by ``make arm``.
 
 Compiling takes minutes of a core, so these tests run what ``make arm`` has built and skip where it has not. Budgets
-and bits are tested here, once for each ISA; ``make arm`` runs all native tests. The machine's processor does not matter:
+and bits are tested here, once for each ISA; ``make arm`` runs all native tests. The host's processor does not matter:
 qemu's ``max`` has every instruction, and its Cortex-A72 none beyond plain NEON.
 """
 
