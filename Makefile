@@ -33,7 +33,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx tests/ptx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check lint native sanitize fuzz bench bench-here gpu-check wheel format clean distclean
+.PHONY: help demo test check lint native arm sanitize fuzz bench bench-here gpu-check wheel format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,20 @@ native: .venv/.tools ## only the native tests of `make test`
 SANITIZED := build/sanitize-address/python
 SANITIZED_TESTS := $(wildcard tests/python/test_b*.py tests/python/test_*safety.py) tests/python/test_engine.py \
 	tests/kernels/test_embed.py tests/kernels/test_linear.py tests/kernels/test_attention.py
+
+# qemu's fork of a program with threads fails inside qemu (7.2), so the test of a fork is left out.
+ARM := build/arm
+arm: .venv/.tools ## the native tests cross-compiled for ARM64 and run under qemu, each ISA in turn
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || \
+		{ echo "error: $$tool is not installed (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)."; exit 1; }; done
+	@echo "· native tests for ARM64"
+	@$(BIN)/cmake -S . -B $(ARM) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \
+		-DNATIVE_TESTS=ON -DWERROR=ON >/dev/null
+	@$(BIN)/cmake --build $(ARM) -- --quiet
+	@for isa in neon neon_dotprod neon_i8mm neon_bf16; do \
+		echo "· $$isa" && qemu-aarch64 -cpu max $(ARM)/native_tests --isa=$$isa --without=fork || exit 1; \
+	done
 
 sanitize: .venv/.installed ## native tests under ASan, UBSan and TSan; bindings under ASan and UBSan
 	@for kind in address thread; do \

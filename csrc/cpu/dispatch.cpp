@@ -10,6 +10,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace distilfast {
 
@@ -23,6 +28,13 @@ extern const LinearKernels linear_avx512_bf16;
 extern const AttentionKernels attention_avx512_bf16;
 extern const LinearKernels linear_amx_fp32, linear_amx_bf16x3, linear_amx_bf16, linear_amx_int8;
 #endif
+#if defined(__aarch64__)
+extern const Kernels kernels_neon;
+extern const LinearKernels linear_neon_dotprod;
+extern const LinearKernels linear_neon_i8mm;
+extern const LinearKernels linear_neon_bf16;
+extern const AttentionKernels attention_neon_bf16;
+#endif
 #if defined(DISTILFAST_AMX_SIMULATED)
 extern const LinearKernels linear_amx_simulated_fp32, linear_amx_simulated_bf16x3, linear_amx_simulated_bf16,
     linear_amx_simulated_int8;
@@ -31,6 +43,23 @@ extern const LinearKernels linear_amx_simulated_fp32, linear_amx_simulated_bf16x
 namespace {
 
 constexpr const char* no_such_processor = "is not supported by this processor";
+
+const char* missing(bool supported) { return supported ? nullptr : no_such_processor; }
+
+// The kernels of an ISA with the linears that an extension of it adds.
+Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, const LinearKernels& bf16) {
+  kernels.isa = isa;
+  kernels.linear_int8 = int8;
+  kernels.linear_bf16 = bf16;
+  return kernels;
+}
+
+// The same with attention in bf16.
+Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, const LinearKernels& bf16,
+                 const AttentionKernels& attention) {
+  kernels.attention_bf16 = attention;
+  return extended(kernels, isa, int8, bf16);
+}
 
 #if defined(__x86_64__)
 // avx2_vnni, from cpuid's leaf 7.1: gcc 12's __builtin_cpu_supports does not know it.
@@ -60,24 +89,14 @@ const char* missing_for_amx(bool avx512_bf16) {
   return request_tiles() ? nullptr : "is not supported by this operating system, which does not grant the tiles";
 }
 
-// The kernels of an ISA with the linears that an extension of it adds.
-Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, const LinearKernels& bf16) {
-  kernels.isa = isa;
-  kernels.linear_int8 = int8;
-  kernels.linear_bf16 = bf16;
-  return kernels;
-}
-
 Kernels with_linears(Kernels kernels, const char* isa, const LinearKernels& fp32, const LinearKernels& bf16x3,
                      const LinearKernels& bf16, const LinearKernels& int8) {
   kernels.isa = isa;
   kernels.linear_fp32 = fp32, kernels.linear_bf16x3 = bf16x3, kernels.linear_bf16 = bf16, kernels.linear_int8 = int8;
   return kernels;
 }
-#endif
 
-std::vector<Isa> find_isas() {
-#if defined(__x86_64__)
+std::vector<Isa> x86_isas() {
   __builtin_cpu_init();  // asks cpuid, and xgetbv for what the operating system saves
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx2_vnni = avx2 && supports_avx_vnni();
@@ -89,36 +108,89 @@ std::vector<Isa> find_isas() {
       extended(kernels_avx2, "avx2_vnni", linear_avx2_vnni, kernels_avx2.linear_bf16);
   static const Kernels kernels_avx512_vnni =
       extended(kernels_avx512, "avx512_vnni", linear_avx512_vnni, kernels_avx512.linear_bf16);
-  static const Kernels kernels_avx512_bf16 = [] {
-    Kernels kernels = extended(kernels_avx512, "avx512_bf16", linear_avx512_vnni, linear_avx512_bf16);
-    kernels.attention_bf16 = attention_avx512_bf16;
-    return kernels;
-  }();
+  static const Kernels kernels_avx512_bf16 =
+      extended(kernels_avx512, "avx512_bf16", linear_avx512_vnni, linear_avx512_bf16, attention_avx512_bf16);
   static const Kernels kernels_amx =
       with_linears(kernels_avx512_bf16, "amx", linear_amx_fp32, linear_amx_bf16x3, linear_amx_bf16, linear_amx_int8);
-  const auto missing = [](bool supported) { return supported ? nullptr : no_such_processor; };
   std::vector<Isa> all = {{"amx", missing_for_amx(avx512_bf16), &kernels_amx},
                           {"avx512_bf16", missing(avx512_bf16), &kernels_avx512_bf16},
                           {"avx512_vnni", missing(avx512_vnni), &kernels_avx512_vnni},
                           {"avx512", missing(avx512), &kernels_avx512},
                           {"avx2_vnni", missing(avx2_vnni), &kernels_avx2_vnni},
-                          {"avx2", missing(avx2), &kernels_avx2},
-                          {"ref", nullptr, &kernels_ref}};
+                          {"avx2", missing(avx2), &kernels_avx2}};
 #if defined(DISTILFAST_AMX_SIMULATED)
   static const Kernels kernels_amx_simulated =
       with_linears(kernels_avx512_bf16, "amx_simulated", linear_amx_simulated_fp32, linear_amx_simulated_bf16x3,
                    linear_amx_simulated_bf16, linear_amx_simulated_int8);
-  // After every real one but `ref`, so that it is never chosen by default.
-  all.insert(all.end() - 1, {"amx_simulated", missing(avx512_bf16), &kernels_amx_simulated});
+  // After every real one, so that it is never chosen by default.
+  all.push_back({"amx_simulated", missing(avx512_bf16), &kernels_amx_simulated});
 #endif
   return all;
+}
 #else
-  std::vector<Isa> all;
-  for (const char* name : {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2"})
-    all.push_back({name, no_such_processor, nullptr});
+std::vector<Isa> x86_isas() {
+  return {{"amx", no_such_processor, nullptr},         {"avx512_bf16", no_such_processor, nullptr},
+          {"avx512_vnni", no_such_processor, nullptr}, {"avx512", no_such_processor, nullptr},
+          {"avx2_vnni", no_such_processor, nullptr},   {"avx2", no_such_processor, nullptr}};
+}
+#endif
+
+#if defined(__aarch64__)
+// What a processor can have beyond NEON, which all of this architecture have.
+struct ArmFeatures {
+  bool dotprod, i8mm, bf16;
+};
+
+#if defined(__linux__)
+ArmFeatures arm_features() {
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  // HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16, which older headers do not have.
+  return {(first >> 20 & 1) != 0, (second >> 13 & 1) != 0, (second >> 14 & 1) != 0};
+}
+#elif defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  std::size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+ArmFeatures arm_features() {
+  return {has_feature("hw.optional.arm.FEAT_DotProd"), has_feature("hw.optional.arm.FEAT_I8MM"),
+          has_feature("hw.optional.arm.FEAT_BF16")};
+}
+#else
+ArmFeatures arm_features() { return {false, false, false}; }
+#endif
+
+std::vector<Isa> arm_isas() {
+  const ArmFeatures has = arm_features();
+  const bool i8mm = has.dotprod && has.i8mm, bf16 = i8mm && has.bf16;
+  static const Kernels kernels_neon_dotprod =
+      extended(kernels_neon, "neon_dotprod", linear_neon_dotprod, kernels_neon.linear_bf16);
+  static const Kernels kernels_neon_i8mm =
+      extended(kernels_neon, "neon_i8mm", linear_neon_i8mm, kernels_neon.linear_bf16);
+  static const Kernels kernels_neon_bf16 =
+      extended(kernels_neon, "neon_bf16", linear_neon_i8mm, linear_neon_bf16, attention_neon_bf16);
+  return {{"neon_bf16", missing(bf16), &kernels_neon_bf16},
+          {"neon_i8mm", missing(i8mm), &kernels_neon_i8mm},
+          {"neon_dotprod", missing(has.dotprod), &kernels_neon_dotprod},
+          {"neon", nullptr, &kernels_neon}};
+}
+#else
+std::vector<Isa> arm_isas() {
+  return {{"neon_bf16", no_such_processor, nullptr},
+          {"neon_i8mm", no_such_processor, nullptr},
+          {"neon_dotprod", no_such_processor, nullptr},
+          {"neon", no_such_processor, nullptr}};
+}
+#endif
+
+// Those of the other architecture are known too, so that asking for one is told apart from a misspelt name.
+std::vector<Isa> find_isas() {
+  std::vector<Isa> all = x86_isas();
+  for (const Isa& isa : arm_isas()) all.push_back(isa);
   all.push_back({"ref", nullptr, &kernels_ref});
   return all;
-#endif
 }
 
 }  // namespace

@@ -53,12 +53,17 @@ def chosen_isa() -> tuple[str, str]:
     forced = environment("ISA")
     lacking = missing()
     if forced is None:
-        return next(name for name, why in lacking.items() if why is None), "the fastest that this processor has"
+        fastest = next(name for name, why in lacking.items() if why is None)
+        return fastest, "the fastest that this processor has" + _unmeasured(fastest)
     if forced not in lacking:
         raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(lacking)}.")
     if why := lacking[forced]:
         raise BackendError(f"DISTILFAST_ISA {forced!r} {why}.")
-    return forced, "DISTILFAST_ISA asks for it"
+    return forced, "DISTILFAST_ISA asks for it" + _unmeasured(forced)
+
+
+def _unmeasured(isa: str) -> str:
+    return "; not yet measured on ARM" if isa.startswith("neon") else ""
 
 
 def available_cores() -> int:

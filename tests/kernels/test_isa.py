@@ -63,7 +63,7 @@ ATTENTION = {
 NORMS = {isa: ("avx512 fp32" if row[0] in ("amx fp32", "avx512 fp32") else row[0],) for isa, row in LINEAR.items()}
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have ref alone")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the tables are those of x86-64")
 @pytest.mark.parametrize(
     ("operation", "table"),
     [("linear", LINEAR), ("attention", ATTENTION), ("embed", NORMS), ("add_layer_norm", NORMS)],
@@ -103,7 +103,8 @@ def test_an_unknown_isa_is_an_error(monkeypatch, name):
     with pytest.raises(
         BackendError,
         match=r"^DISTILFAST_ISA .* is not known; "
-        r"there are amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, ref\.$",
+        r"there are amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, "
+        r"neon_bf16, neon_i8mm, neon_dotprod, neon, ref\.$",
     ):
         cpu.chosen_isa()
     with pytest.raises(ValueError, match="is not known"):

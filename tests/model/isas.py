@@ -13,7 +13,7 @@ from distilfast.backends import cpu
 _HERE = {} if cpu.unavailable() else cpu.isas()
 SHARED = ("avx512_vnni", "avx2_vnni") if _HERE.get("avx512_bf16") else ("avx2_vnni",)
 """The ISAs that have nothing of their own here but int8 products, those of avx2_vnni have a test of their own."""
-_THERE = {name: there for name, there in _HERE.items() if name not in SHARED}
+_THERE = {name: there for name, there in _HERE.items() if name not in SHARED and (there or not name.startswith("neon"))}
 NATIVE = next((name for name, there in _THERE.items() if there), "none")
 """What this processor runs when nobody forces another."""
 SLOW = ("ref", SIMULATED)

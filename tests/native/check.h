@@ -41,10 +41,17 @@ inline std::vector<float> numbers(std::size_t count, unsigned seed) {
   return values;
 }
 
-// Every ISA that this machine has.
+// The ISA that the command line asks for; empty: none.
+inline std::string& forced_isa() {
+  static std::string name;
+  return name;
+}
+
+// Every ISA that this machine has, or the forced one and `ref`.
 inline std::vector<const distilfast::Kernels*> supported_kernels() {
   std::vector<const distilfast::Kernels*> all;
   for (const distilfast::Isa& isa : distilfast::isas())
-    if (isa.supported()) all.push_back(isa.kernels);
+    if (isa.supported() && (forced_isa().empty() || forced_isa() == isa.name || isa.name == std::string("ref")))
+      all.push_back(isa.kernels);
   return all;
 }

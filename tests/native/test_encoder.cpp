@@ -198,7 +198,7 @@ TEST(threads_and_chunks_change_no_bit) {
 
 TEST(a_forward_that_is_ended_stops_after_a_chunk_and_gives_its_workspace_back) {
   const Batch batch(std::vector<int>(90, 30));  // 17 sequences in each chunk
-  const Fixture fixture(kernels_for(""), 2);
+  const Fixture fixture(kernels_for(forced_isa()), 2);
   const std::vector<float> wanted = head_of(*fixture.encoder, batch);
   const std::size_t scratch = fixture.encoder->scratch_bytes();
   std::vector<float> out(wanted.size(), -1);
@@ -213,7 +213,7 @@ TEST(a_forward_that_is_ended_stops_after_a_chunk_and_gives_its_workspace_back) {
 
 TEST(a_second_forward_allocates_nothing) {
   for (const int threads : {1, 2}) {
-    const Fixture fixture(kernels_for(""), threads);
+    const Fixture fixture(kernels_for(forced_isa()), threads);
     const Batch batch({3, 40, 1, 17});
     std::vector<float> out(batch.rows.size() * 3);
     const ForwardInput input = batch.input();
@@ -226,7 +226,7 @@ TEST(a_second_forward_allocates_nothing) {
 
 TEST(several_callers_at_once_get_their_own_answers) {
   for (const int threads : {1, 2}) {
-    const Fixture fixture(kernels_for(""), threads);
+    const Fixture fixture(kernels_for(forced_isa()), threads);
     const Batch first({5, 30}), second({40});
     const auto wanted_first = head_of(*fixture.encoder, first), wanted_second = head_of(*fixture.encoder, second);
     std::atomic<int> wrong{0};
@@ -244,7 +244,8 @@ TEST(several_callers_at_once_get_their_own_answers) {
 }
 
 TEST(sixteen_callers_of_several_encoders_share_the_pool) {
-  const Fixture fixtures[] = {{kernels_for(""), 2}, {kernels_for(""), 5}, {kernels_for(""), 16}};
+  const Fixture fixtures[] = {
+      {kernels_for(forced_isa()), 2}, {kernels_for(forced_isa()), 5}, {kernels_for(forced_isa()), 16}};
   const Batch batch({5, 30});
   const auto wanted = head_of(*fixtures[0].encoder, batch);
   std::atomic<int> wrong{0};
@@ -258,7 +259,7 @@ TEST(sixteen_callers_of_several_encoders_share_the_pool) {
 }
 
 TEST(a_child_answers_after_a_fork) {
-  const Fixture fixture(kernels_for(""), 3);
+  const Fixture fixture(kernels_for(forced_isa()), 3);
   const Batch batch({5, 30});
   const auto wanted = head_of(*fixture.encoder, batch);  // the parent's workers run by now
   const pid_t child = fork();

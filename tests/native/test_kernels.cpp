@@ -4,8 +4,11 @@
 #include <cmath>
 #include <new>
 #include <numeric>
+#include <span>
 
 #include "check.h"
+#include "cpu/checksum.h"
+#include "cpu/naive.h"
 #include "cpu/parallel.h"
 
 using namespace distilfast;
@@ -107,6 +110,79 @@ TEST(a_stride_changes_no_bit_of_linear) {
         strides_change_no_bit(kernels->linear(precision), 9, n, k);
 }
 
+// The limits of tests/kernels, also where no Python runs: twice the error of operands that are rounded once and summed
+// in float32, in blocks of 256.
+TEST(linear_is_within_twice_the_naive_error) {
+  Team team(1);
+  const Index rows = 9, n = 100;
+  for (const Index k : {257, 768})
+    for (const Precision precision : {Precision::fp32, Precision::bf16x3, Precision::bf16}) {
+      const auto round = [&](std::vector<float> values) {
+        if (precision == Precision::bf16)
+          for (float& value : values) {
+            const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);
+            value = __builtin_bit_cast(float, (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+          }
+        return values;
+      };
+      const auto x = round(numbers(rows * k, 1)), w = round(numbers(n * k, 2)), b = numbers(n, 3);
+      std::vector<float> naive(rows * n);
+      naive_matmul(x.data(), w.data(), naive.data(), rows, n, k, 256);
+      for (Index i = 0; i < rows * n; ++i) naive[i] += b[i % n];
+      const auto run = [&](const LinearKernels& kernels) {
+        return linear_with(kernels, team, rows, n, k, Activation::none);
+      };
+      const std::vector<float> truth = run(kernels_for("ref").linear_fp32);
+      for (const Kernels* kernels : supported_kernels())
+        CHECK(relative_error(run(kernels->linear(precision)), truth) <= 2.0 * relative_error(naive, truth));
+    }
+}
+
+TEST(a_row_of_linear_has_the_same_bits_alone) {
+  Team team(1);
+  const Index rows = 17, n = 49;
+  for (const Kernels* kernels : supported_kernels())
+    for (const Precision precision : {Precision::fp32, Precision::bf16x3, Precision::bf16, Precision::int8})
+      for (const Index k : {257, 768}) {
+        const auto all = linear_with(kernels->linear(precision), team, rows, n, k, Activation::gelu);
+        for (const Index fewer : {1, 2, 8}) {  // the first rows are the same numbers
+          const auto some = linear_with(kernels->linear(precision), team, fewer, n, k, Activation::gelu);
+          CHECK(std::equal(some.begin(), some.end(), all.begin()));
+        }
+      }
+}
+
+// Each element of C is one chain of fused multiply-adds in the order of k on every vector unit, in fp32 and in bf16
+// that is widened: the width of a vector, the tile and the architecture change no bit. Two hashes for all of them.
+TEST(vector_isas_have_the_same_bits_of_linear) {
+  Team team(1);
+  for (const Kernels* kernels : supported_kernels())
+    for (const char* name : {"avx2", "avx512", "neon"})
+      if (kernels->isa == std::string(name)) {
+        const auto hash = [&](Precision precision) {
+          const auto out = linear_with(kernels->linear(precision), team, 9, 49, 601, Activation::gelu);
+          return checksum(std::as_bytes(std::span(out)), team);
+        };
+        CHECK(hash(Precision::fp32) == 0x7c41e222500f563e);
+        CHECK(hash(Precision::bf16) == 0x7e5bfcf1ce5ae30b);
+      }
+}
+
+// int8 products are exact in int32, so an instruction that multiplies more of them at once changes no bit.
+TEST(int8_instructions_of_a_family_have_the_same_bits) {
+  Team team(1);
+  for (const auto& family : std::vector<std::vector<std::string>>{
+           {"avx2", "avx2_vnni"}, {"avx512", "avx512_vnni", "avx512_bf16"}, {"neon", "neon_dotprod", "neon_i8mm"}})
+    for (const Isa& isa : isas())
+      if (isa.supported() && std::find(family.begin(), family.end(), isa.name) != family.end())
+        for (const Index k : {257, 768}) {
+          const auto run = [&](const Kernels& kernels) {
+            return linear_with(kernels.linear_int8, team, 9, 49, k, Activation::gelu);
+          };
+          CHECK(run(*isa.kernels) == run(kernels_for(family.front())));
+        }
+}
+
 // Each ISA quantises slightly other values, which tests/kernels/test_linear.py accounts for exactly.
 TEST(int8_linear_is_near_ref) {
   Team team(1);
@@ -179,7 +255,7 @@ TEST(an_unknown_isa_is_an_error) {
     CHECK(refused);
   }
   CHECK(std::string(kernels_for("ref").isa) == "ref");
-  CHECK(&kernels_for("") == supported_kernels().front());
+  CHECK(&kernels_for(forced_isa()) == supported_kernels().front());
 }
 
 TEST(an_attention_plan_covers_every_query_once_and_begins_with_the_most_work) {

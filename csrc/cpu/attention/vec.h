@@ -20,10 +20,12 @@ namespace {
 // The most vectors of columns that a tile has …
 constexpr int max_vectors = Vec::registers == 32 ? 4 : 2;
 
-// … and the most rows: accumulators, a row of B and a broadcast fill the registers, 6 x 4 + 4 + 1 of 32.
+// … and the most rows: accumulators, a row of B and a broadcast fill the registers, 6 x 4 + 4 + 1 of 32; by lane it is
+// accumulators, a row of B and a vector of each row of A, 5 x 4 + 4 + 5.
 template <int Vectors>
-constexpr int max_tile_rows =
-    (Vec::registers - 1 - Vectors) / Vectors < 12 ? (Vec::registers - 1 - Vectors) / Vectors : 12;
+constexpr int rows_that_fit = (Vec::registers - 1 - Vectors) / (Vec::multiplies_by_lane ? Vectors + 1 : Vectors);
+template <int Vectors>
+constexpr int max_tile_rows = rows_that_fit<Vectors> < 12 ? rows_that_fit<Vectors> : 12;
 
 // Floats of a block's scores, unless two row tiles need more: they leave room in L1 for the panels of keys and values
 // that stream past.

@@ -2,8 +2,8 @@
 // bf16 values is exact in fp32; accumulators are fp32.
 //
 // Bf16Widened is for machines without a bf16 instruction: both halves are widened to fp32 in registers, which costs two
-// shifts a k-pack and halves the bytes of W. Bf16Dot multiplies both halves at once (vdpbf16ps, which takes denormals
-// for zero). Both read the same packed W.
+// shifts a k-pack and halves the bytes of W. Bf16Dot multiplies both halves at once (vdpbf16ps and bfdot, which take
+// denormals for zero; bfdot also rounds each step to odd). Both read the same packed W.
 #pragma once
 
 #include "cpu/linear/vec.h"
@@ -28,6 +28,8 @@ struct Bf16Pairs {
   using B = KPack;
   using Accumulator = Vec;
   using Gelu = CoarseGelu;
+  static constexpr int rows = tile_rows;
+  static constexpr bool by_lane = Vec::multiplies_by_lane;
   static constexpr PackedLayout layout{"bf16", 1};
   static constexpr Index k_pack_size = 2;
   static KPack k_pack(const float* w, Index left) { return bf16_pair(w, left); }
@@ -49,6 +51,11 @@ struct Bf16Widened : Bf16Pairs {
   }
   static Vec row(const float* a, Index k_pack, int product) { return Vec::all(a[2 * k_pack + product]); }
   static Vec multiply_add(Vec row, Vec column, Vec accumulator) { return fma(row, column, accumulator); }
+  static Vec row_lanes(const float* a) { return Vec::load(a); }
+  template <int lane, class V>
+  static V multiply_add_lane(V row, V column, V accumulator) {
+    return fma_lane<lane>(row, column, accumulator);
+  }
 };
 
 #if defined(__AVX512BF16__)
@@ -67,6 +74,22 @@ struct Bf16Dot : Bf16Pairs {
   static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
   static Vec multiply_add(IntVec row, IntVec column, Vec accumulator) {
     return {_mm512_dpbf16_ps(accumulator.v, reinterpret_cast<__m512bh>(row.v), reinterpret_cast<__m512bh>(column.v))};
+  }
+};
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// For attention alone: `linear` has the matrix instruction of linear/neon_matrix.h.
+struct Bf16Dot : Bf16Pairs {
+  using A = KPack;
+  static constexpr int products = 1;
+  static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
+  static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
+  static Vec multiply_add(IntVec row, IntVec column, Vec accumulator) {
+    return add_bf16_products(row, column, accumulator);
+  }
+  static IntVec row_lanes(const KPack* a) { return IntVec::load(a); }
+  template <int lane>
+  static Vec multiply_add_lane(IntVec row, IntVec column, Vec accumulator) {
+    return add_bf16_products_lane<lane>(row, column, accumulator);
   }
 };
 #endif

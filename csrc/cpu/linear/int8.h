@@ -1,7 +1,8 @@
 // int8 operands of `linear` on vector units; what they stand for: linear/int8_format.h.
 //
-// The instructions multiply unsigned by signed bytes (vpdpbusd is u8 x s8), so W is stored with zero point 128. The
-// compensation, -128 times the sum of q_x, initialises each group's int32 accumulators; `pack_a` computes it.
+// The instructions of x86 multiply unsigned by signed bytes (vpdpbusd is u8 x s8), so W is stored with zero point 128.
+// The compensation, -128 times the sum of q_x, initialises each group's int32 accumulators; `pack_a` computes it. NEON
+// multiplies signed bytes, and W has no zero point there.
 //
 // Packed W: the header; [panel][outlier channel][column] in fp32; then k-blocks as in vec.h, in each block panels, in
 // each panel groups of k-packs and one row of scales.
@@ -13,9 +14,6 @@
 
 namespace distilfast {
 namespace {
-
-// Raise the version also when linear/int8_groups.h writes other bytes.
-constexpr PackedLayout int8_layout{"int8/rotated", 2};
 
 // Values of K in a k-block, one group or four: those of a panel fit L1 beside the rows of a tile.
 constexpr Index int8_block = 256;
@@ -41,17 +39,53 @@ struct Int8Layout : Int8Header {
   Index size() const { return block(groups, 0); }
 };
 
-constexpr int weight_zero_point = 128;
-
-// The product of a k-pack of x with one of W: four values of K at once, or two and two.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-struct Int8Dot {
+// What all operand types here share. Raise a layout's version also when linear/int8_groups.h writes other bytes.
+struct Int8Operands {
   using A = KPack;
   using B = KPack;
   using Accumulator = IntVec;
-  static constexpr Index a_k_pack = 1;  // elements of packed A for a k-pack
+  static constexpr Index a_k_pack = 1;      // elements of packed A for a k-pack
+  static constexpr Index k_pack_words = 1;  // k-packs that are multiplied at once
   static constexpr int products = 1;
+  static constexpr bool by_lane = false;
   static void widen(KPack*, Index) {}
+  // Where in a group of a panel the k-pack `k_pack` of column `j` lies.
+  static Index place(Index k_pack, Index j) { return k_pack * panel + j; }
+};
+
+// The product of a k-pack of x with one of W: four values of K at once, or two and two.
+#if defined(__ARM_NEON)
+struct SignedInt8 : Int8Operands {
+  static constexpr PackedLayout layout{"int8/rotated/signed", 1};
+  static constexpr int weight_zero_point = 0;
+};
+
+// For processors without sdot: products of bytes in int16, added in pairs and widened.
+struct Int8Pairs : SignedInt8 {
+  static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
+  static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
+  static IntVec multiply_add(IntVec row, IntVec column, IntVec accumulator) {
+    return add_int8_products(row, column, accumulator);
+  }
+};
+#if defined(__ARM_FEATURE_DOTPROD)
+struct Int8Dot : SignedInt8 {
+  static constexpr bool by_lane = true;
+  static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
+  static IntVec row_lanes(const KPack* a) { return IntVec::load(a); }
+  template <int lane>
+  static IntVec multiply_add_lane(IntVec row, IntVec column, IntVec accumulator) {
+    return add_int8_products_lane<lane>(row, column, accumulator);
+  }
+};
+#endif
+#else
+struct UnsignedInt8 : Int8Operands {
+  static constexpr PackedLayout layout{"int8/rotated", 2};
+  static constexpr int weight_zero_point = 128;
+};
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+struct Int8Dot : UnsignedInt8 {
   static IntVec column(const KPack* k_pack, int) { return IntVec::load(k_pack); }
   static IntVec row(const KPack* a, Index k_pack, int) { return IntVec::all(static_cast<int>(a[k_pack])); }
   static IntVec multiply_add(IntVec row, IntVec column, IntVec accumulator) {
@@ -61,10 +95,7 @@ struct Int8Dot {
 #else
 // For machines without VNNI: the even and the odd bytes of a k-pack are widened to int16 and multiplied by vpmaddwd.
 // (vpmaddubsw, which multiplies bytes, saturates its sums.)
-struct Int8Widened {
-  using A = KPack;
-  using B = KPack;
-  using Accumulator = IntVec;
+struct Int8Widened : UnsignedInt8 {
   static constexpr Index a_k_pack = 2;
   static constexpr int products = 2;
   // Widens k-packs in place to twice as many words; from the end, so that each is read before it is overwritten.
@@ -90,6 +121,7 @@ struct Int8Widened {
     return add_int16_products(row, column, accumulator);
   }
 };
+#endif
 #endif
 
 // What follows the k-packs of a group of a row in packed A.
@@ -122,10 +154,14 @@ Index int8_packed_a_size(Index rows, Index k) {
   return Int8LayoutA<Dot>(k).size(rows) * Index{sizeof(KPack)};
 }
 
-// Adds the zero point, 128, to four signed bytes.
-inline KPack with_zero_point(KPack k_pack) { return k_pack ^ 0x80808080u; }
+// Adds the zero point, 128 or none, to four signed bytes.
+template <class Dot>
+inline KPack with_zero_point(KPack k_pack) {
+  return Dot::weight_zero_point ? k_pack ^ 0x80808080u : k_pack;
+}
 
-inline void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
+template <class Dot>
+void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
   const Int8Layout at(source.n, source.k);
   if (panels.begin == 0) pack_header(source, at, packed);
   for (Index p = panels.begin; p < panels.end; ++p)
@@ -133,9 +169,10 @@ inline void pack_int8(const LinearSource& source, Range panels, std::byte* packe
       float* outlier_weights = view<float>(packed, at.outlier_weights(p) + j);
       const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
         const Index first = g / at.block_groups() * at.block_groups();
-        const Index to = at.block(first, p) + (g - first) * at.packed_group() + j;
-        for (Index i = 0; i < at.k_packs(); ++i) *view<KPack>(packed, to + i * panel) = with_zero_point(k_packs[i]);
-        *view<float>(packed, to + at.k_packs() * panel) = quant.scale;
+        const Index to = at.block(first, p) + (g - first) * at.packed_group();
+        for (Index i = 0; i < at.k_packs(); ++i)
+          *view<KPack>(packed, to + Dot::place(i, j)) = with_zero_point<Dot>(k_packs[i]);
+        *view<float>(packed, to + at.k_packs() * panel + j) = quant.scale;
       };
       quantize_column(source, at, p * panel + j, take, [&](Index i, float w) { outlier_weights[i * panel] = w; });
     }
@@ -151,7 +188,7 @@ void pack_int8_a(const Linear& op, Range rows) {
     const auto take = [&](Index g, GroupQuant quant) {
       KPack* to = group_of(g);
       Dot::widen(to, at.k_packs());
-      *reinterpret_cast<RowQuant*>(to + at.group_k_packs()) = {quant.scale, -weight_zero_point * quant.row_sum};
+      *reinterpret_cast<RowQuant*>(to + at.group_k_packs()) = {quant.scale, -Dot::weight_zero_point * quant.row_sum};
     };
     quantize_row(op, at, row, place, take, [&](Index i, float x) { outlier_x[i] = x; });
   }
@@ -202,15 +239,21 @@ __attribute__((noinline)) void int8_tile(const Int8Panel& w, const KPack* next_p
   for (Index g = 0; g < w.count; ++g) {
     const KPack* quants = x + w.x_k_packs;
     Tile<Rows, panel_vectors, Dot> group;
-    group.each([&](int i, int, IntVec& accumulator) {
-      accumulator = IntVec::all(reinterpret_cast<const RowQuant*>(quants + i * x_stride)->compensation);
-    });
-    for (Index k_pack = 0; k_pack < k_packs; k_pack += 4)
+    if constexpr (Dot::weight_zero_point == 0)
+      group.clear();
+    else
+      group.each([&](int i, int, IntVec& accumulator) {
+        accumulator = IntVec::all(reinterpret_cast<const RowQuant*>(quants + i * x_stride)->compensation);
+      });
+    for (Index k_pack = 0; k_pack < k_packs; k_pack += 4) {
+      if constexpr (Dot::by_lane) group.add_lanes(x, x_stride, k_pack, columns);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i, columns += panel, next_panel += panel) {
         prefetch_vectors<Prefetched>(next_panel);
-        group.add_k_pack(x, x_stride, k_pack + i, columns);
+        if constexpr (!Dot::by_lane)
+          if (i % Dot::k_pack_words == 0) group.add_k_pack(x, x_stride, k_pack + i, columns);
       }
+    }
     prefetch_vectors<Prefetched>(next_panel);
     add_dequantized(group, quants, x_stride, columns, total);
     columns += panel, next_panel += panel;
@@ -257,12 +300,12 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
 template <class Dot>
 constexpr LinearKernels int8_linear_kernels(const char* arithmetic) {
   return {arithmetic,
-          int8_layout,
+          Dot::layout,
           panel,
           mc_multiple,
           mc,
           int8_packed_size,
-          pack_int8,
+          pack_int8<Dot>,
           int8_packed_a_size<Dot>,
           pack_int8_a<Dot>,
           int8_linear<Dot>,

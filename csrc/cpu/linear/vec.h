@@ -22,8 +22,9 @@ namespace {
 
 constexpr int panel_vectors = 3;
 constexpr int panel = panel_vectors * Vec::width;
-// Accumulators, a row of B and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16.
-constexpr int tile_rows = Vec::registers == 32 ? 8 : 4;
+// Accumulators, a row of B and a broadcast fill the registers: 8 x 3 + 3 + 1 of 32, 4 x 3 + 3 + 1 of 16; by lane it is
+// accumulators, a row of B and a vector of each row of A: 7 x 3 + 3 + 7 of 32.
+constexpr int tile_rows = Vec::multiplies_by_lane ? 7 : Vec::registers == 32 ? 8 : 4;
 
 // Rows of x and out of one range stay in L2 while the panels stream past.
 constexpr Index mc_multiple = 1;
@@ -34,6 +35,7 @@ constexpr Index depth_block = 256;  // of K
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
   using Gelu = ExactGelu;
+  static constexpr int rows = tile_rows;
   // Raise a layout's version with every change of its bytes: packed weights are kept on disk, and a file of another
   // version must not be read.
   static constexpr PackedLayout layout{"f32", 1};
@@ -180,7 +182,7 @@ inline void copy_columns(const float* from, Index from_stride, float* to, Index 
 // Calls body<count>(first row, c, stride of c, prefetch) for each row tile of panel `p`, where c is the tile's place in
 // out. Where the last panel reaches past N, c is a buffer instead: filled from out unless this is the `first` k-block,
 // and copied back.
-template <int Max = tile_rows, class Body>
+template <int Max, class Body>
 inline void in_tiles(const Linear& op, Range rows, Index p, bool first, Body body) {
   const Index column = p * panel, columns = smaller(op.packed.n - column, panel),
               tiles = divide_up(rows.end - rows.begin, Max);
@@ -223,14 +225,15 @@ void linear(const Linear& op, Range rows, Range panels) {
       const B* w = view<B>(op.packed.weight, packed_offset<Operands>(n, k_total, k, p));
       const B* next_panel = view<B>(op.packed.weight, packed_offset<Operands>(n, k_total, next.k, next.p));
       const float* bias = last ? op.packed.bias + p * panel : nullptr;
-      in_tiles(op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
-        for_count(prefetch.vectors, [&]<int Prefetched>() {
-          block_tile<Operands, Rows, Prefetched>(a + row * a_stride, a_stride, w,
-                                                 divide_up(depth, Operands::k_pack_size), prefetch.of(next_panel), c,
-                                                 c_stride, first, bias);
-        });
-        if (last) activate<typename Operands::Gelu, Rows>(c, c_stride, op.activation);
-      });
+      in_tiles<Operands::rows>(
+          op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
+            for_count(prefetch.vectors, [&]<int Prefetched>() {
+              block_tile<Operands, Rows, Prefetched>(a + row * a_stride, a_stride, w,
+                                                     divide_up(depth, Operands::k_pack_size), prefetch.of(next_panel),
+                                                     c, c_stride, first, bias);
+            });
+            if (last) activate<typename Operands::Gelu, Rows>(c, c_stride, op.activation);
+          });
     }
   }
 }

@@ -9,6 +9,7 @@ namespace {
 struct Vec {
   static constexpr int width = 8;
   static constexpr int registers = 16;
+  static constexpr bool multiplies_by_lane = false;
   __m256 v;
 
   static Vec zero() { return {_mm256_setzero_ps()}; }

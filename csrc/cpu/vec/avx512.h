@@ -9,6 +9,7 @@ namespace {
 struct Vec {
   static constexpr int width = 16;
   static constexpr int registers = 32;
+  static constexpr bool multiplies_by_lane = false;
   __m512 v;
 
   static Vec zero() { return {_mm512_setzero_ps()}; }
@@ -104,6 +105,19 @@ inline IntVec add_int16_products(IntVec a, IntVec b, IntVec sum) {
 #if defined(__AVX512VNNI__)
 // Sums of the products of four bytes, a's unsigned and b's signed.
 inline IntVec add_int8_products(IntVec a, IntVec b, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
+#endif
+#if defined(__AVX512BF16__)
+// Thirty-two bf16 values, those of `low` first; and sixteen to memory.
+inline IntVec to_bf16(Vec low, Vec high) { return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v))}; }
+inline void store_bf16(Vec a, void* to) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
+// The k-packs of a lane of `first` and the same lane of `second`.
+inline IntVec interleave_bf16(Vec first, Vec second) {
+  const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return {_mm512_permutexvar_epi16(interleaved, to_bf16(first, second).v)};
+}
 #endif
 // rows[i] lane j <-> rows[j] lane i: pairs of rows, then pairs of pairs, then quarters of registers.
 inline void transpose(Vec (&rows)[16]) {

@@ -6,6 +6,9 @@
 // Both consist of k-packs, 4 bytes with the values of one, two or four consecutive k; depth counts k-packs. The
 // template parameter Operands has the types A and B of their elements and multiplies them: fp32 here, pairs of bf16 in
 // linear/bf16.h, four int8 in linear/int8.h.
+//
+// Where a product can take one lane of a register as its factor (`by_lane`, NEON), a vector of each row of A is loaded
+// at a time instead of a broadcast for each k-pack. The chain is the same, and so are its bits.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -21,9 +24,16 @@ struct Fp32 {
   using B = float;
   using Accumulator = Vec;
   static constexpr int products = 1;  // multiply-adds for one k-pack, one after the other
+  static constexpr bool by_lane = Vec::multiplies_by_lane;
   static Vec column(const float* k_pack, int) { return Vec::load(k_pack); }
   static Vec row(const float* a, Index k_pack, int) { return Vec::all(a[k_pack]); }
   static Vec multiply_add(Vec row, Vec column, Vec accumulator) { return fma(row, column, accumulator); }
+  // By lane: Vec::width elements of a row of A, and the product of one of them.
+  static Vec row_lanes(const float* a) { return Vec::load(a); }
+  template <int lane, class V>
+  static V multiply_add_lane(V row, V column, V accumulator) {
+    return fma_lane<lane>(row, column, accumulator);
+  }
 };
 
 template <int Vectors, class B>
@@ -37,6 +47,7 @@ struct Tile {
   using A = typename Operands::A;
   using B = typename Operands::B;
   static constexpr int columns = Vectors * Vec::width;
+  static constexpr int lane_k_packs = Vec::width / Operands::products;  // of which a vector of A has the elements
   typename Operands::Accumulator accumulators[Rows][Vectors];
 
   // accumulators = A B. The main loop also prefetches the first `Prefetched` vectors of each row of `next_panel`.
@@ -44,7 +55,14 @@ struct Tile {
   inline __attribute__((always_inline)) void multiply(const A* a, Index a_stride, const B* b, Index depth,
                                                       const B* next_panel = nullptr) {
     clear();
-    for (Index k = 0; k < depth; ++k, b += columns) {
+    Index k = 0;
+    if constexpr (Operands::by_lane)
+      for (; k + lane_k_packs <= depth; k += lane_k_packs, b += lane_k_packs * columns) {
+        if constexpr (Prefetched > 0)
+          for (int i = 0; i < lane_k_packs; ++i) prefetch_vectors<Prefetched>(next_panel + (k + i) * columns);
+        add_lanes(a, a_stride, k, b);
+      }
+    for (; k < depth; ++k, b += columns) {
       if constexpr (Prefetched > 0) prefetch_vectors<Prefetched>(next_panel + k * columns);
       add_k_pack(a, a_stride, k, b);
     }
@@ -70,6 +88,14 @@ struct Tile {
     }
   }
 
+  // accumulators += columns k_pack .. k_pack + lane_k_packs - 1 of A times as many rows of B, from `b` on.
+  inline __attribute__((always_inline)) void add_lanes(const A* a, Index a_stride, Index k_pack, const B* b) {
+    decltype(Operands::row_lanes(a)) rows[Rows];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) rows[i] = Operands::row_lanes(a + i * a_stride + k_pack * Operands::products);
+    add_lane<0>(rows, b);
+  }
+
   // Calls body(row, vector, accumulator), unrolled, so that the accumulators stay in registers.
   template <class Body>
   inline __attribute__((always_inline)) void each(Body body) {
@@ -77,6 +103,21 @@ struct Tile {
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) body(i, j, accumulators[i][j]);
+  }
+
+ private:
+  // The products of one lane, then those of the next ones.
+  template <int lane, class RowVector>
+  inline __attribute__((always_inline)) void add_lane(const RowVector (&rows)[Rows], const B* b) {
+    const B* k_pack = b + lane / Operands::products * columns;
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      const auto column = Operands::column(k_pack + j * Vec::width, lane % Operands::products);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i)
+        accumulators[i][j] = Operands::template multiply_add_lane<lane>(rows[i], column, accumulators[i][j]);
+    }
+    if constexpr (lane + 1 < Vec::width) add_lane<lane + 1>(rows, b);
   }
 };
 
