@@ -9,6 +9,9 @@ at which a request was due, so a server that falls behind is charged for it. Goo
 deadline. Our capacity is the rate at which 32 callers, who ask again as soon as they are answered, are served. The
 servers run one after the other on the same cores as the caller, and each load is offered to all of them before the
 next.
+
+Beside ours stands what the simulator predicts for the same arrivals, from two measurements: what forwards cost, and
+our capacity, whose inverse less a text's share of a forward is what a request costs beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ from rich.console import Console
 from benchmarks import rows
 from benchmarks.engines import missing
 from benchmarks.from_strings import inputs_of
-from distilfast import machine
+from distilfast import machine, pipeline
+from distilfast.serving.cost import Cost, Curve
+from distilfast.serving.curves import measured_curve
+from distilfast.serving.scheduler import Batch, Model, Scheduler
+from distilfast.serving.simulation import Arrival, Simulation
 from distilfast.synthetic import write_checkpoint
 
 DEADLINE_MS = 25.0
@@ -68,14 +75,21 @@ def main() -> None:
         long = json.dumps({"inputs": " ".join(texts)[:3000]} | _OURS).encode()
         capacity = arguments.capacity or _capacity(checkpoint, Path(scratch), bodies, arguments)
         console.print(f"capacity: {capacity:.0f} requests a second")
+        curve, lengths = _costs(checkpoint, texts, arguments.threads)
         for load in arguments.loads:
             due, kinds = arrivals(load * capacity, arguments.seconds, arguments.arrivals, 0.05 * arguments.mixed)
             sent = [long if kind else bodies[i % len(bodies)] for i, kind in enumerate(kinds)]
             for name in arguments.only:
                 row = _offered(name, checkpoint, Path(scratch), due, kinds, sent, arguments)
                 row |= {"load": load, "rate": load * capacity, "arrivals": arguments.arrivals, "mixed": arguments.mixed}
+                if name == "distilfast" and "error" not in row:
+                    tokens = [512 if kind else lengths[i % len(lengths)] for i, kind in enumerate(kinds)]
+                    latencies, statuses = predicted(curve, tokens, due, capacity)
+                    row["predicted"] = summary(latencies[~kinds], statuses[~kinds], arguments.seconds)
                 rows.append(out, [{"what": "serving", "contestant": name, **row, **origin}])
                 console.print(_line(name, row))
+                if "predicted" in row:
+                    console.print(_line("(predicted)", {"load": load} | row["predicted"]))
     console.print(f"rows: {out}")
 
 
@@ -112,6 +126,33 @@ def _stretched(due: np.ndarray) -> np.ndarray:
     cycle, rest = np.divmod(due, period)
     within = np.where(rest < 3 * burst, rest / 3, burst + (rest - 3 * burst) / 0.5)
     return cycle * period + within
+
+
+def _costs(checkpoint: Path, texts: Sequence[str], threads: int) -> tuple[Curve, list[int]]:
+    """What forwards cost here, and the tokens of each text."""
+    pipe = pipeline("text-classification", checkpoint, precision="int8", threads=threads)
+    encodings = pipe.tokenizer.encode_batch(list(texts), truncation=True, max_length=512)
+    return measured_curve(pipe), [len(each.ids) for each in encodings]
+
+
+def predicted(
+    curve: Curve, tokens: Sequence[int], due: np.ndarray, capacity: float, deadline: float = DEADLINE_MS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latencies in ms and statuses of requests that are ``due``, by simulation of the scheduler.
+
+    ``tokens``: of each request. A batch takes its forward and, for each request in it, what HTTP and tokenising take.
+    """
+    cost = Cost(curve)
+    short = [length for length in tokens if length <= cost.quantum]
+    beside = max(0.0, 1 / capacity - sum(cost.share([length]) for length in short) / len(short))
+
+    def seconds(batch: Batch) -> float:
+        return curve(batch.lengths) + beside * len(batch.pieces)
+
+    simulation = Simulation(Scheduler({"": Model(cost)}), seconds)
+    results = simulation.run(Arrival(at, [n], deadline / 1e3) for at, n in zip(due, tokens, strict=True))
+    latencies = np.array([1e3 * (each.latency or 0.0) for each in results])
+    return latencies, np.array([200 if each.latency is not None else 504 if each.late else 429 for each in results])
 
 
 def summary(latencies: np.ndarray, statuses: np.ndarray, seconds: float, deadline: float = DEADLINE_MS) -> rows.Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.serving import arrivals, summary
+from benchmarks.serving import arrivals, predicted, summary
+from distilfast.serving.cost import Curve
 
 
 @pytest.mark.parametrize("kind", ["poisson", "bursty"])
@@ -40,3 +41,15 @@ def test_goodput_is_what_is_answered_in_time() -> None:
     assert row["p50_ms"] == 22.5
     assert row["refused_p99_ms"] == pytest.approx(1.99)
     assert "p50_ms" not in summary(latencies, np.zeros(7), 1.0)
+
+
+def test_the_prediction_of_requests_that_never_meet() -> None:
+    """Each takes its forward and what a request costs beside it; those too close together queue or are refused."""
+    curve = Curve((8, 16, 32), (2e-3, 2.5e-3, 4e-3))
+    capacity = 1 / (curve.throughput * 8 + 1e-3)  # so a request costs 1 ms beside its forward
+    latencies, statuses = predicted(curve, [8] * 20, np.arange(20.0), capacity)
+    assert (statuses == 200).all()
+    assert np.abs(latencies - 3).max() < 1e-6
+    latencies, statuses = predicted(curve, [8] * 500, np.linspace(0, 0.01, 500), capacity)
+    assert {200, 429} <= set(statuses) <= {200, 429, 504}
+    assert latencies[statuses == 200].max() > 10

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,10 @@ def test_an_interrupted_run_keeps_its_rows(model: str, tmp_path: Path) -> None:
     source, out = written(tmp_path / "in.txt", [f"text {i}" for i in range(50_000)]), tmp_path / "out.jsonl"
     main = [sys.executable, "-c", "from distilfast.cli import main; main()"]
     command = [*main, "run", "text-classification", model, "-i", str(source), "--output", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    heed = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background jobs ignore it, and so would this
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         while process.poll() is None and (not out.exists() or out.stat().st_size == 0):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
