@@ -299,7 +299,8 @@ async def _closed_loop(port: int, bodies: Sequence[bytes], callers: int, seconds
         nonlocal count
         i = k
         while loop.time() - begin < seconds:
-            count += await connections.post(bodies[i % len(bodies)]) == 200
+            status = await connections.post(bodies[i % len(bodies)])
+            count += status == 200  # not in one line with the await, before which the old count would be read
             i += callers
 
     await asyncio.gather(*(call(k) for k in range(callers)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
+from benchmarks import serving
 from benchmarks.serving import arrivals, predicted, summary
 from distilfast.serving.cost import Curve
 
@@ -53,3 +56,17 @@ def test_the_prediction_of_requests_that_never_meet() -> None:
     latencies, statuses = predicted(curve, [8] * 500, np.linspace(0, 0.01, 500), capacity)
     assert {200, 429} <= set(statuses) <= {200, 429, 504}
     assert latencies[statuses == 200].max() > 10
+
+
+def test_every_answer_of_a_closed_loop_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of callers that wait at the same time."""
+    posted = 0
+
+    async def post(self: object, body: bytes) -> int:
+        nonlocal posted
+        await asyncio.sleep(0)
+        posted += 1
+        return 200
+
+    monkeypatch.setattr(serving.Connections, "post", post)
+    assert asyncio.run(serving._closed_loop(0, [b""], 8, 0.05))[0] == posted > 8
