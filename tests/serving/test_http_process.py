@@ -79,7 +79,7 @@ def test_sighup_replaces_the_models_without_losing_a_request(tiny_checkpoint: Ma
     shutil.copytree(tiny_checkpoint("distilbert", "feature-extraction", seed=1), tmp_path / "first")
     shutil.copytree(tiny_checkpoint("distilbert", "feature-extraction", seed=2), tmp_path / "second")
     served.symlink_to(tmp_path / "first")
-    with process(served) as (running, client):
+    with process(served, "--deadline-ms", "0") as (running, client):  # refused for other reasons is not lost
         first = client.post("/embed", {"inputs": "a b"})[1]
         (tmp_path / "link").symlink_to(tmp_path / "second")
         os.replace(tmp_path / "link", served)

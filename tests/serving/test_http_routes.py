@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import QUICK, Client, serving
+from starlette.requests import Request
 
+from distilfast.errors import ClosedError, OverloadError
 from distilfast.pipelines.base import Pipeline
 from distilfast.serving.batcher import Batcher
 from distilfast.serving.http.app import create_app
 from distilfast.serving.http.board import Board
+from distilfast.serving.http.middleware import Overdue
 from distilfast.serving.http.prometheus import Metrics
+from distilfast.serving.http.service import Limits, Service
 from distilfast.serving.http.settings import ServedModel, Settings
 
 Pipes = dict[str, Pipeline]
@@ -237,7 +243,9 @@ def test_what_a_request_says_about_itself(client: Client, monkeypatch: pytest.Mo
     answered(client, "/embed", {"inputs": "a"}, x_deadline_ms="30000.5", x_priority="-3")
     answered(client, "/embed", {"inputs": "a"})
     answered(client, "/v1/embeddings", {"input": "a", "model": "embedder", "user": "someone"})
-    assert told == [(30.0005, -3, "127.0.0.1"), (None, 0, "127.0.0.1"), (None, 0, "/someone")]
+    assert [rest for _, *rest in told] == [[-3, "127.0.0.1"], [0, "127.0.0.1"], [0, "/someone"]]
+    # The second and third have the server's, 60 s; of each the time is gone that it took to come to it.
+    assert all(limit - 1 < deadline < limit for (deadline, *_), limit in zip(told, (30.0005, 60, 60), strict=True))
 
 
 def test_many_clients_at_once(client: Client, pipelines: Pipes) -> None:
@@ -253,3 +261,63 @@ def test_many_clients_at_once(client: Client, pipelines: Pipes) -> None:
 
     with ThreadPoolExecutor(16) as callers:
         assert all(callers.map(ask, range(len(texts))))
+
+
+def test_a_deadline_counts_from_the_first_byte() -> None:
+    """Not from the moment at which the server comes to it."""
+    arrival = time.monotonic() - 0.02
+    scope = {"type": "http", "headers": [], "client": None, "state": {"arrival": arrival}}
+    left = Limits.of(Request(scope), 0.05).deadline
+    assert left is not None and left < 0.03
+    with pytest.raises(OverloadError, match=r"^The request is refused\. It has waited for 2\d\.\d ms to be read\.$"):
+        Limits.of(Request(scope), 0.019)
+    assert Limits.of(Request(scope), None).deadline is None
+
+
+@pytest.mark.parametrize(
+    ("method", "named", "refused"), [("POST", None, True), ("POST", b"50", False), ("GET", None, False)]
+)
+def test_who_has_waited_too_long_is_refused_unread(method: str, named: bytes | None, refused: bool) -> None:
+    """After half of its deadline, its own or the server's, before the application sees it."""
+    sent: list[Any] = []
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["method"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if named is None else [(b"x-deadline-ms", named)]
+    state = {"arrival": time.monotonic() - 0.02}
+    scope = {"type": "http", "method": method, "headers": headers, "state": state}
+    asyncio.run(Overdue(application, lambda: 0.025)(scope, None, send))  # type: ignore[arg-type]
+    assert (seen == []) == refused
+    if refused:
+        assert sent[0]["status"] == 429 and (b"retry-after", b"1") in sent[0]["headers"]
+
+
+def test_a_reload_while_a_text_is_tokenised_loses_nothing(pipelines: Pipes) -> None:
+    """The old batcher is closed between the moment at which it is taken and the one at which it is asked."""
+    made = Service(Settings(models=(ServedModel("intent", "intent"),)))
+    old, new = (Batcher(pipelines["intent"], curves={pipelines["intent"].task: QUICK}) for _ in range(2))
+    made.batcher = old
+
+    def submit(given: str, options: dict[str, Any]) -> Any:
+        taken = made.ready
+        if taken is old:
+            made.batcher = new
+            old.close()
+        return taken.submit(given, **options)
+
+    assert made._submitted(submit, "a", {}).result(60) == pipelines["intent"]("a")
+    new.close()
+    with pytest.raises(ClosedError):
+        made._submitted(submit, "a", {})
+
+
+def test_the_server_notes_when_a_request_arrives(client: Client) -> None:
+    """A microsecond has passed before anybody can read it."""
+    status, answer = client.post("/predict", {"inputs": "a"}, x_deadline_ms="0.001")
+    assert status == 429
+    assert answer["error"].endswith("ms to be read.")

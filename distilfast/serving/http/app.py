@@ -22,7 +22,7 @@ import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
 from distilfast.serving.http import openai, task_routes, tei
 from distilfast.serving.http.keys import Keys
-from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, RequestLog
+from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, Overdue, RequestLog
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
@@ -37,11 +37,12 @@ class _Application(FastAPI):
 
     observe: Callable[[str, int, float], None]
     most_body_bytes: int
+    deadline: Callable[[], float | None]
 
     def build_middleware_stack(self) -> ASGIApp:
         """As FastAPI calls it, once."""
         inner = DeclaredLength(super().build_middleware_stack(), self.most_body_bytes)
-        return RequestLog(inner, self.observe, note_request_id)
+        return RequestLog(Overdue(inner, self.deadline), self.observe, note_request_id)
 
 
 def _observe(metrics: Metrics, timing: Timing) -> None:
@@ -75,6 +76,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     )
     app.state.service, app.state.metrics = service, metrics
     app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
+    app.deadline = lambda: service.batcher.deadline if service.batcher else None
     app.include_router(tei.routes(service))
     app.include_router(task_routes.routes(service))
     app.include_router(openai.routes(service))

@@ -39,6 +39,55 @@ async def refuse(send: Send, status: int, error: str, kind: str, headers: dict[s
     await send({"type": "http.response.body", "body": body})
 
 
+DEADLINE = "x-deadline-ms"
+"""Header of a request: within how many milliseconds it has to be answered."""
+
+UNREAD_SHARE = 0.5
+"""Of its deadline that a request may have waited before anybody looks at it."""
+
+
+class Overdue:
+    """Answers 429 to a request that has waited too long to be read, before its body costs anything.
+
+    Where more arrive than HTTP alone can handle, they wait for the event loop, of which the scheduler knows nothing.
+    Answering each of them would make all of them late.
+    """
+
+    def __init__(self, app: ASGIApp, deadline: Callable[[], float | None]) -> None:
+        """``deadline``: the seconds of a request that names none."""
+        self._app, self._deadline = app, deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            waited = waited_unread(scope)
+            deadline = _named_deadline(scope) or self._deadline()
+            if deadline is not None and waited > UNREAD_SHARE * deadline:
+                await refuse(send, 429, unread_too_long(waited), "Overloaded", {"retry-after": "1"})
+                return
+        await self._app(scope, receive, send)
+
+
+def waited_unread(scope: Scope) -> float:
+    """Seconds since the first byte of a request arrived; 0 where the server does not say."""
+    arrival = scope.get("state", {}).get("arrival")
+    return 0.0 if arrival is None else max(0.0, time.monotonic() - arrival)
+
+
+def unread_too_long(waited: float) -> str:
+    """The sentence of a refusal after ``waited`` seconds."""
+    return f"The request is refused. It has waited for {1e3 * waited:.1f} ms to be read."
+
+
+def _named_deadline(scope: Scope) -> float | None:
+    """Seconds; None where there is no header, or one that is no positive number, which is an error elsewhere."""
+    try:
+        named = float(_header(scope, DEADLINE) or "nan") / 1e3
+    except ValueError:
+        return None
+    return named if named > 0 else None
+
+
 class RequestLog:
     """Gives each request an id, its client's own where that is plain, and logs a line of JSON without any body."""
 

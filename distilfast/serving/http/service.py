@@ -16,18 +16,19 @@ from starlette.requests import Request
 from distilfast.backends import cpu
 from distilfast.config import environment_threads
 from distilfast.engine import Engine
-from distilfast.errors import ClosedError, ConfigError, DistilfastError, InputError
+from distilfast.errors import ClosedError, ConfigError, DistilfastError, InputError, OverloadError
 from distilfast.pipelines import pipeline, pipeline_class
 from distilfast.pipelines.base import Pipeline
 from distilfast.serving.batcher import LONG_TEXT, Batcher
 from distilfast.serving.http.memory import check_memory
+from distilfast.serving.http.middleware import DEADLINE, unread_too_long, waited_unread
 from distilfast.serving.http.settings import ServedModel, Settings
 from distilfast.serving.sharing import characters
 from distilfast.serving.work import Forward, Timing
 
 LOG = logging.getLogger("distilfast.serve")
-DEADLINE, PRIORITY = "x-deadline-ms", "x-priority"
-"""Headers of a request: within how many milliseconds it has to be answered, and an integer, higher first."""
+PRIORITY = "x-priority"
+"""Header of a request: an integer, higher first."""
 
 
 class UnknownModelError(InputError):
@@ -43,14 +44,23 @@ class Limits:
     client: str
 
     @classmethod
-    def of(cls, request: Request) -> Limits:
-        """From its headers; raises InputError."""
+    def of(cls, request: Request, default: float | None) -> Limits:
+        """From its headers; raises InputError, and OverloadError where its deadline has passed already.
+
+        ``default``: seconds of a request that names no deadline. It counts from the request's first byte.
+        """
         milliseconds = _number(request, DEADLINE, float)
         if milliseconds is not None and not 0 < milliseconds < 1e9:
             raise InputError(f"{DEADLINE} is {milliseconds}; a positive number of milliseconds is needed.")
         host = request.client.host if request.client else "-"
+        deadline = default if milliseconds is None else milliseconds / 1e3
+        if deadline is not None:
+            waited = waited_unread(request.scope)
+            if waited >= deadline:
+                raise OverloadError(unread_too_long(waited), waited)
+            deadline -= waited
         return cls(
-            None if milliseconds is None else milliseconds / 1e3,
+            deadline,
             int(_number(request, PRIORITY, int) or 0),
             getattr(request.state, "key", None) or host,
         )
@@ -195,16 +205,16 @@ class Service:
         most = self.settings.most_texts
         if not 0 < len(inputs) <= most:
             raise InputError(f"The request has {len(inputs)} inputs; 1 to {most} are allowed.")
-        limits = Limits.of(request)
+        limits = Limits.of(request, self.ready.deadline)
         options = {"deadline": limits.deadline, "priority": limits.priority, "client": limits.client}
         futures: list[Future[Any] | DistilfastError] = []
         try:
             for i, given in enumerate(inputs):
                 try:
                     if characters(given) < LONG_TEXT:
-                        futures.append(submit(given, options))
+                        futures.append(self._submitted(submit, given, options))
                     else:  # so that others are served while it is tokenised
-                        futures.append(await asyncio.to_thread(submit, given, options))
+                        futures.append(await asyncio.to_thread(self._submitted, submit, given, options))
                 except DistilfastError as error:
                     if not return_errors:
                         raise _numbered(error, i, len(inputs)) from None
@@ -216,6 +226,18 @@ class Service:
             for future in futures:
                 if isinstance(future, Future):
                     future.cancel()
+
+    def _submitted(
+        self, submit: Callable[[Any, dict[str, Any]], Future[Any]], given: Any, options: dict[str, Any]
+    ) -> Future[Any]:
+        """As ``submit``; again where a reload has replaced the batcher while the text was tokenised for the old one."""
+        while True:
+            batcher = self.ready
+            try:
+                return submit(given, options)
+            except ClosedError:
+                if self.batcher is batcher:
+                    raise
 
 
 def _numbered(error: DistilfastError, i: int, count: int) -> DistilfastError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -84,6 +85,7 @@ class TimedProtocol(HttpToolsProtocol):
         """The first byte of a request is there."""
         self._await_request()
         super().on_message_begin()
+        self.scope["state"]["arrival"] = time.monotonic()
 
     def on_message_complete(self) -> None:
         """All of it is."""
