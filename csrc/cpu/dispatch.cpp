@@ -1,5 +1,6 @@
 #include "cpu/dispatch.h"
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -45,6 +46,13 @@ namespace {
 constexpr const char* no_such_processor = "is not supported by this processor";
 
 const char* missing(bool supported) { return supported ? nullptr : no_such_processor; }
+
+// The ISAs of another architecture.
+[[maybe_unused]] std::vector<Isa> absent(std::initializer_list<const char*> names) {
+  std::vector<Isa> isas;
+  for (const char* name : names) isas.push_back({name, no_such_processor, nullptr});
+  return isas;
+}
 
 // The kernels of an ISA with the linears that an extension of it adds.
 Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, const LinearKernels& bf16) {
@@ -128,11 +136,7 @@ std::vector<Isa> x86_isas() {
   return all;
 }
 #else
-std::vector<Isa> x86_isas() {
-  return {{"amx", no_such_processor, nullptr},         {"avx512_bf16", no_such_processor, nullptr},
-          {"avx512_vnni", no_such_processor, nullptr}, {"avx512", no_such_processor, nullptr},
-          {"avx2_vnni", no_such_processor, nullptr},   {"avx2", no_such_processor, nullptr}};
-}
+std::vector<Isa> x86_isas() { return absent({"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2"}); }
 #endif
 
 #if defined(__aarch64__)
@@ -177,12 +181,7 @@ std::vector<Isa> arm_isas() {
           {"neon", nullptr, &kernels_neon}};
 }
 #else
-std::vector<Isa> arm_isas() {
-  return {{"neon_bf16", no_such_processor, nullptr},
-          {"neon_i8mm", no_such_processor, nullptr},
-          {"neon_dotprod", no_such_processor, nullptr},
-          {"neon", no_such_processor, nullptr}};
-}
+std::vector<Isa> arm_isas() { return absent({"neon_bf16", "neon_i8mm", "neon_dotprod", "neon"}); }
 #endif
 
 // Those of the other architecture are known too, so that asking for one is told apart from a misspelt name.

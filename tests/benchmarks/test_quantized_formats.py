@@ -16,7 +16,7 @@ from distilfast.weights import load_weights
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda"))
 import elements
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
 
 SIZES = {"dim": 192, "hidden_dim": 320, "n_layers": 1}
 CUDA = next(each for each in formats.FORMATS if each.name.endswith("(CUDA's)"))
