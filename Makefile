@@ -33,7 +33,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx tests/ptx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check lint native arm sanitize fuzz bench bench-here gpu-check wheel format clean distclean
+.PHONY: help demo test check nightly lint native arm sanitize fuzz bench bench-here gpu-check wheel format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,10 @@ check: .venv/.installed ## what CI runs: linters, types, warnings as errors, nat
 	@$(PYTEST) $(ARGS)
 	@echo "· the GPU kernels, compiled ahead of time (by the tests, whose results Triton keeps)"
 	@$(BIN)/python -m distilfast.kernels.ahead --worst
+
+nightly: .venv/.installed ## every test, also what `make check` leaves out (tests/nightly.py), and the longer fuzzing
+	@$(BUILD)
+	@$(PYTEST) --nightly $(ARGS)
 
 lint: .venv/.installed ## only the linters of `make check`
 	@echo "· ruff, mypy, clang-format"

@@ -33,7 +33,7 @@ from distilfast.backends import triton as backend
 from distilfast.synthetic import write_checkpoint
 
 SECONDS = {"check": 240.0, "measure": 540.0}
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--nightly")
 TRITON_TESTS = ("tests/kernels/test_triton_operations.py", "tests/model/test_triton_backend.py")
 FLAT = "memory_stays_flat"
 BACKENDS = {"triton": backend.PRECISIONS, "cuda": cuda.PRECISIONS}

@@ -14,6 +14,7 @@ from typing import Any
 
 import hopper_arithmetic as hopper
 import host_build
+import nightly
 import numpy as np
 import pytest
 
@@ -45,6 +46,24 @@ _TINY: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="also run what tests/nightly.py leaves out of `make check`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the nightly tests, unless they are asked for: by the option, or one by one."""
+    if config.getoption("nightly"):
+        everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        if everything and (stale := nightly.without_a_test(item.nodeid for item in items)):
+            raise pytest.UsageError(f"rules of tests/nightly.py that name no test: {[rule.tests for rule in stale]}")
+        return
+    named = tuple(argument for argument in config.args if "::" in argument)
+    left_out = [item for item in items if nightly.is_nightly(item.nodeid) and not item.nodeid.startswith(named)]
+    config.hook.pytest_deselected(items=left_out)
+    dropped = set(left_out)
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session", autouse=True)

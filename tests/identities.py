@@ -13,6 +13,13 @@ from distilfast.backends import cpu
 
 SIMULATED = "amx_simulated"
 """Not in the installed module: its linears are its own, and all else is avx512_bf16's, as amx's is."""
+_HERE = {} if cpu.unavailable() else cpu.isas()
+_SHARED = ("avx512_vnni", "avx2_vnni") if _HERE.get("avx512_bf16") else ("avx2_vnni",)
+"""The ISAs that have nothing of their own here but int8 products, those of avx2_vnni have a test of their own."""
+THERE = {name: there for name, there in _HERE.items() if name not in _SHARED and (there or not name.startswith("neon"))}
+"""The ISAs that whole models run on, and whether this processor has them; the best first."""
+NATIVE = next((name for name, there in THERE.items() if there), "none")
+"""What this processor runs when nobody forces another."""
 Kernel = tuple[str, str]
 """ISA and precision."""
 

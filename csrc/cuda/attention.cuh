@@ -234,11 +234,11 @@ __device__ inline void store_context(const Attention& op, const QueryTile& tile,
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float inverse = 1.0f / softmax.sum[half];
-    auto* row = reinterpret_cast<Pair<T>*>(shared + (half * 8 + lane / 4) * Head::stride) + lane % 4;
+    auto* row = reinterpret_cast<Vector<T, 2>*>(shared + (half * 8 + lane / 4) * Head::stride) + lane % 4;
 #pragma unroll
     for (int n = 0; n < Head::columns / 8; ++n)
-      store(row + 4 * n,
-            Pair<T>{from_float<T>(context[n][2 * half] * inverse), from_float<T>(context[n][2 * half + 1] * inverse)});
+      store(row + 4 * n, Vector<T, 2>{from_float<T>(context[n][2 * half] * inverse),
+                                      from_float<T>(context[n][2 * half + 1] * inverse)});
   }
   sync_warp();
   const int row0 = tile.query + warp * 16, head_bytes = op.head_size * static_cast<int>(sizeof(T));

@@ -28,10 +28,10 @@ void with_16_bit_element(Precision precision, Run run) {
   precision == Precision::fp16 ? run.template operator()<Half>() : run.template operator()<BFloat16>();
 }
 
-// Two adjacent elements, which are stored at once.
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T x, y;
+// Adjacent elements, which are loaded or stored at once.
+template <class T, int Count>
+struct alignas(Count * sizeof(T)) Vector {
+  T element[Count];
 };
 
 }  // namespace distilfast::cuda

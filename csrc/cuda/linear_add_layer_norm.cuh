@@ -207,8 +207,8 @@ __device__ inline void normalize(const LaneCoord<Tile>& coord, float* block_sums
     const Float2 out{fmaf(pair.x * scales[i][half], weight[j].x, bias[j].x),
                      fmaf(pair.y * scales[i][half], weight[j].y, bias[j].y)};
     store(reinterpret_cast<Float2*>(op.out + row * coord.width + column), out);
-    store(reinterpret_cast<Pair<T>*>(static_cast<T*>(op.out_cast) + row * row_stride(coord.width) + column),
-          Pair<T>{from_float<T>(out.x), from_float<T>(out.y)});
+    store(reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(op.out_cast) + row * row_stride(coord.width) + column),
+          Vector<T, 2>{from_float<T>(out.x), from_float<T>(out.y)});
   });
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -141,6 +142,13 @@ def kernels(targets: Targets) -> list[Kernel]:
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda source: _kernels(source, targets), sorted(SOURCES.rglob("*.cu")))
         return [kernel for each in found for kernel in each]
+
+
+def front_end(source: Path) -> str:
+    """What nvcc says of ``source`` for Hopper, with every template instantiated and no machine code made."""
+    to_ptx = ("-arch=compute_90a", "-ptx", "-Xcicc", "-O0", "-o", os.devnull)
+    command = [str(nvcc()), *FLAGS, *to_ptx, "-I", str(SOURCES.parent), str(source)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
 def _kernels(source: Path, targets: Targets) -> list[Kernel]:

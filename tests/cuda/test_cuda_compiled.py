@@ -9,10 +9,22 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def kernels():
+def nvcc():
     if compiled.nvcc() is None:
         pytest.skip(f"nvcc is not installed (pip install {compiled.NVCC_PACKAGES})")
+
+
+@pytest.fixture(scope="module")
+def kernels(nvcc):
     return compiled.kernels(compiled.TESTED)
+
+
+def test_the_front_end_accepts_every_source(nvcc, tmp_path):
+    """In one translation unit, which takes seconds; all that follows needs the machine code, which takes a minute."""
+    every = tmp_path / "every.cu"
+    sources = sorted(path.relative_to(compiled.SOURCES.parent) for path in compiled.SOURCES.rglob("*.cu"))
+    every.write_text("".join(f'#include "{source}"\n' for source in sources), encoding="utf-8")
+    assert compiled.front_end(every) == ""
 
 
 def test_every_kernel_is_there(kernels):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import distilfast.evaluation
 from distilfast import Engine
+from distilfast.cli import app
 from distilfast.errors import BackendError, InputError
 from distilfast.evaluation import DATASETS, Result, evaluate
 from distilfast.evaluation.sequences import TOKENS, Ids, head_outputs, subset
@@ -112,12 +114,12 @@ def test_the_command_prints_one_json_object(glue_data: Path, glue_checkpoint: Ma
     ],
 )
 def test_an_error_is_one_line_and_status_2(args: list[str]) -> None:
-    done = command(*args)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["evaluate", *args])
+    assert done.exit_code == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    payload = command(*args, "--json")
-    assert payload.returncode == 2
+    payload = CliRunner().invoke(app, ["evaluate", *args, "--json"])
+    assert payload.exit_code == 2
     assert json.loads(payload.stdout) == {"error": done.stderr.removeprefix("error: ").strip()}
 
 

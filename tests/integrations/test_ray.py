@@ -179,7 +179,6 @@ def replicas() -> dict[int, list[int]]:
     return found
 
 
-@pytest.mark.slow
 def test_replicas_answer_as_the_pipeline_on_cores_of_their_own(port: int, tiny_checkpoint: Make) -> None:
     pipe = pipeline("text-classification", str(tiny_checkpoint("distilbert", "text-classification", num_labels=3)))
     assert post(port, {"inputs": "a film"}) == (200, pipe("a film", top_k=None))
@@ -193,7 +192,6 @@ def test_replicas_answer_as_the_pipeline_on_cores_of_their_own(port: int, tiny_c
     assert one != other
 
 
-@pytest.mark.slow
 def test_the_batcher_refuses_what_would_be_late(port: int) -> None:
     status, answer = post(port, {"inputs": "a film"}, **{"x-deadline-ms": "0.001"})
     assert (status, answer["error_type"]) == (429, "Overloaded")
@@ -208,7 +206,6 @@ def _until(happened: Callable[[], bool], calls: list[Future[None]]) -> None:
         assert not any(each.done() for each in calls)
 
 
-@pytest.mark.slow
 def test_a_killed_replica_leaves_no_request_without_an_answer(port: int) -> None:
     """Each request is answered, or its client told that the server has failed, and another replica comes."""
     before = replicas()
@@ -238,7 +235,6 @@ def test_a_killed_replica_leaves_no_request_without_an_answer(port: int) -> None
     assert one != other  # the heir has the cores of the one that was killed
 
 
-@pytest.mark.slow
 def test_a_killed_worker_leaves_every_row_once(cluster: None, tmp_path: Path, tiny_checkpoint: Make) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import dataset, parquet
@@ -267,7 +263,6 @@ def test_a_killed_worker_leaves_every_row_once(cluster: None, tmp_path: Path, ti
         )
 
 
-@pytest.mark.slow
 def test_what_a_worker_cannot_do_is_one_sentence(cluster: None, tmp_path: Path, tiny_checkpoint: Make) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet

@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from identities import SIMULATED
+from identities import NATIVE, SIMULATED, THERE
 
 from distilfast.backends import cpu
 
-_HERE = {} if cpu.unavailable() else cpu.isas()
-SHARED = ("avx512_vnni", "avx2_vnni") if _HERE.get("avx512_bf16") else ("avx2_vnni",)
-"""The ISAs that have nothing of their own here but int8 products, those of avx2_vnni have a test of their own."""
-_THERE = {name: there for name, there in _HERE.items() if name not in SHARED and (there or not name.startswith("neon"))}
-NATIVE = next((name for name, there in _THERE.items() if there), "none")
-"""What this processor runs when nobody forces another."""
 SLOW = ("ref", SIMULATED)
 """Plain C++, much slower than vector code: fewer texts there show the same property."""
 
@@ -50,10 +44,10 @@ def isas_with(native: Sequence[Any], elsewhere: Sequence[Any]) -> list[Any]:
 
 def _names(precision: str) -> list[str]:
     first: dict[Any, str] = {}
-    for name, there in _THERE.items():
+    for name, there in THERE.items():
         first.setdefault(_functions(name, precision) if there else name, name)
     # Where there is AMX, tests/amx shows that it gives the simulated unit's bits.
-    return [*(first.values() or ["none"]), *([] if _THERE.get("amx") else [SIMULATED])]
+    return [*(first.values() or ["none"]), *([] if THERE.get("amx") else [SIMULATED])]
 
 
 def _functions(isa: str, precision: str) -> tuple[Any, ...]:
@@ -71,5 +65,5 @@ def _functions(isa: str, precision: str) -> tuple[Any, ...]:
 
 
 def _skipped(name: str) -> pytest.MarkDecorator:
-    there = _THERE.get(name, name == SIMULATED)
+    there = THERE.get(name, name == SIMULATED)
     return pytest.mark.skipif(not there, reason=cpu.unavailable() or f"this processor has no {name}")

@@ -46,7 +46,6 @@ def test_trained_weights(minilm: Path) -> None:
     assert report.passed, report.sentence
 
 
-@pytest.mark.slow
 def test_full_size(tiny_checkpoint: Make, isa: str) -> None:
     """The width of DistilBERT, one layer of it."""
     wide = {"dim": 768, "n_heads": 12, "n_layers": 1, "hidden_dim": 3072, "max_position_embeddings": 12}

@@ -300,7 +300,6 @@ def test_a_malformed_line_is_named(tmp_path: Path, text: str, column: int | None
         read_texts(tmp_path / "absent.txt")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(bool(cpu.unavailable()), reason="the extension is not built")
 def test_trained_embeddings_on_real_requests(minilm: Path, data_directory: Path) -> None:
     """80 requests of BANKING77 in four intents: well above chance, and the same with transformers."""

@@ -165,7 +165,6 @@ def test_a_run_goes_on(model: str, tmp_path: Path, kind: str, kept: int, torn: s
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_killed_run_loses_nothing(model: str, tmp_path: Path) -> None:
     """Killed once it has written something, then resumed: every row once, in order."""
     source, out = written(tmp_path / "in.txt", [f"text {i}" for i in range(20_000)]), tmp_path / "out.jsonl"

@@ -5,6 +5,7 @@
 // otherwise is copied to shared memory before the main loop.
 #pragma once
 
+#include "cuda/element.cuh"
 #include "cuda/linear/tiles.cuh"
 
 namespace distilfast::cuda {
@@ -58,11 +59,6 @@ __device__ inline void apply(Activation activation, float (&values)[Count]) {
       break;
   }
 }
-
-template <class T, int Count>
-struct alignas(Count * sizeof(T)) Vector {
-  T element[Count];
-};
 
 // values = `Count` floats of shared memory.
 template <int Count>

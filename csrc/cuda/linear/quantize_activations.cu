@@ -14,9 +14,7 @@ constexpr int lane_values = 16, group_lanes = int8_group / lane_values;
 constexpr int quantize_threads = 128, quantize_rows = quantize_threads / group_lanes;
 constexpr int vector_values = 8;  // bf16 in 16 bytes
 
-struct alignas(16) Vector {
-  BFloat16 element[vector_values];
-};
+using Values = Vector<BFloat16, vector_values>;
 struct alignas(16) Shifts {
   float value[4];
 };
@@ -24,7 +22,7 @@ struct alignas(16) Shifts {
 // x[k] to x[k + 7] of a row of `depth`, zero-padded past it.
 __device__ inline void load_vector(const BFloat16* x, int k, int depth, float* values) {
   if (k + vector_values <= depth) {
-    const auto vector = load(reinterpret_cast<const Vector*>(x + k));
+    const auto vector = load(reinterpret_cast<const Values*>(x + k));
 #pragma unroll
     for (int i = 0; i < vector_values; ++i) values[i] = to_float(vector.element[i]);
     return;
@@ -52,9 +50,9 @@ __device__ inline QuantizedGroup<lane_values> load_group(const BFloat16* x, int 
 }
 
 // The lane's 8 outlier channels of a k-block.
-__device__ inline Vector gather_outliers(const BFloat16* x, const Int8Header& header, int k_block) {
+__device__ inline Values gather_outliers(const BFloat16* x, const Int8Header& header, int k_block) {
   const int first = k_block * outlier_block + static_cast<int>(threadIdx.x) % group_lanes * vector_values;
-  Vector outliers;
+  Values outliers;
 #pragma unroll
   for (int i = 0; i < vector_values; ++i) {
     const int channel = load(header.outlier_channels + first + i);
@@ -87,7 +85,7 @@ __global__ void __launch_bounds__(quantize_threads) quantize_activations_kernel(
   char* to = static_cast<char*>(op.packed_a) + row * static_cast<Index>(k_blocks.row_bytes()) + k_block * int8_group +
              thread % group_lanes * lane_values;
   if (k_block < k_blocks.outliers) {
-    if (in_bounds) store(reinterpret_cast<Vector*>(to), gather_outliers(x, header, k_block));
+    if (in_bounds) store(reinterpret_cast<Values*>(to), gather_outliers(x, header, k_block));
     return;
   }
   const int group = k_block - k_blocks.outliers;
