@@ -23,6 +23,7 @@ from distilfast.errors import ClosedError, DeadlineError, DistilfastError, Input
 from distilfast.serving.http import openai, task_routes, tei
 from distilfast.serving.http.keys import Keys
 from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, Overdue, RequestLog
+from distilfast.serving.http.post_routes import PostRoutes
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
 from distilfast.serving.http.settings import Settings
@@ -77,9 +78,11 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.state.service, app.state.metrics = service, metrics
     app.observe, app.most_body_bytes = metrics.request, settings.most_body_bytes
     app.deadline = lambda: service.batcher.deadline if service.batcher else None
-    app.include_router(tei.routes(service))
-    app.include_router(task_routes.routes(service))
-    app.include_router(openai.routes(service))
+    routers = [each.routes(service) for each in (tei, task_routes, openai)]
+    for router in routers:
+        app.include_router(router)
+    posts = [route for router in routers for route in router.routes]
+    app.router.middleware_stack = PostRoutes(app.router.middleware_stack, posts)
     _add_states(app, service, metrics)
     _add_errors(app)
     if settings.keys:

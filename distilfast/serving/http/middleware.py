@@ -22,7 +22,8 @@ OPEN = ("/health", "/live", "/")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def _header(scope: Scope, name: str) -> str | None:
+def header(scope: Scope, name: str) -> str | None:
+    """The first header of that name, in lower case."""
     wanted = name.encode("ascii")
     for each, value in scope["headers"]:
         if each == wanted:
@@ -82,7 +83,7 @@ def unread_too_long(waited: float) -> str:
 def _named_deadline(scope: Scope) -> float | None:
     """Seconds; None where there is no header, or one that is no positive number, which is an error elsewhere."""
     try:
-        named = float(_header(scope, DEADLINE) or "nan") / 1e3
+        named = float(header(scope, DEADLINE) or "nan") / 1e3
     except ValueError:
         return None
     return named if named > 0 else None
@@ -100,7 +101,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _header(scope, REQUEST_ID)
+        given = header(scope, REQUEST_ID)
         name = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
         self._name(name)
@@ -148,8 +149,8 @@ class KeyCheck:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        scheme, _, bearer = (_header(scope, "authorization") or "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else _header(scope, "x-api-key")
+        scheme, _, bearer = (header(scope, "authorization") or "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else header(scope, "x-api-key")
         owner = self._keys.owner(given) if given else None
         if owner is None:
             what = "The API key is not known." if given else "An API key is needed, as Authorization: Bearer KEY."
@@ -181,7 +182,7 @@ class DeclaredLength:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI."""
-        declared = _header(scope, "content-length") if scope["type"] == "http" else None
+        declared = header(scope, "content-length") if scope["type"] == "http" else None
         if declared is not None and declared.isdecimal() and int(declared) > self._most:
             await _discard(receive, _DISCARDED)
             await refuse(

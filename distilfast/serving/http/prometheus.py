@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ class Metrics:
     def __init__(self) -> None:
         """In a registry of their own, so that several servers in a process do not meet."""
         self.registry = CollectorRegistry()
-        self._requests = self._histogram("request_seconds", "Seconds of HTTP requests.", ("route", "status"), SECONDS)
-        self._stages = self._histogram("stage_seconds", "Seconds of an input's stages.", ("model", "stage"), SECONDS)
-        self._tokens = self._histogram("input_tokens", "Tokens of an input.", ("model",), TOKENS)
-        self._sequences = self._histogram("batch_sequences", "Sequences of a batch.", ("model",), SEQUENCES)
-        self._batch_tokens = self._histogram("batch_tokens", "Tokens of a batch.", ("model",), TOKENS)
-        self._forwards = self._histogram("forward_seconds", "Seconds of a batch's forward.", ("model",), SECONDS)
+        requests = self._histogram("request_seconds", "Seconds of HTTP requests.", ("route", "status"), SECONDS)
+        stages = self._histogram("stage_seconds", "Seconds of an input's stages.", ("model", "stage"), SECONDS)
+        tokens = self._histogram("input_tokens", "Tokens of an input.", ("model",), TOKENS)
+        sequences = self._histogram("batch_sequences", "Sequences of a batch.", ("model",), SEQUENCES)
+        batch_tokens = self._histogram("batch_tokens", "Tokens of a batch.", ("model",), TOKENS)
+        forwards = self._histogram("forward_seconds", "Seconds of a batch's forward.", ("model",), SECONDS)
+        # Looked up once for each model: `labels` takes longer than `observe`.
+        self._stages = cache(lambda model: [(stage, stages.labels(model, stage)) for stage in STAGES])
+        self._tokens, self._sequences = cache(tokens.labels), cache(sequences.labels)
+        self._batch_tokens, self._forwards = cache(batch_tokens.labels), cache(forwards.labels)
+        self._route = cache(lambda route, status: requests.labels(route, str(status)))
         self._batcher: Batcher | None = None
         self._board: Board | None = None
         self._number = 0
@@ -47,19 +53,19 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """An HTTP request has ended."""
-        self._requests.labels(route, str(status)).observe(seconds)
+        self._route(route, status).observe(seconds)
 
     def answer(self, timing: Timing) -> None:
         """An input has been answered."""
-        for stage in STAGES:
-            self._stages.labels(timing.model, stage).observe(getattr(timing, stage))
-        self._tokens.labels(timing.model).observe(timing.tokens)
+        for stage, seconds in self._stages(timing.model):
+            seconds.observe(getattr(timing, stage))
+        self._tokens(timing.model).observe(timing.tokens)
 
     def forward(self, forward: Forward) -> None:
         """A batch has been run."""
-        self._sequences.labels(forward.model).observe(forward.sequences)
-        self._batch_tokens.labels(forward.model).observe(forward.tokens)
-        self._forwards.labels(forward.model).observe(forward.seconds)
+        self._sequences(forward.model).observe(forward.sequences)
+        self._batch_tokens(forward.model).observe(forward.tokens)
+        self._forwards(forward.model).observe(forward.seconds)
 
     def text(self, batcher: Batcher | None) -> bytes:
         """The metrics at this moment; of other workers, as they were a second ago."""
