@@ -99,9 +99,13 @@ class PackedBatch:
         lengths = _lengths(sequences)
         if not lengths.all():
             raise InputError(f"Sequence {int(np.argmin(lengths))} is empty; at least one token is needed.")
-        cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
         ids = _joined("input_ids", sequences)
-        positions = np.arange(len(ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+        positions = np.arange(len(ids), dtype=np.int32)
+        if len(sequences) == 1:  # the calls below would take as long as all the rest
+            cu_seqlens = np.array([0, len(ids)], np.int32)
+        else:
+            cu_seqlens = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+            positions -= np.repeat(cu_seqlens[:-1], lengths)
         types = None
         if token_types is not None:
             if not np.array_equal(_lengths(token_types), lengths):

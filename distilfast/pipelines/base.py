@@ -21,6 +21,9 @@ from distilfast.types import Task
 READ_AHEAD = 64
 """Inputs that are read and encoded together, and run together if they are short enough."""
 
+KEPT_PLANS = 64
+"""Combinations of options whose checked plans a pipeline keeps."""
+
 CHARACTERS = 2**17
 """Of texts that are encoded together, some 30,000 tokens; the text that goes beyond it is the last of them."""
 
@@ -50,6 +53,7 @@ class Plan:
     """A call whose options are checked: how inputs become windows, windows results, and results answers.
 
     ``sequences``: about how many windows a text becomes, whatever its length. ``first``: the first input's number.
+    ``is_kept``: whether it serves later calls with the same options too; not where making it has warned.
     """
 
     encode: Encoder
@@ -60,6 +64,7 @@ class Plan:
     return_errors: bool = False
     return_truncation: bool = False
     first: int = 0
+    is_kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class Pipeline:
         self.engine = engine
         self.tokenizer = engine.tokenizer
         self._defaults = defaults or {}
+        self._plans = dict[Any, Plan]()
         self._checked_plan(**self._defaults)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,7 +190,20 @@ class Pipeline:
                 instead = cls._elsewhere.get(name, f"there are {', '.join(cls._known)}")
                 raise InputError(f"{name} is not an option of {cls.task}; {instead}.")
 
-    def _checked_plan(
+    def _checked_plan(self, **options: Any) -> Plan:
+        """Of these options; kept for later calls, since checking options takes as long as encoding a short text."""
+        plain = all(isinstance(value, (str, int, float, type(None))) for value in options.values())
+        key = tuple((name, type(value), value) for name, value in options.items()) if plain else None
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._planned(**options)
+            if key is not None and plan.is_kept:
+                if len(self._plans) >= KEPT_PLANS:
+                    self._plans.clear()
+                self._plans[key] = plan
+        return plan
+
+    def _planned(
         self, batch_size: Any = None, errors: Any = "raise", return_truncation: Any = False, **options: Any
     ) -> Plan:
         self._check_names(options)

@@ -86,7 +86,7 @@ class FillMaskPipeline(Pipeline):
 
         nested = self._nested_options("tokenizer_kwargs", tokenizer_kwargs)
         options = self._encoding_options(**nested, window=window, stride=stride)
-        return Plan(TextEncoder(self.tokenizer, options), compute, combine)
+        return Plan(TextEncoder(self.tokenizer, options), compute, combine, is_kept=choices is None)
 
     def _checked_windows(self, i: int, windows: list[Encoding] | InputError) -> list[Encoding]:
         checked = super()._checked_windows(i, windows)
@@ -133,12 +133,12 @@ class FillMaskPipeline(Pipeline):
             if token is None:
                 pieces = self.tokenizer.encode(target, add_special_tokens=False).ids
                 if not pieces:
-                    warnings.warn(f"The target {target!r} holds no token and is ignored.", stacklevel=6)
+                    warnings.warn(f"The target {target!r} holds no token and is ignored.", stacklevel=7)
                     continue
                 token = pieces[0]
                 stands_for = self.tokenizer.id_to_token(token)
                 warnings.warn(
-                    f"The target {target!r} is not in the vocabulary; {stands_for!r} is scored instead.", stacklevel=6
+                    f"The target {target!r} is not in the vocabulary; {stands_for!r} is scored instead.", stacklevel=7
                 )
             found.append(token)
         if not found:

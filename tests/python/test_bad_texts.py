@@ -11,6 +11,7 @@ from one_sentence import raises_one_sentence
 
 import distilfast
 from distilfast import Engine, InputError
+from distilfast.pipelines.base import KEPT_PLANS
 
 Make = Callable[..., Path]
 
@@ -233,3 +234,16 @@ def test_an_error_comes_after_the_answers_before_it(unchanged: dict[str, Any]) -
     assert [type(next(answers)) for _ in range(2)] == [dict, dict]
     with pytest.raises(InputError, match="Input 2 "):
         next(answers)
+
+
+def test_checked_options_are_kept_for_calls_with_the_same_ones_only(tiny_checkpoint: Make) -> None:
+    """Options that are equal and of another type are others; and no more plans are kept than ``KEPT_PLANS``."""
+    pipe = distilfast.pipeline("text-classification", tiny_checkpoint("distilbert", "text-classification"))
+    assert len(pipe("a", top_k=1)) == 1
+    for wrong in (True, 1.0):
+        with pytest.raises(InputError, match="top_k is"):
+            pipe("a", top_k=wrong)
+    assert len(pipe("a", top_k=1)) == 1
+    for length in range(KEPT_PLANS + 10):
+        pipe("a", truncation=True, max_length=4 + length)
+    assert 0 < len(pipe._plans) <= KEPT_PLANS
