@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 _HEAD = """# Results
 
-Generated from the rows in [results](results) by `python -m benchmarks.report --publish`; how they were measured is in
-[README.md](README.md). Full-size DistilBERT (6 layers, hidden size 768) with seeded weights, unless a table names a
+Generated from the rows in `benchmarks/results` by `python -m benchmarks.report --publish`; `benchmarks/README.md` says
+how they were measured. Full-size DistilBERT (6 layers, hidden size 768) with seeded weights, unless a table names a
 model. Every contestant has the same weights, ids and threads and a process of its own; their runs are interleaved.
 Each machine has its own tables, and each table names the machine, commit and command of its rows. `1x16` is one
 sequence of 16 tokens; `clinc150 x32` are 32 real requests of CLINC150.
