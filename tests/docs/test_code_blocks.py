@@ -7,6 +7,7 @@ reference, is the real one. A block is left out only by a comment before it, ``<
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import typer
 
@@ -145,6 +147,49 @@ def test_python_blocks_run(some: list[Block]) -> None:
     run([block for block in some if block.left_out is None])
 
 
+_TABS = re.compile(r'^=== "(?P<name>[^"]+)"\n\n(?P<body>(?:    .*\n|\n)+)', re.MULTILINE)
+
+
+def tabs() -> Iterator[Any]:
+    """Of each task that has a pipeline in both libraries: our blocks, and those of the reference beside the last."""
+    for page in PAGES:
+        found: dict[str, list[str]] = {}
+        for tab in _TABS.finditer(page.read_text(encoding="utf-8")):
+            found.setdefault(tab["name"], []).extend(block.code for block in blocks(page, tab["body"]))
+        reference = [code for code in found.get("transformers", []) if "import pipeline" in code]
+        if reference:
+            yield pytest.param(found["distilfast"], reference, id=str(page.relative_to(ROOT)))
+
+
+def last_values(codes: list[str]) -> list[Any]:
+    """What an interactive Python would print of the last line of each block; None of one that is no expression."""
+    namespace: dict[str, Any] = {}
+    values = []
+    for code in codes:
+        tree = ast.parse(code)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "block", "exec"), namespace)
+        values.append(None if last is None else eval(compile(ast.Expression(last.value), "block", "eval"), namespace))
+    return values
+
+
+def without_scores(answer: Any) -> Any:
+    """Keys, labels, words, places and their order; how near scores are is tested in tests/model."""
+    if isinstance(answer, dict):
+        return {key: without_scores(value) for key, value in answer.items()}
+    if isinstance(answer, (list, tuple)):
+        return [without_scores(value) for value in answer]
+    return "a score" if isinstance(answer, (float, np.floating)) else answer
+
+
+@pytest.mark.parametrize(("ours", "reference"), list(tabs()))
+@pytest.mark.usefixtures("reader")
+def test_blocks_side_by_side_answer_alike(ours: list[str], reference: list[str]) -> None:
+    got, want = last_values(ours)[-len(reference) :], last_values(reference)
+    assert None not in want
+    assert without_scores(got) == without_scores(want)
+
+
 def test_a_block_is_left_out_for_a_reason_only() -> None:
     left_out = [block for page in PAGES for block in blocks(page) if block.left_out]
     for block in left_out:
@@ -233,15 +278,17 @@ def test_a_wrong_line_is_found(line: str) -> None:
         check_words(shlex.split(line))
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    """To a file, and where it names a test, to one that is there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\[([^\]]*)\]\((?!https?:)([^)#]+)[^)]*\)", text)
-    assert links
-    for words, target in links:
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file, and where the link is a test's name, to one that is there."""
+    for words, target in re.findall(r"\[([^\]]*)\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
         for name in re.findall(r"`(test_\w+)`", words):
-            assert re.search(rf"^def {name}\(", (ROOT / target).read_text(encoding="utf-8"), re.MULTILINE), name
+            assert re.search(rf"^def {name}\(", (page.parent / target).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
 
 
 def test_every_page_is_in_the_navigation() -> None:
