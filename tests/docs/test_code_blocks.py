@@ -26,7 +26,8 @@ import numpy as np
 import pytest
 import typer
 
-from distilfast import types
+import distilfast
+from distilfast import errors, types
 from distilfast.cli import app
 from distilfast.errors import InputError
 from distilfast.pipelines import pipeline_class
@@ -289,6 +290,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = re.findall(r"^::: [\w.]*\b(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(distilfast.__all__) <= {*listed, *vars(errors)}
 
 
 def test_every_page_is_in_the_navigation() -> None:
