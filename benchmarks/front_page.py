@@ -55,7 +55,9 @@ def markdown(run: Sequence[Row], origins: Sequence[str]) -> str:
     ordered = [row for name in CONTESTANTS for row in run if _who(row) == name]
     ordered.sort(key=lambda row: _CASES.index(row["case"]))
     alternative = f"Median latency of one text of {' and of '.join(_PLOTTED.values())}, in fp32 and int8"
-    table = tables.markdown(tables.latencies(ordered))
+    head, *lines = tables.latencies(ordered)
+    named = [[f"{CONTESTANTS[line[0]]} {line[0].split()[-1]}", *line[1:]] for line in lines]
+    table = tables.markdown([["median ms, texts × tokens", *(case.replace("x", " × ") for case in head[1:])], *named])
     return "\n\n".join(
         [f"![{alternative}; the table has the figures]({PLOT})", table, *map("<sub>{}</sub>".format, origins)]
     )

@@ -296,7 +296,7 @@ def test_the_front_page_shows_the_newest_whole_run():
     newest = front_page_run("2026-01-03T00:00:00+00:00", 9.0)[:-1]  # it lacks a case
     run = front_page.comparison([old, new + newest])
     assert {row["when"] for row in run} == {"2026-01-02T00:00:00+00:00"}
-    assert "| ctranslate2 int8 | 1.00 | 4.00 | 1.00 |" in front_page.markdown(run, ["here"])
+    assert "| CTranslate2 int8 | 1.00 | 4.00 | 1.00 |" in front_page.markdown(run, ["here"])
     with pytest.raises(SystemExit, match="no run has all"):
         front_page.comparison([newest])
 
