@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -35,7 +34,8 @@ from distilfast.synthetic import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BESIDE = re.compile(r"^With (?P<library>[\w-]+):\s*$", re.MULTILINE)
 _NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+?) -->\s*$")
 _REASONS = ("needs an NVIDIA GPU", "is not installed with the tests", "needs a cluster")
 
@@ -71,22 +71,33 @@ _LOCAL: dict[str, types.Task] = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is that of its first line of code in ``page``, and ``left_out`` why it is not run."""
+    """A fenced block; ``line`` is that of its first line of code in ``page``.
+
+    ``library``: whose way it shows, where two stand beside one another; ``left_out``: why it is not run.
+    """
 
     page: Path
     line: int
     language: str
     code: str
+    library: str | None
     left_out: str | None
 
 
 def blocks(page: Path, text: str | None = None) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8") if text is None else text
     for found in _FENCE.finditer(text):
-        marker = _NOT_RUN.search(text[: found.start()])
-        line = text.count("\n", 0, found.start()) + 2
-        code = textwrap.dedent(found["code"])
-        yield Block(page, line, found["language"], code, marker["reason"] if marker else None)
+        above = text[: found.start()]
+        marker = _NOT_RUN.search(above)
+        label = _BESIDE.fullmatch(above.rstrip("\n").rpartition("\n")[2])
+        yield Block(
+            page,
+            above.count("\n") + 2,
+            found["language"],
+            found["code"],
+            label["library"] if label else None,
+            marker["reason"] if marker else None,
+        )
 
 
 def run(some: list[Block]) -> None:
@@ -148,18 +159,14 @@ def test_python_blocks_run(some: list[Block]) -> None:
     run([block for block in some if block.left_out is None])
 
 
-_TABS = re.compile(r'^=== "(?P<name>[^"]+)"\n\n(?P<body>(?:    .*\n|\n)+)', re.MULTILINE)
-
-
-def tabs() -> Iterator[Any]:
+def side_by_side() -> Iterator[Any]:
     """Of each task that has a pipeline in both libraries: our blocks, and those of the reference beside the last."""
     for page in PAGES:
-        found: dict[str, list[str]] = {}
-        for tab in _TABS.finditer(page.read_text(encoding="utf-8")):
-            found.setdefault(tab["name"], []).extend(block.code for block in blocks(page, tab["body"]))
-        reference = [code for code in found.get("transformers", []) if "import pipeline" in code]
+        every = list(blocks(page))
+        reference = [b.code for b in every if b.library == "transformers" and "import pipeline" in b.code]
         if reference:
-            yield pytest.param(found["distilfast"], reference, id=str(page.relative_to(ROOT)))
+            ours = [block.code for block in every if block.library == "distilfast"]
+            yield pytest.param(ours, reference, id=str(page.relative_to(ROOT)))
 
 
 def last_values(codes: list[str]) -> list[Any]:
@@ -183,7 +190,7 @@ def without_scores(answer: Any) -> Any:
     return "a score" if isinstance(answer, (float, np.floating)) else answer
 
 
-@pytest.mark.parametrize(("ours", "reference"), list(tabs()))
+@pytest.mark.parametrize(("ours", "reference"), list(side_by_side()))
 @pytest.mark.usefixtures("reader")
 def test_blocks_side_by_side_answer_alike(ours: list[str], reference: list[str]) -> None:
     got, want = last_values(ours)[-len(reference) :], last_values(reference)
@@ -200,9 +207,9 @@ def test_a_block_is_left_out_for_a_reason_only() -> None:
 
 def test_a_wrong_block_is_found_at_its_line() -> None:
     page = ROOT / "page.md"
-    text = '# A page\n\n=== "tab"\n\n    ```python\n    x = 1\n    ```\n\n```python\nx.nothing()\n```\n'
+    text = "# A page\n\nWith distilfast:\n\n```python\nx = 1\n```\n\n```python\nx.nothing()\n```\n"
     found = list(blocks(page, text))
-    assert [(block.line, block.code) for block in found] == [(6, "x = 1\n"), (10, "x.nothing()\n")]
+    assert [(b.line, b.code, b.library) for b in found] == [(6, "x = 1\n", "distilfast"), (10, "x.nothing()\n", None)]
     with pytest.raises(AttributeError) as caught:
         run(found)
     assert caught.traceback[-1].lineno == 9 and str(caught.traceback[-1].path) == str(page)  # counted from 0
