@@ -85,7 +85,8 @@ def plot(run: Sequence[Row]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}">'
     )
-    return "\n".join([head, f"<style>{_STYLE}</style>", frame, *parts, "</svg>", ""])
+    title = "<title>Median latency of one text beside other engines</title>"
+    return "\n".join([head, title, f"<style>{_STYLE}</style>", frame, *parts, "</svg>", ""])
 
 
 def _line(y: int, name: str, medians: dict[tuple[str, str], float]) -> list[str]:
