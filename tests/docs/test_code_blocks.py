@@ -295,6 +295,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert re.search(rf"^def {name}\(", (page.parent / target).read_text(encoding="utf-8"), re.MULTILINE), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_named_in_passing_is_there(page: Path) -> None:
+    """Files of the repository, and the extras of an installation."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:benchmarks|csrc|deploy|distilfast|kernels|tests)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\.\[(\w+)\]", text):
+        assert re.search(rf"^{name} = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE), name
+
+
 def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
 
