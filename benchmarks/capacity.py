@@ -65,7 +65,7 @@ PUE = 1.135
 def main() -> None:
     arguments = _arguments()
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    chosen = _rows(arguments)
+    chosen = latencies(arguments.rows, arguments.precision)
     curve, threads = curve_of(chosen), int(chosen[0]["threads"])
     instance = _instance(arguments)
     lengths, day = _numbers(arguments.lengths, LENGTHS), np.asarray(_numbers(arguments.day, DAY), float)
@@ -119,16 +119,16 @@ def _numbers(file: Path | None, default: Sequence[float]) -> list[float]:
     return found
 
 
-def _rows(arguments: argparse.Namespace) -> list[rows.Row]:
-    """The latencies of ours in one precision, of the last run."""
+def latencies(files: Sequence[Path], precision: str) -> list[rows.Row]:
+    """Those of ours in one precision, of the last run in these files of rows."""
     found = [
         row
-        for row in rows.read(arguments.rows)
+        for row in rows.read(files)
         if row["what"] == "latency" and row.get("contestant") == "distilfast" and row.get("device", "cpu") == "cpu"
-        and row["precision"] == arguments.precision and "p50_ms" in row
+        and row["precision"] == precision and "p50_ms" in row
     ]  # fmt: skip
     if not found:
-        raise SystemExit(f"There is no latency of distilfast {arguments.precision} in these rows.")
+        raise SystemExit(f"There is no latency of distilfast {precision} in these rows.")
     last = found[-1]
     return [row for row in found if row["commit"] == last["commit"] and row["threads"] == last["threads"]]
 
