@@ -290,7 +290,7 @@ def test_who_has_waited_too_long_is_refused_unread(method: str, named: bytes | N
 
     headers = [] if named is None else [(b"x-deadline-ms", named)]
     state = {"arrival": time.monotonic() - 0.02}
-    scope = {"type": "http", "method": method, "headers": headers, "state": state}
+    scope = {"type": "http", "path": "/embed", "method": method, "headers": headers, "state": state}
     asyncio.run(Overdue(application, lambda: 0.025)(scope, None, send))  # type: ignore[arg-type]
     assert (seen == []) == refused
     if refused:
@@ -321,3 +321,14 @@ def test_the_server_notes_when_a_request_arrives(client: Client) -> None:
     status, answer = client.post("/predict", {"inputs": "a"}, x_deadline_ms="0.001")
     assert status == 429
     assert answer["error"].endswith("ms to be read.")
+
+
+def test_the_openapi_document_has_every_error_in_its_form(client: Client) -> None:
+    _, document = client.get("/openapi.json")
+    posts = {path: each["post"] for path, each in document["paths"].items() if "post" in each}
+    assert len(posts) == 12
+    for path, post in posts.items():
+        form = "OpenAIError" if path.startswith("/v1/") else "Error"
+        for status in ("400", "401", "404", "413", "422", "429", "503", "504"):
+            content = post["responses"][status]["content"]["application/json"]
+            assert content["schema"]["$ref"].rpartition("/")[2] == form, (path, status)

@@ -69,6 +69,8 @@ def test_only_a_known_key_is_served(service: Service, tmp_path: Path) -> None:
             assert "key is" in answer["error"]
         for name in ("/metrics", "/info", "/docs", "/openapi.json", "/v1/models", "/nowhere"):
             assert client.raw("GET", name)[0] == 401, name
+        assert client.get("/v1/models")[1]["error"]["type"] == "invalid_request_error"
+        assert client.get("/info")[1]["error_type"] == "Unauthorized"
         assert client.get("/health") == (200, "ready")
         assert client.get("/live") == (200, "alive")
 

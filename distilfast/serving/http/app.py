@@ -8,7 +8,6 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 from fastapi import FastAPI, Request
@@ -22,7 +21,7 @@ import distilfast
 from distilfast.errors import ClosedError, DeadlineError, DistilfastError, InputError, OverloadError
 from distilfast.serving.http import openai, task_routes, tei
 from distilfast.serving.http.keys import Keys
-from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, Overdue, RequestLog
+from distilfast.serving.http.middleware import LOG, DeclaredLength, KeyCheck, Overdue, RequestLog, error_body
 from distilfast.serving.http.post_routes import PostRoutes
 from distilfast.serving.http.prometheus import Metrics
 from distilfast.serving.http.service import ClientGone, Service, UnknownModelError
@@ -177,12 +176,8 @@ def _internal(request: Request, error: Exception) -> JSONResponse:
 def _answer(
     request: Request, status: int, error: str, kind: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """An error with one sentence, in OpenAI's form under /v1 and else in that of text-embeddings-inference."""
-    content: dict[str, Any] = {"error": error, "error_type": kind}
-    if request.url.path.startswith("/v1/"):
-        kinds = {"Validation": "invalid_request_error", "Overloaded": "rate_limit_error"}
-        content = {"error": {"message": error, "type": kinds.get(kind, "server_error"), "param": None, "code": None}}
-    return JSONResponse(content, status, headers)
+    """An error with one sentence, see ``error_body``."""
+    return JSONResponse(error_body(request.url.path, error, kind), status, headers)
 
 
 def log_to_stderr(level: str) -> None:

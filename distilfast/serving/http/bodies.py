@@ -1,4 +1,4 @@
-"""What the routes read: strict, so that no field of a request is ignored."""
+"""What the routes read, strictly, so that no field of a request is ignored; and the errors that they answer."""
 
 from __future__ import annotations
 
@@ -153,3 +153,44 @@ class QuestionAnswering(Body):
     inputs: Question | list[Question]
     parameters: dict[str, Any] = Field(default_factory=dict)
     errors: Literal["raise", "return"] = "raise"
+
+
+class Error(BaseModel):
+    """An error in the form of text-embeddings-inference; ``error`` is one sentence."""
+
+    error: str
+    error_type: Literal["Validation", "Unauthorized", "Overloaded", "Unhealthy", "Backend"]
+
+
+class OpenAIErrorFields(BaseModel):
+    """What has gone wrong; ``message`` is one sentence."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: None
+    code: None
+
+
+class OpenAIError(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: OpenAIErrorFields
+
+
+ERRORS = {
+    400: "The body cannot be read.",
+    401: "An API key is needed, or the one that is given is not known.",
+    404: "The model is not served.",
+    413: "The body is too large.",
+    422: "The request cannot be answered as it is.",
+    429: "The request cannot be answered in time; Retry-After says when to try again.",
+    500: "The server has failed.",
+    503: "The server is starting or ending.",
+    504: "The deadline has passed.",
+}
+"""What each status means, for the OpenAPI document."""
+
+
+def errors(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, as FastAPI's ``responses``; ``model``: their form."""
+    return {status: {"model": model, "description": what} for status, what in ERRORS.items()}

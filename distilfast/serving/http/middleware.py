@@ -31,9 +31,20 @@ def header(scope: Scope, name: str) -> str | None:
     return None
 
 
-async def refuse(send: Send, status: int, error: str, kind: str, headers: dict[str, str] | None = None) -> None:
-    """An answer with one sentence, in the form of text-embeddings-inference."""
-    body = json.dumps({"error": error, "error_type": kind}).encode()
+def error_body(path: str, error: str, kind: str) -> dict[str, Any]:
+    """One sentence, in OpenAI's form under /v1 and else in that of text-embeddings-inference."""
+    if not path.startswith("/v1/"):
+        return {"error": error, "error_type": kind}
+    invalid = "invalid_request_error"
+    kinds = {"Validation": invalid, "Unauthorized": invalid, "Overloaded": "rate_limit_error"}
+    return {"error": {"message": error, "type": kinds.get(kind, "server_error"), "param": None, "code": None}}
+
+
+async def refuse(
+    scope: Scope, send: Send, status: int, error: str, kind: str, headers: dict[str, str] | None = None
+) -> None:
+    """An answer with one sentence, see ``error_body``."""
+    body = json.dumps(error_body(scope["path"], error, kind)).encode()
     pairs = {"content-type": "application/json", "content-length": str(len(body))} | (headers or {})
     raw = [(name.encode(), value.encode()) for name, value in pairs.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
@@ -64,7 +75,7 @@ class Overdue:
             waited = waited_unread(scope)
             deadline = _named_deadline(scope) or self._deadline()
             if deadline is not None and waited > UNREAD_SHARE * deadline:
-                await refuse(send, 429, unread_too_long(waited), "Overloaded", {"retry-after": "1"})
+                await refuse(scope, send, 429, unread_too_long(waited), "Overloaded", {"retry-after": "1"})
                 return
         await self._app(scope, receive, send)
 
@@ -154,7 +165,7 @@ class KeyCheck:
         owner = self._keys.owner(given) if given else None
         if owner is None:
             what = "The API key is not known." if given else "An API key is needed, as Authorization: Bearer KEY."
-            await refuse(send, 401, what, "Unauthorized", {"www-authenticate": "Bearer"})
+            await refuse(scope, send, 401, what, "Unauthorized", {"www-authenticate": "Bearer"})
             return
         scope["state"]["key"] = owner
         await self._app(scope, receive, send)
@@ -186,7 +197,7 @@ class DeclaredLength:
         if declared is not None and declared.isdecimal() and int(declared) > self._most:
             await _discard(receive, _DISCARDED)
             await refuse(
-                send, 413, f"The body is larger than {self._most} bytes.", "Validation", {"connection": "close"}
+                scope, send, 413, f"The body is larger than {self._most} bytes.", "Validation", {"connection": "close"}
             )
         else:
             await self._app(scope, receive, send)

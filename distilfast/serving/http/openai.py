@@ -11,14 +11,14 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from distilfast.errors import InputError
-from distilfast.serving.http.bodies import OpenAIEmbeddings
+from distilfast.serving.http.bodies import OpenAIEmbeddings, OpenAIError, errors
 from distilfast.serving.http.service import Service
 from distilfast.serving.http.tei import EMBEDDING, checked_dimensions, shortened
 
 
 def routes(service: Service) -> APIRouter:
     """Both routes, on the models of ``service``."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", responses=errors(OpenAIError))
 
     @router.post("/embeddings")
     async def embeddings(body: OpenAIEmbeddings, request: Request) -> dict[str, Any]:

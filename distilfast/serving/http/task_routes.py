@@ -15,7 +15,7 @@ from distilfast.serving.http.tei import answers
 
 def routes(service: Service) -> APIRouter:
     """One for each task, on the models of ``service``."""
-    router = APIRouter()
+    router = APIRouter(responses=bodies.errors(bodies.Error))
 
     @router.post("/fill-mask")
     async def fill_mask(body: bodies.FillMask, request: Request) -> Any:

@@ -21,7 +21,7 @@ EMBEDDING, CLASSIFYING = ("feature-extraction", "sentence-similarity"), ("text-c
 
 def routes(service: Service) -> APIRouter:
     """All of them, on the models of ``service``."""
-    router = APIRouter()
+    router = APIRouter(responses=bodies.errors(bodies.Error))
     _add_vectors(router, service)
     _add_scores(router, service)
     _add_tokens(router, service)
