@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from distilfast.cli.answer import run
+from distilfast.cli.doctor import doctor
 from distilfast.cli.evaluate import evaluate
 from distilfast.cli.map import map_rows
 from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
@@ -52,6 +53,9 @@ def info(
             print_json(facts)
         else:
             rich_tables.console().print(rich_tables.facts(facts))
+
+
+app.command()(doctor)
 
 
 app.command()(run)
