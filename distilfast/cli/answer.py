@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Threads, engine_options
+from distilfast.cli.options import (
+    Backend,
+    Json,
+    Model,
+    Precision,
+    Revision,
+    Threads,
+    among,
+    complete_pipeline,
+    engine_options,
+)
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
 
@@ -26,7 +36,12 @@ _FLUSH = 0.5
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="A task of distilfast.pipeline, as fill-mask or text-classification.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="A task of distilfast.pipeline, as fill-mask or text-classification.", autocompletion=complete_pipeline
+        ),
+    ],
     model: Model,
     text: Annotated[
         list[str] | None, typer.Argument(help="One or more texts; '-' reads rows from standard input.")
@@ -34,7 +49,10 @@ def run(
     top_k: Annotated[int | None, typer.Option(help="How many answers to give.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="fill-mask: score only these words.")] = None,
     function_to_apply: Annotated[
-        str | None, typer.Option(help="text-classification: sigmoid, softmax or none.")
+        str | None,
+        typer.Option(
+            help="text-classification: sigmoid, softmax or none.", autocompletion=among("sigmoid", "softmax", "none")
+        ),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="zero-shot-classification: the labels, with commas between them.")
@@ -44,15 +62,26 @@ def run(
         typer.Option("--option", "-o", help="NAME=VALUE: any argument of the pipeline, the value as JSON or text."),
     ] = None,
     source: Annotated[str | None, typer.Option("--input", "-i", help="A file of rows.")] = None,
-    format: Annotated[str | None, typer.Option(help="Of the input: text, csv, tsv, jsonl or parquet.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the input: text, csv, tsv, jsonl or parquet.",
+            autocompletion=among("text", "csv", "tsv", "jsonl", "parquet"),
+        ),
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="NAME of the column with the text, or FIELD=NAME (question=q).")
     ] = None,
     output: Annotated[str | None, typer.Option(help="A file for the answers instead of standard output.")] = None,
-    to: Annotated[str | None, typer.Option(help="Of the output: jsonl, csv or text.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Of the output: jsonl, csv or text.", autocompletion=among("jsonl", "csv", "text")),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last row of --output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False,
-    on_error: Annotated[str, typer.Option(help="What a row without an answer does: skip or stop.")] = "stop",
+    on_error: Annotated[
+        str, typer.Option(help="What a row without an answer does: skip or stop.", autocompletion=among("skip", "stop"))
+    ] = "stop",
     precision: Precision = "fp32",
     backend: Backend = "auto",
     threads: Threads = None,

@@ -43,12 +43,12 @@ def examine(*, offline: bool = False) -> dict[str, Matter]:
     from distilfast.cli import examine_machine as machine
 
     return {
-        "python": installation.python(),
+        "versions": installation.versions(),
         "processor": machine.processor(),
         "precision": machine.precision(),
         "threads": machine.threads(),
         "memory": machine.memory(),
-        "gpu": machine.gpu(),
+        "backends": machine.usable_backends(),
         "settings": installation.settings(),
         "cache": installation.weights_cache(),
         "extras": installation.extras(),

@@ -6,11 +6,10 @@ import os
 import platform
 from typing import Any
 
-from distilfast import backends, cache
+from distilfast import __version__, cache
 from distilfast.cli import hub as hub_client
 from distilfast.cli import rich_tables
-from distilfast.cli.matters import Matter, State, clause, several, version
-from distilfast.errors import DistilfastError
+from distilfast.cli.matters import Matter, State, several, version
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("fastapi", "uvicorn", "httptools", "uvloop", "prometheus-client"),
@@ -25,10 +24,11 @@ _OLDEST_GLIBC = (2, 28)  # of the wheels
 _ASKED_FOR = "distilbert-base-cased"
 
 
-def python() -> Matter:
-    """Python, numpy and the C library."""
+def versions() -> Matter:
+    """distilfast, Python, numpy and the C library."""
     library, library_version = platform.libc_ver()
     facts = {
+        "distilfast": __version__,
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "libc": f"{library} {library_version}".strip() or platform.system(),
@@ -38,22 +38,18 @@ def python() -> Matter:
     advice = []
     if library == "glibc" and numbers < _OLDEST_GLIBC:
         advice.append("wheels need glibc 2.28: on this system distilfast is compiled from source")
-    return Matter.of("Python {python}, numpy {numpy}, {libc}, {machine}".format_map(facts), advice, facts)
+    return Matter.of(
+        "distilfast {distilfast}, Python {python}, numpy {numpy}, {libc}, {machine}".format_map(facts), advice, facts
+    )
 
 
 def settings() -> Matter:
     """What the environment asks of distilfast."""
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("DISTILFAST_") and value}
     found = ", ".join(f"{name}={value}" for name, value in given.items()) or "no variable DISTILFAST_… is set"
-    facts = {"environment": given}
-    if "DISTILFAST_BACKEND" in given:
-        try:
-            backends.choose("auto", "fp32")
-        except DistilfastError as error:
-            return Matter("broken", f"{found}: {clause(error)}", ("unset DISTILFAST_BACKEND",), facts)
     unknown = [name for name in given if name not in _VARIABLES and not name.startswith("DISTILFAST_SERVE_")]
     advice = [f"{name} is not read; there are {', '.join(_VARIABLES)}" for name in unknown]
-    return Matter.of(found, advice, facts)
+    return Matter.of(found, advice, {"environment": given})
 
 
 def weights_cache() -> Matter:
@@ -61,7 +57,7 @@ def weights_cache() -> Matter:
     state = cache.state()
     facts = {"directory": state.directory, "models": state.models, "bytes": state.size, "problem": state.problem}
     if state.problem is not None:
-        found = f"{state.directory or 'none'}: {state.problem}; each start packs the weights again"
+        found = f"{state.problem} ({state.directory or 'none'}): each start packs the weights again"
         return Matter("advice", found, ("DISTILFAST_CACHE names another folder",), facts)
     if state.directory is None:
         return Matter("advice", "off: each start packs the weights again", ("unset DISTILFAST_CACHE",), facts)
@@ -71,15 +67,15 @@ def weights_cache() -> Matter:
 
 def extras() -> Matter:
     """The optional packages, and what installs those that are missing."""
-    versions = {extra: {name: version(name) for name in packages} for extra, packages in EXTRAS.items()}
+    found_by_extra = {extra: {name: version(name) for name in packages} for extra, packages in EXTRAS.items()}
     found, advice = [], []
-    for extra, packages in versions.items():
+    for extra, packages in found_by_extra.items():
         there = [f"{name} {number}" for name, number in packages.items() if number is not None]
         found.append(f"{extra}: {', '.join(there) or 'not installed'}")
         if len(there) < len(packages) and extra != "gpu":  # of which another matter speaks
             advice.append(f"pip install 'distilfast[{extra}]'")
     state: State = "absent" if advice else "good"
-    return Matter(state, "; ".join(found), tuple(advice), {"extras": versions})
+    return Matter(state, "; ".join(found), tuple(advice), {"extras": found_by_extra})
 
 
 def hub(*, offline: bool) -> Matter:

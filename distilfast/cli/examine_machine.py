@@ -8,19 +8,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from distilfast import machine
-from distilfast.backends import cpu, measured, module
+from distilfast import backends, machine
+from distilfast.backends import cpu, measured
 from distilfast.cli import processors
 from distilfast.cli.matters import Matter, clause, several, text, version
 from distilfast.config import environment_threads
 from distilfast.errors import BackendError, InputError
 
-_HALF = "bf16 only halves the weights"
+_HALF = "bf16 saves memory and no time"
 _PRECISIONS = {
     "amx": "bf16x3 is as exact as fp32 and faster; bf16 and int8 are the fastest",
     "avx512_bf16": "fp32 for the reference's answers; bf16 is faster, int8 the fastest",
-    "avx512_vnni": f"fp32 for the reference's answers; int8 is the fastest, {_HALF}",
-    "avx2_vnni": f"fp32 for the reference's answers; int8 is the fastest, {_HALF}",
+    "avx512_vnni": f"fp32 for the reference's answers; int8 by dot products, {_HALF}",
+    "avx2_vnni": f"fp32 for the reference's answers; int8 by dot products, {_HALF}",
     "avx512": f"fp32 for the reference's answers; int8 has no dot product here, {_HALF}",
     "avx2": f"fp32 for the reference's answers; int8 has no dot product here, {_HALF}",
     "neon_bf16": "fp32 for the reference's answers; bf16 and int8 by matrix products",
@@ -29,7 +29,7 @@ _PRECISIONS = {
     "neon": f"fp32 for the reference's answers; int8 has no dot product here, {_HALF}",
     "ref": "portable C++: right and slow in each",
 }
-"""What to choose on an ISA: what the rows of benchmarks/results show, and on ARM what instructions there are."""
+"""What to choose on an ISA: what the rows of benchmarks/results show, or else which instructions there are."""
 
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 _MOST_STEAL = 0.02
@@ -155,29 +155,36 @@ def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**30:.1f} GiB"
 
 
-def gpu() -> Matter:
-    """The GPU backends: device, driver, built; torch is imported only where there is one of them."""
+def usable_backends() -> Matter:
+    """What auto takes, and of the GPU backends: device, driver, built. torch is imported only where there is a GPU."""
     devices = [*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/kfd")]
     driver = measured.has_driver()
     built, triton = importlib.util.find_spec("distilfast._cuda") is not None, version("triton")
     facts: dict[str, Any] = {"devices": devices, "driver": driver, "cuda_built": built, "triton": triton}
-    if not devices and not driver:
-        found = f"none: no device, no driver (cuda {'' if built else 'not '}built, triton {triton or 'not installed'})"
-        return Matter("absent", found, facts=facts)
-    reasons = {name: module(name).unavailable() for name in ("cuda", "triton")}
-    facts |= {name: reason or "available" for name, reason in reasons.items()}
-    found = "; ".join(f"{name}: {clause(reason) if reason else 'runs'}" for name, reason in reasons.items())
+    if devices or driver:
+        reasons = {name: backends.module(name).unavailable() for name in ("cuda", "triton")}
+        facts |= {name: reason or "available" for name, reason in reasons.items()}
+        found = "; ".join(f"{name}: {clause(reason) if reason else 'runs'}" for name, reason in reasons.items())
+    else:
+        found = f"no GPU and no driver (cuda {'' if built else 'not '}built, triton {triton or 'not installed'})"
+    try:
+        choice = backends.choose("auto", "fp32")
+    except BackendError as error:
+        advice = ("unset DISTILFAST_BACKEND",) if os.environ.get("DISTILFAST_BACKEND") else ()
+        return Matter("broken", f"{clause(error)}; {found}", advice, facts)
+    facts |= {"auto": choice.names, "why": choice.why}
+    found = f"auto takes {' and '.join(choice.names)}: {choice.why}; {found}"
     return Matter.of(found, list(_advice_on_gpu(devices, driver, built, triton)), facts)
 
 
 def _advice_on_gpu(devices: list[str], driver: bool, built: bool, triton: str | None) -> Iterator[str]:
-    if not devices:
+    if driver and not devices:
         yield "there is a driver and no device: in a container, docker run --gpus all"
     if not driver and any("nvidia" in device for device in devices):
         yield "NVIDIA's driver (libcuda.so.1) is missing: install it, or docker run --gpus all"
     if driver and not built:
         yield "for cuda, in a clone and where nvcc is: CMAKE_ARGS=-DCUDA=ON pip install ."
-    if triton is None:
+    if devices and triton is None:
         yield "for triton: pip install 'distilfast[gpu]'"
 
 
