@@ -42,6 +42,11 @@ def _cache() -> str:
         return f"none: {error}"
 
 
+def gpus() -> list[str]:
+    """The device files of NVIDIA's and AMD's GPUs."""
+    return sorted([str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in Path("/dev").glob(pattern)])
+
+
 def memory(facts: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
     """Bytes that the machine has, and that can be had without swapping; None where the system does not say."""
     try:

@@ -97,6 +97,7 @@ def run(
         options = {name: value for name, value in given.items() if value is not None} | named_options(option or [])
         engine = engine_options(precision, backend, threads, revision)
         if source is None and text and text != ["-"]:
+            _check_fields(pipe_task(task))
             _refuse(format=format, column=column, output=output, to=to, resume=resume, overwrite=overwrite)
             pipe = distilfast.pipeline(task, model, **engine, **options)
             _print_answers(task, model, pipe, text, as_json)
@@ -136,6 +137,19 @@ def named_options(options: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name.replace("-", "_")] = value
     return found
+
+
+def _check_fields(task: str) -> None:
+    """Raises InputError for a task whose input is more than a text of the command line."""
+    from distilfast.cli.inputs import FIELDS, is_optional
+
+    fields = [name for name in FIELDS.get(task, ()) if not is_optional(name)]
+    if len(fields) > 1:
+        row = ", ".join(f'"{name}": …' for name in fields)
+        raise InputError(
+            f"{task} takes rows of JSON with {' and '.join(fields)}: echo '{{{row}}}', piped to this "
+            "command with `- --format jsonl` in the place of TEXT."
+        )
 
 
 def _refuse(**given: Any) -> None:

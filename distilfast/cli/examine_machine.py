@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
-import importlib.util
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from distilfast import backends, machine
@@ -157,9 +156,9 @@ def _gib(size: int | None) -> str:
 
 def usable_backends() -> Matter:
     """What auto takes, and of the GPU backends: device, driver, built. torch is imported only where there is a GPU."""
-    devices = [*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/kfd")]
+    devices = machine.gpus()
     driver = measured.has_driver()
-    built, triton = importlib.util.find_spec("distilfast._cuda") is not None, version("triton")
+    built, triton = find_spec("distilfast._cuda") is not None, version("triton")
     facts: dict[str, Any] = {"devices": devices, "driver": driver, "cuda_built": built, "triton": triton}
     if devices or driver:
         reasons = {name: backends.module(name).unavailable() for name in ("cuda", "triton")}

@@ -43,11 +43,11 @@ def refusal(name: str, seconds: float = SECONDS) -> str | None:
     """
     if is_switched_off():
         return "fetching is switched off by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+    from huggingface_hub import HfApi, utils
+
     reasons: list[str | None] = []
 
     def ask() -> None:
-        from huggingface_hub import HfApi, utils
-
         try:
             HfApi().model_info(name, timeout=seconds)
         except utils.GatedRepoError:
