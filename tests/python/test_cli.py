@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import distilfast
+from distilfast import arguments
 from distilfast.cli import app, demo, hub, inputs, rich_tables, terminal
 from distilfast.errors import BackendError, WeightsError
 
@@ -214,6 +215,26 @@ def test_too_little_memory_is_one_line(monkeypatch, args, text):
 def test_a_text_for_a_task_of_several_fields_is_told_how_to_pass_them(task):
     done = invoke("run", task, "/absent/checkpoint", "a text")
     assert done.exit_code == 2 and "--format jsonl" in done.output and inputs.FIELDS[task][0] in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "nearest"),
+    [
+        (("run", "text-clasification", "m", "a"), "text-classification"),
+        (("run", "fill-mask", "m", "a", "-o", "topk=3"), "top_k"),
+        (("evaluate", "ss2", "m"), "sst2"),
+        (("info", "m", "--backend", "tritn"), "triton"),
+    ],
+)
+def test_a_misspelled_name_is_told_its_nearest(monkeypatch, tiny_checkpoint, args, nearest):
+    model = str(tiny_checkpoint("distilbert", "fill-mask"))
+    done = invoke(*(model if arg == "m" else arg for arg in args))
+    assert done.exit_code == 2 and done.output.endswith(f"; the nearest is {nearest}.\n")
+
+
+def test_a_long_or_distant_name_has_no_nearest():
+    assert arguments.listed("q" * 100_000, ("top_k", "errors")) == "there are top_k, errors"
+    assert arguments.listed("gpu", ("auto", "cpu")) == "there are auto, cpu"
 
 
 def raises(error):

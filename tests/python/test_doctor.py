@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,14 @@ def test_without_compiled_kernels_it_says_how_to_get_them(monkeypatch: pytest.Mo
     found = examine_machine.processor()
     assert found.state == "broken" and "install" in found.advice[0]
     assert examine_machine.usable_backends().state == "broken" and examine_machine.precision().state == "absent"
+
+
+def test_a_missing_module_is_told_from_one_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distilfast._cpu", None)
+    monkeypatch.delattr(distilfast, "_cpu")
+    assert str(cpu.unavailable()).endswith("has it, and `pip install .` in a clone compiles it.")
+    monkeypatch.setattr(cpu, "find_spec", lambda name: "a spec")
+    assert str(cpu.unavailable()).endswith("; install distilfast again for this system.")
 
 
 def test_a_slower_isa_is_advised_against(monkeypatch: pytest.MonkeyPatch) -> None:
