@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -57,7 +58,7 @@ def processor() -> Matter:
 def _of_this_architecture(isas: list[str], isa: str) -> list[str]:
     """The ISAs before ``isa`` in ``isas`` that belong to the same architecture."""
     before = isas[: isas.index(isa)]
-    on_arm = os.uname().machine in ("aarch64", "arm64")
+    on_arm = platform.machine().lower() in ("aarch64", "arm64")
     return [each for each in before if each.startswith("neon") == on_arm]
 
 
