@@ -297,11 +297,18 @@ def test_the_hub_is_not_asked_where_it_is_switched_off(monkeypatch: pytest.Monke
 
 def test_a_hub_that_never_answers_is_waited_for_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    never = threading.Event()
+    never, waited = threading.Event(), list[float | None]()
+
+    class Asking(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            waited.append(timeout)
+            super().join(timeout)
+
+    monkeypatch.setattr(hub.threading, "Thread", Asking)
     monkeypatch.setattr(hub, "is_switched_off", lambda: False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: never.wait(60))
     assert hub.refusal("any/model", seconds=0.05) == "did not answer within 0.05 s"
-    assert not never.is_set()
+    assert waited == [0.05]
     never.set()
 
 
@@ -321,6 +328,7 @@ def test_a_hub_that_never_answers_is_waited_for_no_longer_than_the_limit(monkeyp
         ("distilfast map z", "zero-shot-classification"),
         ("distilfast run fill-mask team/", "team/model"),
         ("distilfast run fill-mask ./", ""),
+        ("distilfast run mask", ""),
     ],
 )
 def test_what_a_shell_completes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, offered: str) -> None:
