@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Packages of each optional extra of pyproject.toml whose versions are shown."""
 
+_USES = {"serve": "`distilfast serve`", "ray": "`distilfast map` and Ray Serve"}  # of gpu another matter speaks
 _VARIABLES = ("DISTILFAST_BACKEND", "DISTILFAST_ISA", "DISTILFAST_THREADS", "DISTILFAST_CACHE")
 _HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY")
 _OLDEST_GLIBC = (2, 28)  # of the wheels
@@ -72,8 +73,8 @@ def extras() -> Matter:
     for extra, packages in found_by_extra.items():
         there = [f"{name} {number}" for name, number in packages.items() if number is not None]
         found.append(f"{extra}: {', '.join(there) or 'not installed'}")
-        if len(there) < len(packages) and extra != "gpu":  # of which another matter speaks
-            advice.append(f"pip install 'distilfast[{extra}]'")
+        if len(there) < len(packages) and extra in _USES:
+            advice.append(f"for {_USES[extra]}: pip install 'distilfast[{extra}]'")
     state: State = "absent" if advice else "good"
     return Matter(state, "; ".join(found), tuple(advice), {"extras": found_by_extra})
 

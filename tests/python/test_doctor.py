@@ -268,7 +268,7 @@ def test_the_extras_are_those_of_the_package() -> None:
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine_installation, "version", lambda name: None if name == "uvicorn" else "1.0")
     found = examine_installation.extras()
-    assert found.advice == ("pip install 'distilfast[serve]'",) and found.state == "absent"
+    assert found.advice == ("for `distilfast serve`: pip install 'distilfast[serve]'",) and found.state == "absent"
 
 
 def test_an_old_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
