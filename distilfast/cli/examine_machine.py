@@ -15,7 +15,7 @@ from distilfast.cli.matters import Matter, clause, several, text, version
 from distilfast.config import environment_threads
 from distilfast.errors import BackendError, InputError
 
-_HALF = "bf16 saves memory and no time"
+_HALF = "bf16 halves the weights and computes in fp32"
 _PRECISIONS = {
     "amx": "bf16x3 is as exact as fp32 and faster; bf16 and int8 are the fastest",
     "avx512_bf16": "fp32 for the reference's answers; bf16 is faster, int8 the fastest",

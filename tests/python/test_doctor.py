@@ -208,7 +208,6 @@ def test_what_a_gpu_lacks(monkeypatch: pytest.MonkeyPatch, devices: list[str], d
     monkeypatch.setattr(machine, "gpus", lambda: devices)
     monkeypatch.setattr(measured, "has_driver", lambda: driver)
     monkeypatch.setattr(examine_machine, "find_spec", lambda name: None)
-    monkeypatch.setattr("distilfast.kernels.device.unavailable", lambda: "torch sees no GPU.")
     monkeypatch.setattr("distilfast.backends.triton.unavailable", lambda: "torch sees no GPU.")
     found = examine_machine.usable_backends()
     assert found.state == "advice" and advice in found.advice[0]
