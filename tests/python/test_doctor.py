@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -273,6 +274,28 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_old_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine_installation.platform, "libc_ver", lambda: ("glibc", "2.17"))
     assert "compiled from source" in examine_installation.versions().advice[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({}, "(c++ or g++ or clang++)"), ({"CXX": "no-such-compiler -m64"}, "(no-")]
+)
+def test_a_build_without_a_compiler_names_what_to_install(tmp_path: Path, given: dict[str, str], wanted: str) -> None:
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    clean = {name: value for name, value in os.environ.items() if name != "CXX"}
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-temp",
+        str(tmp_path),
+        "--build-lib",
+        str(tmp_path),
+    ]
+    environment = {**clean, "PATH": str(tmp_path), **given}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and f"no C++ compiler {wanted}" in done.stderr and "a wheel." in done.stderr
 
 
 # --- the hub ---
