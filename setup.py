@@ -36,6 +36,12 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Not self.build_temp, which pip empties between editable builds: this one lets ninja build only what changed,
         # and make and the tests build theirs of the same objects there. Who comes second waits.
+        compilers = (os.environ["CXX"].split()[0],) if os.environ.get("CXX") else ("c++", "g++", "clang++")
+        if os.name == "posix" and not any(map(shutil.which, compilers)):
+            sys.exit(
+                f"error: there is no C++ compiler ({' or '.join(compilers)}); install one (Debian: apt-get install "
+                "g++, macOS: xcode-select --install), or install distilfast from a wheel."
+            )
         build = ROOT / "build" / f"module-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         configure = [

@@ -31,8 +31,20 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def listed(name: Any, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known: those that are, and the one that is spelled most alike."""
+    names = list(known)
+    sentence = f"there are {', '.join(names)}"
+    if not isinstance(name, str) or len(name) > 2 * max(map(len, names), default=0):  # quadratic in a long one
+        return sentence
+    from difflib import get_close_matches  # imported here: most calls are right
+
+    near = get_close_matches(name, names, 1, cutoff=0.7)
+    return f"{sentence}; the nearest is {near[0]}" if near else sentence
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} {value!r} is not known; there are {', '.join(choices)}.")
+        raise InputError(f"{name} {value!r} is not known; {listed(value, choices)}.")
     return value

@@ -26,6 +26,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,35 @@ def find(files: Sequence[StoredFile], facts: Mapping[str, object], checksum: Che
     }
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).digest()
     return Entry(directory / f"{key.hex()[:32]}{_SUFFIX}", key, "packed", checksum)
+
+
+@dataclass(frozen=True)
+class State:
+    """The cache: its folder (None: off, or not known), models, their bytes; ``problem``: why it is not used."""
+
+    directory: Path | None
+    models: int = 0
+    size: int = 0
+    problem: str | None = None
+
+
+def state() -> State:
+    """What the cache holds, and whether this process could write it; nothing is written. Raises nothing."""
+    try:
+        directory = cache_directory()
+    except OSError as error:
+        return State(None, problem=_reason(error))
+    if directory is None:
+        return State(None)
+    try:
+        if directory.exists():
+            _check_owner(directory, directory.stat())
+        sizes = [path.stat().st_size for path in directory.glob(f"*{_SUFFIX}")]
+    except OSError as error:
+        return State(directory, problem=_reason(error))
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    problem = None if os.access(there, os.W_OK | os.X_OK) and there.is_dir() else f"{there} cannot be written"
+    return State(directory, len(sizes), sum(sizes), problem)
 
 
 # --- notes ---

@@ -113,7 +113,7 @@ def resolve(
         raise WeightsError(f"{model} is a file; a checkpoint's directory or hub id is needed.")
     name = str(model)
     if isinstance(model, Path) or name.startswith((".", "/", "~")) or not _is_hub_id(name):
-        raise WeightsError(f"{model} does not exist.")
+        raise WeightsError(f"{model} does not exist; a checkpoint's directory or hub id is needed.")
     directory = _fetch(name, revision, local_files_only, _FILES)
     # Never fetch a pickle beside safetensors.
     folders = [directory, *directory.glob("[0-9]*_Dense")]
@@ -145,24 +145,30 @@ def _fetch(name: str, revision: str | None, local_files_only: bool, patterns: li
         )
     except Exception as error:  # the client lets errors of its HTTP library through
         wanted = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
-        reason = _hub_reason(error, local_files_only)
+        reason = _hub_reason(error, name, local_files_only)
         raise WeightsError(f"{wanted} is neither a local directory nor to be had from the hub: {reason}.") from error
 
 
-def _hub_reason(error: Exception, local_files_only: bool) -> str:
+def _hub_reason(error: Exception, name: str, local_files_only: bool) -> str:
+    """Why, and what to do about it."""
     from huggingface_hub import constants
     from huggingface_hub import utils as errors
 
+    page = f"{constants.ENDPOINT}/{name}"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        if local_files_only or constants.HF_HUB_OFFLINE:
-            return f"it is not complete in the cache {constants.HF_HUB_CACHE} and fetching is switched off"
-        return f"it is not complete in the cache {constants.HF_HUB_CACHE} and {constants.ENDPOINT} did not answer"
+        reason = f"it is not complete in the cache {constants.HF_HUB_CACHE}"
+        if local_files_only:
+            return f"{reason} and fetching is switched off"
+        if constants.HF_HUB_OFFLINE:
+            return f"{reason} and fetching is switched off; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
+        advice = "HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, and a local directory needs neither"
+        return f"{reason} and {constants.ENDPOINT} did not answer; {advice}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return "there is no such revision"
+        return f"there is no such revision; {page}/tree/main lists them"
     if isinstance(error, errors.GatedRepoError):
-        return "access to it must be asked for there"
+        return f"access to it must be asked for at {page}, and then HF_TOKEN or `hf auth login` says who you are"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no such repository, or it is private"
+        return "there is no such repository, or it is private, which needs HF_TOKEN or `hf auth login`"
     return _clause(error)
 
 
@@ -182,7 +188,8 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool = True) -> Checkpoint
         raise WeightsError(f"{directory / _PICKLE} is a pickle, which is not allowed; convert it to {_SAFETENSORS}.")
     if (directory / _PICKLE).exists():
         return Checkpoint(_read_pickle(directory / _PICKLE))
-    raise WeightsError(f"{directory} has no {_SAFETENSORS}, {_INDEX} or {_PICKLE}.")
+    wanted = f"{_SAFETENSORS}, {_INDEX} or {_PICKLE}"
+    raise WeightsError(f"{directory} has no {wanted}; save_pretrained of transformers writes the first.")
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
@@ -228,7 +235,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
 def _as_weights_error(path: Path, error: Exception) -> WeightsError:
     if isinstance(error, WeightsError):
         return error
-    return WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}.")
+    return WeightsError(f"{path} is not a complete safetensors file: {_clause(error)}; fetch or save it again.")
 
 
 def _mapped_tensor(path: Path, name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> Stored:

@@ -127,7 +127,7 @@ class ModelConfig:
         """Read ``config.json``; raises ConfigError with one sentence."""
         raw = read_object(Path(path))
         if raw is None:
-            raise ConfigError(f"{path} does not exist.")
+            raise ConfigError(f"{path} does not exist; {_instead_of(Path(path).parent)}.")
         return cls.from_dict(raw)
 
     @classmethod
@@ -160,6 +160,14 @@ class ModelConfig:
             problem_type=read["problem_type"],
             function_to_apply=read["function_to_apply"],
         )
+
+
+def _instead_of(directory: Path) -> str:
+    """What to name in the place of a directory without config.json: the hub's cache has one below a commit's name."""
+    found = [file.parent for at in ("*", "snapshots/*") for file in directory.glob(f"{at}/config.json")]
+    if found:
+        return f"{min(found)} has one"
+    return "a checkpoint's directory has config.json, model.safetensors and the tokeniser's files"
 
 
 def _check_encoder_only(read: dict[str, Any]) -> None:

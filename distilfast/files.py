@@ -51,7 +51,8 @@ def read_json(path: Path, kind: type, error: type[DistilfastError] = ConfigError
     """The JSON object (``dict``) or array (``list``) in ``path``; raises FileNotFoundError, or ``error``."""
     try:
         with open_regular(path, error) as file:
-            text = file.read(MOST_JSON_BYTES + 1)
+            # No more than is there: read() reserves what it is asked for.
+            text = file.read(min(os.fstat(file.fileno()).st_size, MOST_JSON_BYTES) + 1)
     except FileNotFoundError:
         raise
     except OSError as reason:

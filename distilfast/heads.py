@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from distilfast.arguments import listed
 from distilfast.config import ModelConfig
 from distilfast.errors import InputError
 from distilfast.types import Task
@@ -47,7 +48,7 @@ def head_for(config: ModelConfig, task: Task, *, pooler: bool = False) -> Head:
     Raises InputError for a task that has no head here.
     """
     if task not in TASKS:
-        raise InputError(f"task {task!r} is not known; distilfast has {', '.join(TASKS)}.")
+        raise InputError(f"task {task!r} is not known; {listed(task, TASKS)}.")
     bert = config.model_type == "bert"
     plain = HeadLinear()
     # DistilBERT's pre_classifier is followed by ReLU; BERT's pooler by tanh.

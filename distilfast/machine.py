@@ -42,6 +42,22 @@ def _cache() -> str:
         return f"none: {error}"
 
 
+def gpus() -> list[str]:
+    """The device files of NVIDIA's and AMD's GPUs."""
+    return sorted([str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in Path("/dev").glob(pattern)])
+
+
+def memory(facts: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+    """Bytes that the machine has, and that can be had without swapping; None where the system does not say."""
+    try:
+        lines = facts.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None, None
+    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    total, available = (kilobytes.get(name) for name in ("MemTotal", "MemAvailable"))
+    return total and total << 10, available and available << 10
+
+
 def memory_limit(controls: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
     """Bytes that the control group of this process, a container say, may have; None where there is no limit.
 

@@ -684,7 +684,9 @@ def _vocabulary(directory: Path, serialized: dict[str, Any]) -> dict[str, int]:
     try:
         open_regular(path).close()
     except FileNotFoundError:
-        raise ConfigError(f"{directory} has neither tokenizer.json nor vocab.txt.") from None
+        raise ConfigError(
+            f"{directory} has neither tokenizer.json nor vocab.txt; copy those of the model it was trained from."
+        ) from None
     try:
         vocabulary = WordPiece.read_file(str(path))
     except Exception as error:  # the library raises plain Exception

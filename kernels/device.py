@@ -48,7 +48,9 @@ def unavailable() -> str | None:
     if is_interpreted():
         return None
     if not torch.cuda.is_available():
-        return "torch sees no GPU."
+        if torch.version.cuda is None and torch.version.hip is None:
+            return f"torch {torch.__version__} is the build for CPUs; a GPU needs the one for CUDA or ROCm."
+        return "torch sees no GPU; nvidia-smi, or rocm-smi, has to list one first."
     if family(torch.device("cuda", torch.cuda.current_device())) is None:
         return f"{torch.cuda.get_device_name()} is too old or unknown; NVIDIA from Ampere on and AMD CDNA 3 are needed."
     return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from distilfast.arguments import listed
 from distilfast.backends import measured
 from distilfast.backends.buckets import BucketBackend
 from distilfast.config import environment
@@ -24,7 +25,7 @@ def names() -> tuple[str, ...]:
 def module(name: str) -> Any:
     """The module of a backend; raises BackendError for an unknown name."""
     if name not in _CLASSES:
-        raise BackendError(f"backend {name!r} is not known; there are auto, {', '.join(_CLASSES)}.")
+        raise BackendError(f"backend {name!r} is not known; {listed(name, ('auto', *_CLASSES))}.")
     return import_module(f"distilfast.backends.{name}")
 
 
@@ -39,9 +40,16 @@ class Choice:
 
 def choose(name: str, precision: Precision) -> Choice:
     """The backend for a name or "auto"; raises BackendError where it is not available."""
-    why = "requested"
+    why, by = "requested", ""
     if name == "auto" and (forced := environment("BACKEND")):
-        name, why = forced, "DISTILFAST_BACKEND asks for it"
+        name, why, by = forced, "DISTILFAST_BACKEND asks for it", "DISTILFAST_BACKEND: "
+    try:
+        return _available(name, precision, why)
+    except BackendError as error:
+        raise BackendError(f"{by}{error}") from None
+
+
+def _available(name: str, precision: Precision, why: str) -> Choice:
     choice = _choose_measured(precision) if name == "auto" else Choice((name,), why)
     for chosen in choice.names:
         if reason := module(chosen).unavailable():

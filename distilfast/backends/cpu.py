@@ -6,11 +6,15 @@ from collections import ChainMap
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+import distilfast
 from distilfast import cache, quantize
+from distilfast.arguments import listed
 from distilfast.backends.base import Results, Trace
 from distilfast.backends.extension import encoder_arguments, head_columns
 from distilfast.batch import PackedBatch
@@ -32,7 +36,10 @@ def unavailable() -> str | None:
     try:
         from distilfast import _cpu  # noqa: F401
     except ImportError as error:
-        return f"The extension distilfast._cpu cannot be imported: {error}."
+        if find_spec("distilfast._cpu") is None:
+            folder = Path(distilfast.__file__).parent
+            return f"{folder} has no compiled _cpu; a wheel has it, and `pip install .` in a clone compiles it."
+        return f"The extension distilfast._cpu cannot be imported: {error}; install distilfast again for this system."
     return None
 
 
@@ -56,9 +63,10 @@ def chosen_isa() -> tuple[str, str]:
         fastest = next(name for name, why in lacking.items() if why is None)
         return fastest, "the fastest that this processor has" + _unmeasured(fastest)
     if forced not in lacking:
-        raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; there are {', '.join(lacking)}.")
+        raise BackendError(f"DISTILFAST_ISA {forced!r} is not known; {listed(forced, lacking)}.")
     if why := lacking[forced]:
-        raise BackendError(f"DISTILFAST_ISA {forced!r} {why}.")
+        runs = ", ".join(name for name, missing_why in lacking.items() if missing_why is None)
+        raise BackendError(f"DISTILFAST_ISA {forced!r} {why}; it runs {runs}.")
     return forced, "DISTILFAST_ISA asks for it" + _unmeasured(forced)
 
 

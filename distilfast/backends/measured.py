@@ -60,7 +60,7 @@ def architecture() -> str | None:
 
     if cuda.unavailable() is None:
         return f"sm_{cuda.extension().architecture()}"
-    if not _has_driver() or triton.unavailable() is not None or triton.is_interpreted():
+    if not has_driver() or triton.unavailable() is not None or triton.is_interpreted():
         return None
     import torch
 
@@ -68,7 +68,8 @@ def architecture() -> str | None:
     return None if torch.version.hip else f"sm_{major}{minor}"
 
 
-def _has_driver() -> bool:
+def has_driver() -> bool:
+    """Whether NVIDIA's driver can be loaded."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

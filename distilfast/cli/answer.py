@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Threads, engine_options
+from distilfast.cli.options import (
+    Backend,
+    Json,
+    Model,
+    Precision,
+    Revision,
+    Threads,
+    among,
+    complete_pipeline,
+    engine_options,
+)
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
 
@@ -26,7 +36,12 @@ _FLUSH = 0.5
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="A task of distilfast.pipeline, as fill-mask or text-classification.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="A task of distilfast.pipeline, as fill-mask or text-classification.", autocompletion=complete_pipeline
+        ),
+    ],
     model: Model,
     text: Annotated[
         list[str] | None, typer.Argument(help="One or more texts; '-' reads rows from standard input.")
@@ -34,7 +49,10 @@ def run(
     top_k: Annotated[int | None, typer.Option(help="How many answers to give.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="fill-mask: score only these words.")] = None,
     function_to_apply: Annotated[
-        str | None, typer.Option(help="text-classification: sigmoid, softmax or none.")
+        str | None,
+        typer.Option(
+            help="text-classification: sigmoid, softmax or none.", autocompletion=among("sigmoid", "softmax", "none")
+        ),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="zero-shot-classification: the labels, with commas between them.")
@@ -44,15 +62,26 @@ def run(
         typer.Option("--option", "-o", help="NAME=VALUE: any argument of the pipeline, the value as JSON or text."),
     ] = None,
     source: Annotated[str | None, typer.Option("--input", "-i", help="A file of rows.")] = None,
-    format: Annotated[str | None, typer.Option(help="Of the input: text, csv, tsv, jsonl or parquet.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the input: text, csv, tsv, jsonl or parquet.",
+            autocompletion=among("text", "csv", "tsv", "jsonl", "parquet"),
+        ),
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="NAME of the column with the text, or FIELD=NAME (question=q).")
     ] = None,
     output: Annotated[str | None, typer.Option(help="A file for the answers instead of standard output.")] = None,
-    to: Annotated[str | None, typer.Option(help="Of the output: jsonl, csv or text.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Of the output: jsonl, csv or text.", autocompletion=among("jsonl", "csv", "text")),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last row of --output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False,
-    on_error: Annotated[str, typer.Option(help="What a row without an answer does: skip or stop.")] = "stop",
+    on_error: Annotated[
+        str, typer.Option(help="What a row without an answer does: skip or stop.", autocompletion=among("skip", "stop"))
+    ] = "stop",
     precision: Precision = "fp32",
     backend: Backend = "auto",
     threads: Threads = None,
@@ -68,6 +97,7 @@ def run(
         options = {name: value for name, value in given.items() if value is not None} | named_options(option or [])
         engine = engine_options(precision, backend, threads, revision)
         if source is None and text and text != ["-"]:
+            _check_fields(pipe_task(task))
             _refuse(format=format, column=column, output=output, to=to, resume=resume, overwrite=overwrite)
             pipe = distilfast.pipeline(task, model, **engine, **options)
             _print_answers(task, model, pipe, text, as_json)
@@ -107,6 +137,19 @@ def named_options(options: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name.replace("-", "_")] = value
     return found
+
+
+def _check_fields(task: str) -> None:
+    """Raises InputError for a task whose input is more than a text of the command line."""
+    from distilfast.cli.inputs import FIELDS, is_optional
+
+    fields = [name for name in FIELDS.get(task, ()) if not is_optional(name)]
+    if len(fields) > 1:
+        row = ", ".join(f'"{name}": …' for name in fields)
+        raise InputError(
+            f"{task} takes rows of JSON with {' and '.join(fields)}: echo '{{{row}}}', piped to this "
+            "command with `- --format jsonl` in the place of TEXT."
+        )
 
 
 def _refuse(**given: Any) -> None:

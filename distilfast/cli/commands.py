@@ -11,9 +11,21 @@ from typing import Annotated
 import typer
 
 from distilfast.cli.answer import run
+from distilfast.cli.doctor import doctor
 from distilfast.cli.evaluate import evaluate
 from distilfast.cli.map import map_rows
-from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Task, Threads, engine_options
+from distilfast.cli.options import (
+    Backend,
+    Json,
+    Model,
+    Precision,
+    Revision,
+    Task,
+    Threads,
+    among,
+    complete_model,
+    engine_options,
+)
 from distilfast.cli.serve import serve
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import InputError
@@ -22,7 +34,6 @@ app = typer.Typer(
     name="distilfast",
     help="DistilBERT and BERT encoders, served by hand-written kernels.",
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -30,7 +41,10 @@ app = typer.Typer(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="A checkpoint; without it, the machine is described.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint; without it, the machine is described.", autocompletion=complete_model),
+    ] = None,
     task: Task = None,
     revision: Revision = None,
     precision: Precision = "fp32",
@@ -54,13 +68,22 @@ def info(
             rich_tables.console().print(rich_tables.facts(facts))
 
 
+app.command()(doctor)
+
+
 app.command()(run)
 
 
 @app.command()
 def parity(
     model: Model,
-    against: Annotated[str, typer.Option(help="What is true, in float64: reference or transformers.")] = "reference",
+    against: Annotated[
+        str,
+        typer.Option(
+            help="What is true, in float64: reference or transformers.",
+            autocompletion=among("reference", "transformers"),
+        ),
+    ] = "reference",
     text: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +125,9 @@ def parity(
 
 @app.command()
 def demo(
-    model: Annotated[str | None, typer.Option(help="A checkpoint to use instead of the trained ones.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint to use instead of the trained ones.", autocompletion=complete_model)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search, fill-mask, the proof layer by layer, and the latency."""

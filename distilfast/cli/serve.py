@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distilfast.cli.options import Backend, Precision, Threads
+from distilfast.cli.options import Backend, Precision, Threads, among
 from distilfast.cli.terminal import errors, print_json
 from distilfast.errors import ConfigError
 
@@ -34,7 +34,10 @@ def serve(
     most_connections: Annotated[int | None, typer.Option(help="At once; beyond it clients get 503.")] = None,
     header_timeout: Annotated[float | None, typer.Option(help="Seconds for a client to send its request.")] = None,
     drain_timeout: Annotated[float | None, typer.Option(help="Seconds for what waits, when the server ends.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="debug, info, warning or error.", autocompletion=among("debug", "info", "warning", "error")),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; they share the weights.")] = None,
     allow_pickle: Annotated[
         bool | None, typer.Option("--allow-pickle", help="Read checkpoints that have no safetensors file.")

@@ -14,15 +14,20 @@ from distilfast.errors import DistilfastError
 
 @contextmanager
 def errors(as_json: bool) -> Iterator[None]:
-    """Every error raised on purpose becomes one line and exit status 2."""
+    """Every error raised on purpose, and too little memory, becomes one line and exit status 2."""
     try:
         yield
     except DistilfastError as error:
-        if as_json:
-            print_json({"error": str(error)})
-        else:
-            typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        reason = str(error)
+    except MemoryError:
+        reason = "The memory does not suffice; `distilfast doctor` shows what there is, and int8 needs the least."
+    else:
+        return
+    if as_json:
+        print_json({"error": reason})
+    else:
+        typer.echo(f"error: {reason}", err=True)
+    raise typer.Exit(2)
 
 
 def print_json(value: Any) -> None:

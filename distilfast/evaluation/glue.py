@@ -239,7 +239,7 @@ def _from_hub(name: str, task: Task, part: Part) -> Examples:
     except ImportError:
         raise InputError(
             f"No local data was named for {name} and the package datasets is not installed; "
-            "name GLUE's folder or install it."
+            "name GLUE's folder, or pip install datasets."
         ) from None
     try:
         split = datasets.load_dataset(HUB, name, split=part.split)

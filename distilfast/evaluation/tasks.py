@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distilfast.arguments import listed
 from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.evaluation import glue, intents, ner, squad
@@ -43,7 +44,7 @@ def evaluate(
     """
     name = _ALIASES.get(dataset.lower(), dataset.lower())
     if name not in DATASETS:
-        raise InputError(f"dataset {dataset!r} is not known; there are {', '.join(DATASETS)}.")
+        raise InputError(f"dataset {dataset!r} is not known; {listed(name, DATASETS)}.")
     where = _existing(name, path)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; a positive integer is needed.")

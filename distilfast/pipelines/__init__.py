@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from distilfast.arguments import listed
 from distilfast.engine import Engine
 from distilfast.errors import InputError
 from distilfast.pipelines.base import Pipeline
@@ -183,5 +184,5 @@ def pipeline_class(task: str) -> type[Pipeline]:
     name = ALIASES.get(task, task)
     chosen = PIPELINES.get(name)
     if chosen is None:
-        raise InputError(f"There is no pipeline for task {name!r}; there are {', '.join(PIPELINES)}.")
+        raise InputError(f"There is no pipeline for task {name!r}; {listed(name, PIPELINES)}.")
     return chosen

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distilfast.arguments import count, flag, one_of
+from distilfast.arguments import count, flag, listed, one_of
 from distilfast.batch import PackedBatch
 from distilfast.engine import Engine
 from distilfast.errors import InputError
@@ -187,7 +187,7 @@ class Pipeline:
         """Raises InputError for the name of an option that no call takes."""
         for name in options:
             if name not in cls._known:
-                instead = cls._elsewhere.get(name, f"there are {', '.join(cls._known)}")
+                instead = cls._elsewhere.get(name) or listed(name, cls._known)
                 raise InputError(f"{name} is not an option of {cls.task}; {instead}.")
 
     def _checked_plan(self, **options: Any) -> Plan:

@@ -259,10 +259,16 @@ def test_bf16_is_refused_by_the_interpreter(checkpoint: Path):
         load(checkpoint, "bf16")
 
 
-def test_no_gpu(checkpoint: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [(None, r"torch \S+ is the build for CPUs; a GPU needs"), ("13.0", "torch sees no GPU; nvidia-smi")],
+)
+def test_no_gpu(checkpoint: Path, monkeypatch, cuda, reason):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendError, match=r"^backend 'triton' is not available: torch sees no GPU\.$"):
+    with pytest.raises(BackendError, match=f"^backend 'triton' is not available: {reason}"):
         load(checkpoint)
 
 

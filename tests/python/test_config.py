@@ -154,7 +154,16 @@ def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config.json does not exist\.$"):
+    wanted = r"config.json does not exist; a checkpoint's directory has config.json, .* files\.$"
+    with pytest.raises(ConfigError, match=wanted):
+        ModelConfig.from_file(tmp_path / "config.json")
+
+
+def test_a_folder_of_the_hubs_cache_names_the_one_inside(tmp_path: Path) -> None:
+    inside = tmp_path / "snapshots" / "0123abc"
+    inside.mkdir(parents=True)
+    (inside / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"does not exist; {inside} has one\.$"):
         ModelConfig.from_file(tmp_path / "config.json")
 
 

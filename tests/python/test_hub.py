@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+import distilfast
+
 pytest.importorskip("huggingface_hub")
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 WEIGHTS = "model.safetensors"
@@ -122,11 +124,16 @@ try:
 except WeightsError as error:
     print(error)
 """
+    return output(hub, home, script, name, revision or "", **environment)
+
+
+def output(hub: Hub, home: Path, script: str, *args: str, **environment: str) -> str:
+    """What ``script`` prints where its hub is this one."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "NO_PROXY": "*"}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script, name, revision or ""],
+        [sys.executable, "-c", script, *args],
         env=clean | settings | quiet | environment,
         capture_output=True,
         text=True,
@@ -153,14 +160,15 @@ def test_first_load_then_offline_then_another_revision(hub: Hub, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "revision", "reason"),
     [
-        ("team/gated", None, "access to it must be asked for there"),
-        ("team/absent", None, "there is no such repository, or it is private"),
-        ("team/model", "v9", "there is no such revision"),
+        ("team/gated", None, "access to it must be asked for at {hub}/team/gated, and then HF_TOKEN"),
+        ("team/absent", None, "there is no such repository, or it is private, which needs HF_TOKEN"),
+        ("team/model", "v9", "there is no such revision; {hub}/team/model/tree/main lists them"),
     ],
 )
 def test_what_is_not_to_be_had(hub: Hub, tmp_path: Path, name: str, revision: str | None, reason: str) -> None:
     message = resolved(hub, tmp_path, name, revision)
-    assert message.endswith(f"nor to be had from the hub: {reason}.") and "\n" not in message
+    address = f"http://127.0.0.1:{hub.server_port}"
+    assert f"nor to be had from the hub: {reason.format(hub=address)}" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -180,3 +188,24 @@ def test_a_cut_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     assert weights_in(resolved(hub, tmp_path, "team/model")) == whole
     first, second = hub.ranges
     assert first == 0 and 0 < second <= len(whole) // 2
+
+
+DEMO = """
+from distilfast.cli import demo, hub, rich_tables
+import json, sys
+demo.MASKED_LM = "team/model"
+shown = demo.fill_mask(None, rich_tables.console(stderr=True))
+print(json.dumps([shown, [hub.refusal(name) for name in ("team/model", "team/gated", "team/absent")]]))
+"""
+
+
+def test_the_demo_fetches_what_the_hub_has(hub: Hub, tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> None:
+    """Fill-mask as on the model card, and afterwards, without the hub, from its cache."""
+    hub.files[COMMITS["main"]] = hub.files[COMMITS["v1"]]
+    first, refusals = json.loads(output(hub, tmp_path, DEMO))
+    pipe = distilfast.pipeline("fill-mask", tiny_checkpoint("distilbert", "fill-mask"))
+    assert first["results"]["Hello I'm a [MASK] model."] == pipe("Hello I'm a [MASK] model.")
+    assert refusals[0] is None and "only to those" in refusals[1] and "shows no team/absent" in refusals[2]
+    hub.fetched.clear()
+    again, refusals = json.loads(output(hub, tmp_path, DEMO, HF_HUB_OFFLINE="1"))
+    assert again == first and not hub.fetched and "is not asked" in refusals[0]

@@ -271,7 +271,9 @@ def test_impossible_truncation_is_an_error(tiny: Path, strategy: str) -> None:
 
 
 def test_no_files_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has neither tokenizer.json nor vocab.txt\.$"):
+    with pytest.raises(
+        ConfigError, match=r"has neither tokenizer.json nor vocab.txt; copy those of the model it was trained from\.$"
+    ):
         Tokenizer.from_directory(tmp_path)
 
 

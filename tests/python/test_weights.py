@@ -461,7 +461,7 @@ def test_a_file_whose_tensors_begin_at_an_odd_byte(copied: Path, tiny_checkpoint
 
 def test_no_weights_at_all(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
-    assert "has no model.safetensors, model.safetensors.index.json or pytorch_model.bin." in refused(copied)
+    assert "has no model.safetensors, model.safetensors.index.json or pytorch_model.bin; save" in refused(copied)
 
 
 # --- pytorch_model.bin ---
@@ -528,7 +528,7 @@ def test_a_local_directory_is_used_as_it_is(copied: Path) -> None:
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "bad name", "x..y"])
 def test_a_name_that_can_only_be_a_path_must_exist(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match=r" does not exist\.$"):
+    with pytest.raises(WeightsError, match=r" does not exist; a checkpoint's directory or hub id is needed\.$"):
         resolve(name)
 
 
@@ -680,8 +680,9 @@ def test_the_modules_of_sentence_transformers_are_fetched(hub: str, tmp_path: Pa
 
 
 def test_an_unknown_revision_or_model_is_an_error(hub: str, tmp_path: Path) -> None:
-    assert "there is no such revision." in resolved(tmp_path, "team/model", "v9", HF_ENDPOINT=hub)
-    assert "there is no such repository, or it is private." in resolved(tmp_path, "team/other", HF_ENDPOINT=hub)
+    assert "there is no such revision; " in resolved(tmp_path, "team/model", "v9", HF_ENDPOINT=hub)
+    message = resolved(tmp_path, "team/other", HF_ENDPOINT=hub)
+    assert "there is no such repository, or it is private, which needs HF_TOKEN" in message
 
 
 def test_imports_load_none_of_the_heavy_libraries() -> None:
