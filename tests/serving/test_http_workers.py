@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,9 @@ from conftest import COMMAND, Client, started
 
 from distilfast import pipeline
 from distilfast.serving.http import board as boards
+from distilfast.serving.http import workers
 from distilfast.serving.http.board import Board
+from distilfast.serving.http.settings import ServedModel, Settings
 
 TIMEOUT_S = 60
 Make = Callable[..., Path]
@@ -129,3 +132,23 @@ def test_a_board_shows_what_was_written_last() -> None:
     assert board.read(0) == b"2nd"
     board._memory[boards._HEADER.size] ^= 1  # as where another process is writing
     assert board.read(0) == b""
+
+
+def test_a_worker_that_keeps_dying_waits_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as long, at most ten seconds; after a life longer than that as at first."""
+    now = 100.0
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        some = workers.Workers(Settings(models=(ServedModel("m", "m"),), workers=2), listener)
+    slot = some._slots[1]
+    waited = []
+    for _ in range(9):
+        slot.since = now
+        some._on_death(1, slot, 1, -signal.SIGKILL)
+        waited.append(slot.due - now)
+        now = slot.due
+    assert waited == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
+    slot.since, now = now, now + 11
+    some._on_death(1, slot, 1, 1)
+    assert slot.due - now == pytest.approx(0.1)
+    assert some._slots[0].due == 0  # the other one's delay is its own
