@@ -1,6 +1,7 @@
 """Builds `distilfast._cpu`, and `_cuda` where there is an nvcc, by driving CMakeLists.txt.
 
 Everything else about the package is in pyproject.toml. `CMAKE_ARGS=-DCUDA=OFF` leaves `_cuda` out, `-DCUDA=ON` insists.
+`DISTILFAST_BUILD` is another build folder than this interpreter's own: release/wheels.py has one for several.
 """
 
 import fcntl
@@ -36,7 +37,7 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Not self.build_temp, which pip empties between editable builds: this one lets ninja build only what changed,
         # and make and the tests build theirs of the same objects there. Who comes second waits.
-        build = ROOT / "build" / f"module-{sys.implementation.cache_tag}"
+        build = Path(os.environ.get("DISTILFAST_BUILD", ROOT / "build" / f"module-{sys.implementation.cache_tag}"))
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             *(tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
@@ -61,6 +62,8 @@ def modules() -> list[str]:
     return ["_cpu", "_cuda"] if wanted and "-DCUDA=OFF" not in arguments else ["_cpu"]
 
 
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    sys.exit("error: distilfast has not been tried on free-threaded Python; use the build that has the GIL.")
 setup(
     ext_modules=[Extension(f"distilfast.{name}", sources=[]) for name in modules()],
     cmdclass={"build_ext": CMakeBuild},
