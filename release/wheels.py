@@ -31,6 +31,16 @@ SIZE_LIMIT = 6_000_000
 GLIBC_MINOR = 28
 FACTS = """import json, sys, sysconfig
 print(json.dumps({"version": list(sys.version_info[:2]), "headers": sysconfig.get_path("include")}))"""
+FLAGS = {
+    "avx2": "avx2",
+    "avx512": "avx512vl",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "neon_dotprod": "asimddp",
+    "neon_i8mm": "i8mm",
+    "neon_bf16": "bf16",
+}
+"""What Linux calls the instructions of an ISA."""
 FIRST_ANSWER = """import json, tempfile
 import distilfast
 from distilfast.backends import cpu
@@ -154,14 +164,17 @@ def repaired(wheel: Path, python: Interpreter, architecture: str) -> Path:
 def tried(wheel: Path, python: Interpreter) -> None:
     """Install the wheel where there is nothing else, let it answer, and compare its bits with the pinned ones."""
     installed = environment("try", python, str(wheel))
-    isas = json.loads(run(installed, "-c", FIRST_ANSWER, PATH=str(installed.parent)))  # no compiler in PATH
+    alone = {"PATH": str(installed.parent)}  # no compiler; -I: without the current folder, which has a distilfast too
+    isas = json.loads(run(installed, "-I", "-c", FIRST_ANSWER, **alone))
+    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if unseen := [isa for isa, flag in FLAGS.items() if flag in words and isa not in isas]:
+        sys.exit(f"error: {wheel.name} does not see that this processor has {', '.join(unseen)}.")
     table = json.loads((ROOT / "tests" / "pinned" / "hashes.json").read_text(encoding="utf-8"))
     if " ".join(platform.libc_ver()) != table["where"]:
         print(f"· {wheel.name}: answers; its bits are not compared, as the pinned ones are those of {table['where']}")
         return
     pinned = [isa for isa in isas if any(key.startswith(f"{isa} ") for key in table["hashes"])]
-    # Run as a script: with -m the current folder's distilfast would be the one that is tried.
-    told = run(installed, "tests/pinned/outputs.py", "--compare", *pinned, PATH=str(installed.parent))
+    told = run(installed, "-I", "tests/pinned/outputs.py", "--compare", *pinned, **alone)
     print(f"· {wheel.name}: answers; {' '.join(pinned)}: {told.splitlines()[-1]}")
 
 
