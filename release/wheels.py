@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import ziglang
 
@@ -124,9 +125,7 @@ def build(python: Interpreter, builder: Path, architecture: str) -> Path:
         "CUDA": "OFF",
         "WERROR": "ON",
         "Python_INCLUDE_DIR": python.headers,
-        "PYTHON_MODULE_EXTENSION": python.suffix(architecture),
-        "PYTHON_MODULE_DEBUG_POSTFIX": "",
-        "PYTHON_IS_DEBUG": "OFF",
+        "MODULE_SUFFIX": python.suffix(architecture),
     }
     run(
         *(builder, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", folder, "."),
@@ -138,6 +137,9 @@ def build(python: Interpreter, builder: Path, architecture: str) -> Path:
         _PYTHON_HOST_PLATFORM=f"linux-{architecture}",
     )
     (wheel,) = folder.glob("*.whl")
+    modules = [name for name in ZipFile(wheel).namelist() if name.endswith(".so")]
+    if modules != [f"distilfast/_cpu{python.suffix(architecture)}"]:
+        sys.exit(f"error: {wheel.name} holds {modules}, not one module for {python.tag} on {architecture}.")
     return wheel
 
 
