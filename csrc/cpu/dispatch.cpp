@@ -70,16 +70,45 @@ Kernels extended(Kernels kernels, const char* isa, const LinearKernels& int8, co
 }
 
 #if defined(__x86_64__)
-// avx2_vnni, from cpuid's leaf 7.1: gcc 12's __builtin_cpu_supports does not know it.
-bool supports_avx_vnni() {
+// What the processor has, and the operating system saves. From cpuid itself: gcc 12's __builtin_cpu_supports does not
+// know all of it, and that of zig's clang answers no to everything.
+struct X86Features {
+  bool avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, tile_unit;
+};
+
+// The registers of a leaf, or zeros where the processor has no such leaf.
+struct CpuidLeaf {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u);
+  explicit CpuidLeaf(unsigned leaf, unsigned subleaf = 0) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
+bool has_bits(unsigned value, std::initializer_list<int> bits) {
+  for (int bit : bits) {
+    if (!(value >> bit & 1u)) return false;
+  }
+  return true;
 }
 
-// amx, from cpuid's leaf 7.0: bf16 products, tiles and int8 products.
-bool has_tile_unit() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1u) && (d >> 24 & 1u) && (d >> 25 & 1u);
+// XCR0: which registers the operating system saves when it switches threads.
+unsigned saved_registers() {
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+X86Features x86_features() {
+  const CpuidLeaf leaf_1(1), leaf_7(7), leaf_7_1(7, 1);
+  const unsigned saved = has_bits(leaf_1.c, {27}) ? saved_registers() : 0;  // OSXSAVE: xgetbv may be asked
+  X86Features has{};
+  // The lower and upper halves of the registers; FMA, AVX, F16C; AVX2.
+  has.avx2 = has_bits(saved, {1, 2}) && has_bits(leaf_1.c, {12, 28, 29}) && has_bits(leaf_7.b, {5});
+  has.avx2_vnni = has.avx2 && has_bits(leaf_7_1.a, {4});
+  // The masks, the halves above those, the upper sixteen registers; F, DQ, BW, VL.
+  has.avx512 = has.avx2 && has_bits(saved, {5, 6, 7}) && has_bits(leaf_7.b, {16, 17, 30, 31});
+  has.avx512_vnni = has.avx512 && has_bits(leaf_7.c, {11});
+  has.avx512_bf16 = has.avx512_vnni && has_bits(leaf_7_1.a, {5});
+  has.tile_unit = has_bits(leaf_7.d, {22, 24, 25});  // bf16 products, tiles, int8 products
+  return has;
 }
 
 // A process has to request permission before the system saves the 8 KB of tiles of its threads.
@@ -92,8 +121,8 @@ bool request_tiles() {
 #endif
 }
 
-const char* missing_for_amx(bool avx512_bf16) {
-  if (!avx512_bf16 || !has_tile_unit()) return no_such_processor;
+const char* missing_for_amx(const X86Features& has) {
+  if (!has.avx512_bf16 || !has.tile_unit) return no_such_processor;
   return request_tiles() ? nullptr : "is not supported by this operating system, which does not grant the tiles";
 }
 
@@ -105,13 +134,7 @@ Kernels with_linears(Kernels kernels, const char* isa, const LinearKernels& fp32
 }
 
 std::vector<Isa> x86_isas() {
-  __builtin_cpu_init();  // asks cpuid, and xgetbv for what the operating system saves
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx2_vnni = avx2 && supports_avx_vnni();
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  const bool avx512_bf16 = avx512_vnni && __builtin_cpu_supports("avx512bf16");
+  const X86Features has = x86_features();
   static const Kernels kernels_avx2_vnni =
       extended(kernels_avx2, "avx2_vnni", linear_avx2_vnni, kernels_avx2.linear_bf16);
   static const Kernels kernels_avx512_vnni =
@@ -120,18 +143,18 @@ std::vector<Isa> x86_isas() {
       extended(kernels_avx512, "avx512_bf16", linear_avx512_vnni, linear_avx512_bf16, attention_avx512_bf16);
   static const Kernels kernels_amx =
       with_linears(kernels_avx512_bf16, "amx", linear_amx_fp32, linear_amx_bf16x3, linear_amx_bf16, linear_amx_int8);
-  std::vector<Isa> all = {{"amx", missing_for_amx(avx512_bf16), &kernels_amx},
-                          {"avx512_bf16", missing(avx512_bf16), &kernels_avx512_bf16},
-                          {"avx512_vnni", missing(avx512_vnni), &kernels_avx512_vnni},
-                          {"avx512", missing(avx512), &kernels_avx512},
-                          {"avx2_vnni", missing(avx2_vnni), &kernels_avx2_vnni},
-                          {"avx2", missing(avx2), &kernels_avx2}};
+  std::vector<Isa> all = {{"amx", missing_for_amx(has), &kernels_amx},
+                          {"avx512_bf16", missing(has.avx512_bf16), &kernels_avx512_bf16},
+                          {"avx512_vnni", missing(has.avx512_vnni), &kernels_avx512_vnni},
+                          {"avx512", missing(has.avx512), &kernels_avx512},
+                          {"avx2_vnni", missing(has.avx2_vnni), &kernels_avx2_vnni},
+                          {"avx2", missing(has.avx2), &kernels_avx2}};
 #if defined(DISTILFAST_AMX_SIMULATED)
   static const Kernels kernels_amx_simulated =
       with_linears(kernels_avx512_bf16, "amx_simulated", linear_amx_simulated_fp32, linear_amx_simulated_bf16x3,
                    linear_amx_simulated_bf16, linear_amx_simulated_int8);
   // After every real one, so that it is never chosen by default.
-  all.push_back({"amx_simulated", missing(avx512_bf16), &kernels_amx_simulated});
+  all.push_back({"amx_simulated", missing(has.avx512_bf16), &kernels_amx_simulated});
 #endif
   return all;
 }

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,27 @@ def test_each_isa_has_its_own_bf16_product(normal, isas):
     x, weight, bias = normal(9, 768), normal(64, 768), normal(64)
     found = results(lambda isa: _cpu.Linear(weight, bias, isa=isa, precision="bf16")(x), *isas)
     assert len(set(found)) == len(found)
+
+
+# What Linux calls the instructions of an ISA, in /proc/cpuinfo.
+AVX512 = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+INSTRUCTIONS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx2_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
+    "avx512": AVX512,
+    "avx512_vnni": AVX512 | {"avx512_vnni"},
+    "avx512_bf16": AVX512 | {"avx512_vnni", "avx512_bf16"},
+    "neon_dotprod": {"asimddp"},
+    "neon_i8mm": {"asimddp", "i8mm"},
+    "neon_bf16": {"asimddp", "i8mm", "bf16"},
+}
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
+def test_the_isas_of_this_machine_are_those_that_linux_sees():
+    """A compiler's own question to the processor may answer no to everything, and `ref` would run."""
+    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    assert {isa: cpu.isas()[isa] for isa in INSTRUCTIONS} == {isa: it <= words for isa, it in INSTRUCTIONS.items()}
 
 
 # The function that each ISA's table holds for fp32, bf16x3, bf16 and int8, by its owner.

@@ -22,7 +22,7 @@ using namespace distilfast;
 namespace {
 
 constexpr EncoderShape shape{50, 5, 2, 70, 1e-12f, Activation::gelu};  // nothing a multiple of a vector
-constexpr Index vocabulary = 90, positions = 40;
+constexpr Index vocabulary = 90;
 const std::vector<HeadLinear> head = {
     {50, Activation::gelu, true}, {30, Activation::relu, false}, {3, Activation::none, false}};
 

@@ -15,7 +15,12 @@
 #include "cpu/vec/math.h"
 #include "cpu/vec/tile.h"
 
+// As the system's own headers declare it.
+#if defined(__APPLE__)
+extern "C" float tanhf(float);
+#else
 extern "C" float tanhf(float) noexcept;
+#endif
 
 namespace distilfast {
 namespace {
