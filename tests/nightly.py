@@ -30,9 +30,13 @@ RULES = (
         rf"model/test_(concurrency|low_precision|parity)\.py::\w+\[(\w+-)*({_OTHER})[-\]]",
         "the machine's own ISA; small models on each ISA in parity/test_clean_models.py and model/test_outputs.py",
     ),
-    Rule(rf"model/test_invariance\.py::.*\[wide-({_OTHER})-", "narrow on each ISA, wide on the machine's own"),
     Rule(
-        rf"model/test_invariance\.py::test_(rows_that|any_rows).*\[narrow-({_OTHER})-",
+        rf"model/test_invariance\.py::.*\[wide-([\w-]+-)?({_OTHER})[-\]]",
+        "narrow on each ISA, wide on the machine's own",
+    ),
+    Rule(r"model/test_invariance\.py::test_rows_that.*\[wide-.*text-classification", "fill-mask; narrow with both"),
+    Rule(
+        rf"model/test_invariance\.py::test_(rows_that|any_rows).*\[narrow-([\w-]+-)?({_OTHER})[-\]]",
         "the machine's own ISA; batches and threads on each ISA",
     ),
     Rule(r"pinned/test_pinned\.py::test_cpu\[ref\]", "every other ISA"),
@@ -41,17 +45,24 @@ RULES = (
         r"model/test_parity\.py::test_every_head\[.*-(feature-extraction|text-\w+|token-\w+|multiple-choice)\]",
         "fill-mask and question-answering; every head of small models in parity/test_clean_models.py",
     ),
-    Rule(r"model/test_low_precision\.py::test_full_size.*-bf16x3\]", "bf16 and int8; bf16x3 with trained weights"),
+    Rule(r"model/test_low_precision\.py::test_full_size.*-bf16(x3)?\]", "int8; bf16 with trained weights"),
+    Rule(
+        r"model/test_low_precision\.py::test_trained_weights.*\[bf16x3\]",
+        "bf16 and int8; bf16x3 in small models, and in the linears of its own that AMX has",
+    ),
     Rule(r"model/test_model_card\.py::test_the_teacher.*\[(text|token|feature|question)-", "fill-mask"),
     Rule(r"parity/test_clean_models\.py::test_every_seed", "every task with one seed"),
     # The CUDA sources on the simulated device.
     Rule(r"cuda/test_cuda_compiled\.py::(?!test_the_front_end|test_the_build)", "nvcc's front end over every source"),
-    Rule(r"cuda/test_cuda_encoder\.py::test_the_persistent_kernel.*host.*-bf16\]", "fp16 and int8"),
+    Rule(
+        r"cuda/test_cuda_encoder\.py::test_the_persistent_kernel.*host.*(-bf16|lengths[13]-\w+)\]",
+        "fp16 and int8, most lengths",
+    ),
     Rule(
         r"cuda/test_cuda_encoder\.py::test_every_inter.*host-(fe|fi|to|q|m)[\w-]+-(fp16|bf16)\]",
         "each task in fp32 and int8, text classification in every precision",
     ),
-    Rule(r"cuda/test_cuda_encoder\.py::test_the_width_of_distilbert\[host-(fp32|fp16)\]", "bf16 and int8"),
+    Rule(r"cuda/test_cuda_encoder\.py::test_the_width_of_distilbert\[host-(fp32|fp16|bf16)\]", "int8"),
     Rule(
         r"cuda/test_cuda_encoder\.py::test_clusters_keep.*host-(config0-fp16|config1-(fp32|bf16))\]",
         "each precision in one of the two widths",

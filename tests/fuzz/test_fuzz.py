@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 TARGETS = ("config", "checkpoint", "safetensors", "tokenizer", "arguments", "batch", "command_line")
-SECONDS, NIGHTLY_SECONDS = 2, 30
+SECONDS, NIGHTLY_SECONDS = 1, 30
 """Of each target."""
 
 

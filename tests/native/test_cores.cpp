@@ -1,6 +1,9 @@
 // How many cores the files of a control group allow, in both cgroup versions and inside a container.
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <stdexcept>
+#include <string>
 
 #include "check.h"
 #include "cpu/cores.h"
@@ -9,11 +12,13 @@ using namespace distilfast;
 
 namespace {
 
-// A directory of control files, removed with the test.
+// A directory of control files, this process's own, removed with the test.
 class Controls {
  public:
-  Controls() : root_(std::filesystem::temp_directory_path() / ("distilfast-cores-" + std::to_string(count_++))) {
-    std::filesystem::remove_all(root_);
+  Controls() {
+    std::string name = std::filesystem::temp_directory_path() / "distilfast-cores-XXXXXX";
+    if (!mkdtemp(name.data())) throw std::runtime_error("no directory for control files in " + name);
+    root_ = name;
   }
   ~Controls() { std::filesystem::remove_all(root_); }
 
@@ -25,7 +30,6 @@ class Controls {
   double quota() const { return cgroup_quota(root_.string(), (root_ / "membership").string()); }
 
  private:
-  static inline int count_ = 0;
   std::filesystem::path root_;
 };
 
