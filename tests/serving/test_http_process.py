@@ -35,6 +35,7 @@ def metric(client: Client, name: str) -> float:
 def test_sigterm_answers_what_has_been_accepted(tiny_checkpoint: Make) -> None:
     directory = tiny_checkpoint("distilbert", "feature-extraction", config=SLOW)
     arguments = ("embedder=" + str(directory), "--backend", "reference", "--precision", "fp64", "--deadline-ms", "0")
+    arguments += ("--most-waiting", "100000")  # where others compute, what waits is thought to take long
     with process(*arguments) as (running, client), ThreadPoolExecutor(6) as callers:
         text = "a b c d " * 120
         asked = [callers.submit(client.post, "/embed", {"inputs": text}) for _ in range(6)]
