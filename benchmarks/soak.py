@@ -16,6 +16,7 @@ largest batch to each engine together.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def _fill_workspaces(engine: Engine, callers: int) -> None:
 def _run(requests: list[Request], count: int, callers: int, console: Console) -> tuple[int, list[float]]:
     """How many answers differed from their first, and resident MiB, read some thousand times."""
     wanted = [pickle.dumps(request()) for request in requests]
-    resident, changed, each = [_resident()], [0] * callers, count // callers
+    resident, changed, each = [resident_mib()], [0] * callers, count // callers
     done, every = [0] * callers, max(count // 2000, 1)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("requests", total=count)
@@ -125,7 +126,7 @@ def _run(requests: list[Request], count: int, callers: int, console: Console) ->
                 changed[caller] += pickle.dumps(requests[which]()) != wanted[which]
                 done[caller] += 1
                 if caller == 0 and i % every == 0:
-                    resident.append(_resident())
+                    resident.append(resident_mib())
                     progress.update(task, completed=sum(done))
 
         threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
@@ -136,9 +137,10 @@ def _run(requests: list[Request], count: int, callers: int, console: Console) ->
     return sum(changed), resident
 
 
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
+def resident_mib(process: int | str = "self") -> float:
+    """Of a process, by its number."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

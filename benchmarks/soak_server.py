@@ -31,7 +31,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.soak import SMALL, WORDS
+from benchmarks.soak import SMALL, WORDS, resident_mib
 from distilfast.synthetic import write_checkpoint
 
 GROWTH = 1.02
@@ -53,7 +53,7 @@ class Server:
     def look(self) -> None:
         """Read MiB and descriptors of all its processes."""
         every = [self.process.pid, *_children(self.process.pid)]
-        self.resident.append(sum(_resident(pid) for pid in every))
+        self.resident.append(sum(resident_mib(pid) for pid in every))
         self.descriptors.append(sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in every))
 
 
@@ -163,11 +163,6 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
 def _children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(each) for each in found.read_text().split()] if found.exists() else []
-
-
-def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def header(scope: Scope, name: str) -> str | None:
-    """The first header of that name, in lower case."""
+    """The value of the first header that is called ``name``, which is in lower case; None where there is none."""
     wanted = name.encode("ascii")
     for each, value in scope["headers"]:
         if each == wanted:
