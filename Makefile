@@ -63,7 +63,7 @@ check: .venv/.installed ## what CI runs: linters, types, warnings as errors, nat
 	@echo "· the GPU kernels, compiled ahead of time (by the tests, whose results Triton keeps)"
 	@$(BIN)/python -m distilfast.kernels.ahead --worst
 
-nightly: .venv/.installed ## every test, also what `make check` leaves out (tests/nightly.py), and the longer fuzzing
+nightly: .venv/.installed ## every test, also what `make check` leaves out (tests/nightly.py), and half a minute of each fuzz target
 	@$(BUILD)
 	@$(PYTEST) --nightly $(ARGS)
 

@@ -78,7 +78,10 @@ RULES = (
     Rule(r"cuda/test_cuda_int8\.py::test_rows_that_no_one_needs.*host-70\]", "three sequences"),
     Rule(r"cuda/test_cuda_ids\.py::test_more_sequences.*host", "batches of fewer sequences than a block has threads"),
     Rule(r"cuda/test_cuda_ids\.py::test_ids_on.*host-(dlpack-int32|interface-int64)\]", "each way in, and each type"),
-    Rule(r"pinned/test_pinned\.py::test_simulated_cuda\[fp32\]", "int8, whose encoder runs bf16's kernels too"),
+    Rule(
+        r"pinned/test_pinned\.py::test_simulated_cuda\[(fp32-\w+|int8-clusters)\]",
+        "int8, whose encoder runs bf16's kernels too, by graphs and by the persistent kernel",
+    ),
     Rule(r"ptx/test_ptx_cuda\.py::test_each_barrier_and_wait_of_attention.*", "those of linear and add_layer_norm"),
     # Triton under its interpreter, and its compiler.
     Rule(
@@ -96,6 +99,7 @@ RULES = (
     Rule(r"kernels/test_triton_ahead\.py::.*\[(sm_80|gfx942)\]", "sm_90"),
     Rule(r"pinned/test_pinned\.py::test_triton_interpreter", "the budgets of every Triton kernel and model"),
     # Texts, libraries and processes.
+    Rule(r"fuzz/test_fuzz\.py::", "the inputs that fuzzing has found, as tests where the fault was"),
     Rule(
         r"model/test_token_classification\.py::test_(chosen_labels.*\[(first|max)|long_text.*-(first|max))\]",
         "none, simple and average; every strategy on known logits and on one of the two data sets",

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,26 +159,28 @@ def on_cpu(module: ModuleType, isa: str, made: dict[tuple[str, str], Path]) -> O
                 yield f"{isa} {precision} {key}", bits
 
 
-def on_simulated_cuda(
-    module: ModuleType, made: dict[tuple[str, str], Path], precisions: Sequence[str] = ("fp32", "fp16", "bf16", "int8")
-) -> Outputs:
-    """Backend cuda over the simulated device: a graph for each bucket, one persistent launch, and clusters."""
+CUDA_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CUDA_WAYS: dict[str, tuple[bool, tuple[int, ...], tuple[tuple[str, str], ...]]] = {
+    "graph": (False, SHORT, SLOW),
+    "persistent": (True, SHORT[:3], SLOW[-1:]),
+    "clusters": (True, (*SHORT, *LENGTHS), SLOW[:1]),
+}
+"""Whether persistent kernels and clusters are on, the lengths of the batches, and the models."""
+
+
+def on_simulated_cuda(module: ModuleType, made: dict[tuple[str, str], Path], precision: str, way: str) -> Outputs:
+    """Backend cuda over the simulated device: a graph for each bucket, one persistent launch, or clusters."""
     from distilfast.backends import cuda
 
-    for way, options, lengths, which in (
-        ("graph", False, SHORT, SLOW),
-        ("persistent", True, SHORT[:3], SLOW[-1:]),
-        ("clusters", True, (*SHORT, *LENGTHS), SLOW[:1]),
+    options, lengths, which = CUDA_WAYS[way]
+    with (
+        mock.patch.object(cuda, "extension", return_value=module),
+        mock.patch.object(cuda, "PERSISTENT", options),
+        mock.patch.object(cuda, "CLUSTERS", options),
     ):
-        with (
-            mock.patch.object(cuda, "extension", return_value=module),
-            mock.patch.object(cuda, "PERSISTENT", options),
-            mock.patch.object(cuda, "CLUSTERS", options),
-        ):
-            for precision in precisions:
-                few = {key: made[key] for key in which}
-                for key, bits in models(few, lengths, precision=precision, backend="cuda"):
-                    yield f"cuda {precision} {way} {key}", bits
+        few = {key: made[key] for key in which}
+        for key, bits in models(few, lengths, precision=precision, backend="cuda"):
+            yield f"cuda {precision} {way} {key}", bits
 
 
 def on_triton(made: dict[tuple[str, str], Path], precisions: Sequence[str] = ("fp32", "fp16")) -> Outputs:
@@ -201,7 +204,9 @@ def everything(sections: Sequence[str]) -> Outputs:
             isa: partial(on_cpu, _cpu, isa, made) for isa, there in cpu.isas().items() if there
         }
         runs["amx_simulated"] = lambda: on_cpu(simulated_amx(), "amx_simulated", made)
-        runs["cuda"] = lambda: on_simulated_cuda(simulated_cuda(), made)
+        runs["cuda"] = lambda: chain.from_iterable(
+            on_simulated_cuda(simulated_cuda(), made, *each) for each in product(CUDA_PRECISIONS, CUDA_WAYS)
+        )
         if triton.unavailable() is None and triton.is_interpreted():
             runs["triton"] = lambda: on_triton(made)
         for name, run in runs.items():

@@ -46,11 +46,12 @@ def test_simulated_amx(checkpoints: dict[tuple[str, str], Path], amx_simulated_m
     check(dict(outputs.on_cpu(amx_simulated_module, "amx_simulated", checkpoints)), "amx_simulated ")
 
 
+@pytest.mark.parametrize("way", outputs.CUDA_WAYS)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_simulated_cuda(checkpoints: dict[tuple[str, str], Path], precision: str) -> None:
+def test_simulated_cuda(checkpoints: dict[tuple[str, str], Path], precision: str, way: str) -> None:
     """The half of the table that takes seconds; the command of outputs.py compares all of it."""
     module = imported("_cuda_host", cuda_build())
-    check(dict(outputs.on_simulated_cuda(module, checkpoints, (precision,))), f"cuda {precision} ")
+    check(dict(outputs.on_simulated_cuda(module, checkpoints, precision, way)), f"cuda {precision} {way} ")
 
 
 def test_triton_interpreter(checkpoints: dict[tuple[str, str], Path]) -> None:
