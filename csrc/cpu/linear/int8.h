@@ -133,16 +133,18 @@ struct RowQuant {
 // Where everything of packed A lies, in elements of 4 bytes.
 template <class Dot>
 struct Int8LayoutA : Int8Header {
-  explicit Int8LayoutA(Index k) : Int8Header(k) {}
+  Index block_groups;
+
+  explicit Int8LayoutA(Index k) : Int8Header(k), block_groups(int8_block / group) {}
 
   Index group_k_packs() const { return k_packs() * Dot::a_k_pack; }
   Index group_size() const { return group_k_packs() + Index{sizeof(RowQuant) / sizeof(KPack)}; }
   // From one row of a k-block to the next; the last block has room for as many groups as any other.
-  Index row_stride() const { return int8_block / group * group_size(); }
+  Index row_stride() const { return block_groups * group_size(); }
   Index blocks() const { return divide_up(depth(), int8_block); }
   Index at(Index rows, Index g, Index row) const {
     const Index block = g * group / int8_block;
-    return rows * outliers + (block * rows + row) * row_stride() + (g - block * (int8_block / group)) * group_size();
+    return rows * outliers + (block * rows + row) * row_stride() + (g - block * block_groups) * group_size();
   }
   Index size(Index rows) const { return rows * (outliers + blocks() * row_stride()); }
 };

@@ -113,28 +113,24 @@ inline void hadamard_rotate(GroupVectors<Group>& vectors) {
 template <Index Group, class Place>
 inline GroupQuant quantize(const GroupVectors<Group>& vectors, Place place) {
   constexpr int count = GroupVectors<Group>::count;
-  Vec largest = abs(vectors.values[0]);
+  // Four chains: one would take the latency of `count` maxima.
+  Vec highs[4] = {abs(vectors.values[0]), abs(vectors.values[1]), abs(vectors.values[2]), abs(vectors.values[3])};
 #pragma GCC unroll 32
-  for (int i = 1; i < count; ++i) largest = max(largest, abs(vectors.values[i]));
-  for_lane_distances([&]<int Distance>() { largest = max(largest, exchange<Distance>(largest)); });
+  for (int i = 4; i < count; ++i) highs[i % 4] = max(highs[i % 4], abs(vectors.values[i]));
   // The rotation has spread a NaN to all values of its group: the scale becomes NaN.
-  const Vec inverse = less(Vec::zero(), largest, Vec::all(127.0f) / largest, Vec::zero());
+  const float high = largest(max(max(highs[0], highs[1]), max(highs[2], highs[3])));
+  const Vec inverse = Vec::all(high > 0.0f ? 127.0f / high : 0.0f);
   IntVec row_sum = IntVec::zero();
 #pragma GCC unroll 8
   for (int i = 0; i < count; i += 4) {
     IntVec quantized[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j)
-      quantized[j] = to_int32(vectors.values[i + j] * inverse), row_sum = row_sum + quantized[j];
+    for (int j = 0; j < 4; ++j) quantized[j] = to_int32(vectors.values[i + j] * inverse);
+    row_sum = row_sum + ((quantized[0] + quantized[1]) + (quantized[2] + quantized[3]));
     // Four lanes of the four vectors become four k-packs.
     store_int8(quantized, [&](int four) { return place(i + four * count); });
   }
-  for_lane_distances([&]<int Distance>() { row_sum = row_sum + exchange<Distance>(row_sum); });
-  float scales[Vec::width];
-  std::int32_t row_sums[Vec::width];
-  (largest / Vec::all(127.0f)).store(scales);
-  row_sum.store(row_sums);
-  return {scales[0], row_sums[0]};
+  return {high / 127.0f, sum(row_sum)};
 }
 
 // Quantises one row of W, a column of Wt. Calls take(group, GroupQuant, k-packs) for each group and outlier(i, weight)

@@ -78,10 +78,6 @@ inline Vec exchange(Vec a) {
   else
     return {_mm256_permute2f128_ps(a.v, a.v, 1)};
 }
-template <int Distance>
-inline IntVec exchange(IntVec a) {
-  return {_mm256_castps_si256(exchange<Distance>(Vec{_mm256_castsi256_ps(a.v)}).v)};
-}
 // Lanes a and b whose numbers differ by Distance become a + b and a - b.
 template <int Distance>
 inline Vec butterfly(Vec a) {
@@ -136,6 +132,11 @@ inline float sum(Vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+inline int sum(IntVec a) {
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 inline float largest(Vec a) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -70,10 +70,6 @@ inline Vec exchange(Vec a) {
   else
     return {_mm512_shuffle_f32x4(a.v, a.v, Distance == 4 ? 0xb1 : 0x4e)};
 }
-template <int Distance>
-inline IntVec exchange(IntVec a) {
-  return {_mm512_castps_si512(exchange<Distance>(Vec{_mm512_castsi512_ps(a.v)}).v)};
-}
 // Lanes a and b whose numbers differ by Distance become a + b and a - b.
 template <int Distance>
 inline Vec butterfly(Vec a) {
@@ -157,6 +153,7 @@ inline void transpose(IntVec (&rows)[16]) {
   for (int i = 0; i < 16; ++i) rows[i].v = _mm512_castps_si512(lanes[i].v);
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline int sum(IntVec a) { return _mm512_reduce_add_epi32(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 }  // namespace

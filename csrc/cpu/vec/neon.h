@@ -93,10 +93,6 @@ inline Vec exchange(Vec a) {
   else
     return {vextq_f32(a.v, a.v, 2)};
 }
-template <int Distance>
-inline IntVec exchange(IntVec a) {
-  return {vreinterpretq_s32_f32(exchange<Distance>(Vec{vreinterpretq_f32_s32(a.v)}).v)};
-}
 // Lanes a and b whose numbers differ by Distance become a + b and a - b.
 template <int Distance>
 inline Vec butterfly(Vec a) {
@@ -184,6 +180,7 @@ inline void transpose(IntVec (&rows)[4]) {
   for (int i = 0; i < 4; ++i) rows[i].v = vreinterpretq_s32_f32(lanes[i].v);
 }
 inline float sum(Vec a) { return vaddvq_f32(a.v); }
+inline int sum(IntVec a) { return vaddvq_s32(a.v); }
 inline float largest(Vec a) { return vmaxvq_f32(a.v); }
 
 }  // namespace
