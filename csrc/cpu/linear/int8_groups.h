@@ -49,6 +49,10 @@ struct GroupQuant {
   std::int32_t row_sum;
 };
 
+// How far before its quantisation a value of x is prefetched: a row lies in L2 or beyond, and at its end the next one
+// follows within a few cache lines.
+constexpr Index prefetch_distance = 512;
+
 // A group in vectors.
 template <Index Group>
 struct GroupVectors {
@@ -168,6 +172,7 @@ inline void quantize_row(const Linear& op, const Int8Header& at, Index row, Plac
     for (Index g = 0; g < at.groups; ++g) {
       const Index k = g * Group;
       GroupVectors<Group> vectors;
+      for (Index ahead = 0; ahead < Group; ahead += 16) __builtin_prefetch(x + k + prefetch_distance + ahead, 0, 3);
       load(x + k, at.k - k, shift + k, signs + k, vectors);
       hadamard_rotate(vectors);
       take(g, quantize(vectors, place(g)));
