@@ -158,7 +158,7 @@ docs: .venv-docs/.installed ## the documentation, build/site; a warning is an er
 		--include='*.html' --include='*.css' build/site || { echo "error: these are loaded from elsewhere."; exit 1; }
 
 wheels: .venv/.wheels ## dist/*.whl for Linux on x86_64 and aarch64, checked and tried; PYTHONS=, else python3.10 … in PATH
-	@echo "· wheels for manylinux_2_28"
+	@echo "· wheels for manylinux"
 	@$(BIN)/python -u release/wheels.py $(PYTHONS) $(ARGS)
 
 sdist: .venv/.tools ## dist/*.tar.gz

@@ -146,7 +146,17 @@ def _fetch(name: str, revision: str | None, local_files_only: bool, patterns: li
     except Exception as error:  # the client lets errors of its HTTP library through
         wanted = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
         reason = _hub_reason(error, name, local_files_only)
-        raise WeightsError(f"{wanted} is neither a local directory nor to be had from the hub: {reason}.") from error
+        # Without the client's own errors, whose three tracebacks say no more.
+        raise WeightsError(f"{wanted} is neither a local directory nor to be had from the hub: {reason}.") from None
+
+
+def _beside(name: str) -> str:
+    """What a mistyped path may have meant: the directories beside it."""
+    folder = Path(name).parent
+    if folder == Path() or not folder.is_dir():
+        return ""
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir())[:5]
+    return f"; here {folder} has {', '.join(found) or 'no directory'}"
 
 
 def _hub_reason(error: Exception, name: str, local_files_only: bool) -> str:
@@ -162,7 +172,7 @@ def _hub_reason(error: Exception, name: str, local_files_only: bool) -> str:
         if constants.HF_HUB_OFFLINE:
             return f"{reason} and fetching is switched off; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
         advice = "HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, and a local directory needs neither"
-        return f"{reason} and {constants.ENDPOINT} did not answer; {advice}"
+        return f"{reason} and {constants.ENDPOINT} did not answer; {advice}{_beside(name)}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"there is no such revision; {page}/tree/main lists them"
     if isinstance(error, errors.GatedRepoError):

@@ -145,10 +145,10 @@ def _check_fields(task: str) -> None:
 
     fields = [name for name in FIELDS.get(task, ()) if not is_optional(name)]
     if len(fields) > 1:
-        row = ", ".join(f'"{name}": …' for name in fields)
+        row = ", ".join(f'"{name}": ' + ('["…"]' if name in ("sentences", "choices") else '"…"') for name in fields)
         raise InputError(
-            f"{task} takes rows of JSON with {' and '.join(fields)}: echo '{{{row}}}', piped to this "
-            "command with `- --format jsonl` in the place of TEXT."
+            f"{task} takes rows of JSON with {' and '.join(fields)}: "
+            f"echo '{{{row}}}' | distilfast run {task} MODEL - --format jsonl"
         )
 
 

@@ -27,7 +27,7 @@ from distilfast.cli.options import (
     engine_options,
 )
 from distilfast.cli.serve import serve
-from distilfast.cli.terminal import errors, print_json
+from distilfast.cli.terminal import Command, errors, print_json
 from distilfast.errors import InputError
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=Command)
 def info(
     model: Annotated[
         str | None,
@@ -68,13 +68,13 @@ def info(
             rich_tables.console().print(rich_tables.facts(facts))
 
 
-app.command()(doctor)
+app.command(cls=Command)(doctor)
 
 
-app.command()(run)
+app.command(cls=Command)(run)
 
 
-@app.command()
+@app.command(cls=Command)
 def parity(
     model: Model,
     against: Annotated[
@@ -123,7 +123,7 @@ def parity(
     raise typer.Exit(0 if outcome.passed else 1)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint to use instead of the trained ones.", autocompletion=complete_model)
@@ -141,13 +141,13 @@ def demo(
     raise typer.Exit(0 if shown["parity"]["passed"] else 1)
 
 
-app.command()(evaluate)
+app.command(cls=Command)(evaluate)
 
 
-app.command()(serve)
+app.command(cls=Command)(serve)
 
 
-app.command("map")(map_rows)
+app.command("map", cls=Command)(map_rows)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

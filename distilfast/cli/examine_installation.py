@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+from dataclasses import fields
 from typing import Any
 
 from distilfast import __version__, cache
@@ -20,8 +22,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 _USES = {"serve": "`distilfast serve`", "ray": "`distilfast map` and Ray Serve"}  # of gpu another matter speaks
 _VARIABLES = ("DISTILFAST_BACKEND", "DISTILFAST_ISA", "DISTILFAST_THREADS", "DISTILFAST_CACHE")
+"""Beside DISTILFAST_SERVE_…, the settings of the server."""
 _HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY")
-_OLDEST_GLIBC = (2, 28)  # of the wheels
+_OLDEST_GLIBC = (2, 17)  # of the wheels
 _ASKED_FOR = "distilbert-base-cased"
 
 
@@ -38,7 +41,7 @@ def versions() -> Matter:
     numbers = tuple(int(part) for part in library_version.split(".") if part.isdecimal())
     advice = []
     if library == "glibc" and numbers < _OLDEST_GLIBC:
-        advice.append("wheels need glibc 2.28: on this system distilfast is compiled from source")
+        advice.append("wheels need glibc 2.17: on this system distilfast is compiled from source")
     return Matter.of(
         "distilfast {distilfast}, Python {python}, numpy {numpy}, {libc}, {machine}".format_map(facts), advice, facts
     )
@@ -48,9 +51,18 @@ def settings() -> Matter:
     """What the environment asks of distilfast."""
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("DISTILFAST_") and value}
     found = ", ".join(f"{name}={value}" for name, value in given.items()) or "no variable DISTILFAST_… is set"
-    unknown = [name for name in given if name not in _VARIABLES and not name.startswith("DISTILFAST_SERVE_")]
-    advice = [f"{name} is not read; there are {', '.join(_VARIABLES)}" for name in unknown]
+    advice = [f"{name} is not read; there are {', '.join(_VARIABLES)}" for name in given if not _is_read(name)]
     return Matter.of(found, advice, {"environment": given})
+
+
+def _is_read(variable: str) -> bool:
+    if not variable.startswith("DISTILFAST_SERVE_"):
+        return variable in _VARIABLES
+    if sys.version_info < (3, 11):  # the server, whose settings they are, needs it
+        return True
+    from distilfast.serving.http.settings import PREFIX, Settings
+
+    return variable.removeprefix(PREFIX) in {each.name.upper() for each in fields(Settings)} - {"ORIGINS"}
 
 
 def weights_cache() -> Matter:

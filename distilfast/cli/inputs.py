@@ -48,6 +48,8 @@ class Source:
         """``columns``: "NAME" for the first field of the task, or "FIELD=NAME". Raises InputError."""
         fields = FIELDS.get(task, ("text",))
         found = format or ("text" if path == "-" else _SUFFIXES.get(Path(path).suffix.lower()))
+        if Path(path).is_dir():
+            raise InputError(f"{path} is a directory; --input takes a file.")
         if found is None:
             raise InputError(f"The format of {path} is not known; pass --format, one of {', '.join(FORMATS)}.")
         if found not in FORMATS:
@@ -102,7 +104,8 @@ class Source:
         for field in self.fields:
             name = self.columns.get(field, field)
             if name not in names and (not is_optional(field) or field in self.columns):
-                raise InputError(f"{self.path} has no column {name!r}; it has {', '.join(names)}.")
+                has = ", ".join(names)
+                raise InputError(f"{self.path} has no column {name!r}; it has {has}; --column says which to read.")
 
     def _of_object(self, line: str | InputError) -> Any:
         if isinstance(line, InputError):

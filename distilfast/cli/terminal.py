@@ -1,4 +1,4 @@
-"""What all commands share: results as JSON, errors in one line."""
+"""What all commands share: options given once, results as JSON, errors in one line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from distilfast.errors import DistilfastError
+
+
+class Command(TyperCommand):
+    """Refuses an option that is given twice, of which the parser would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # a shell completes a line that is not finished
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for param in given:
+                once = param.param_type_name == "option" and not param.multiple and not param.is_flag
+                if once and given.count(param) > 1:
+                    raise typer.BadParameter("It is given more than once.", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
 
 
 @contextmanager

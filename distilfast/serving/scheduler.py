@@ -213,7 +213,10 @@ class Scheduler:
         end = self._end(request.lane, now, work)
         if end <= request.deadline:
             return None
-        return Refusal(f"It would be answered in {1e3 * (end - now):.1f} ms.", end - request.deadline)
+        late = end - request.deadline
+        if request.deadline <= now:
+            return Refusal("Its deadline has passed.", late)
+        return Refusal(f"It would be answered in {1e3 * (end - now):.1f} ms, {1e3 * late:.1f} ms too late.", late)
 
     def _end(self, lane: Lane, now: float, work: float) -> float:
         """When ``work`` of a lane, from now on, will have been done, beside that of the other."""

@@ -236,6 +236,11 @@ def test_a_variable_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILFAST_SERVE_PORT", "8080")
     found = examine_installation.settings()
     assert len(found.advice) == 1 and found.advice[0].startswith("DISTILFAST_THREAD is not read")
+    monkeypatch.setenv("DISTILFAST_SERVE_PRT", "8080")
+    found = examine_installation.settings()
+    assert [advice.split()[0] for advice in found.advice] == (
+        ["DISTILFAST_SERVE_PRT", "DISTILFAST_THREAD"] if sys.version_info >= (3, 11) else ["DISTILFAST_THREAD"]
+    )
 
 
 def test_the_cache_is_described_and_not_touched(

@@ -241,9 +241,18 @@ def test_an_interrupted_run_keeps_its_rows(model: str, tmp_path: Path) -> None:
     assert kept == list(range(1, len(kept) + 1)) and 0 < len(kept) < 50_000
 
 
+def test_one_file_and_no_directory(model: str, tmp_path: Path) -> None:
+    """Of two options the last would count."""
+    (tmp_path / "in.txt").write_text("a\n")
+    twice = run("text-classification", model, "-i", tmp_path / "in.txt", "--input", tmp_path / "in.txt")
+    assert twice.exit_code == 2 and "It is given more than once." in " ".join(twice.output.split())
+    done = run("text-classification", model, "-i", tmp_path)
+    assert done.exit_code == 2 and done.output == f"error: {tmp_path} is a directory; --input takes a file.\n"
+
+
 def test_a_column_that_is_missing(model: str, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("a,b\n1,2\n")
     done = run("text-classification", model, "-i", tmp_path / "in.csv")
-    assert done.exit_code == 2 and "has no column 'text'; it has a, b" in done.output
+    assert done.exit_code == 2 and "has no column 'text'; it has a, b; --column says" in done.output
     (tmp_path / "in.csv").write_text("")
     assert run("text-classification", model, "-i", tmp_path / "in.csv").output == ""

@@ -108,7 +108,9 @@ def test_what_would_be_late_is_refused_with_the_time_to_wait(scheduler: Make) ->
     refusal = each.submit(Request([16], deadline=1e-3), 0.0)  # alone it takes 3 ms
     assert refusal is not None
     assert refusal.retry_after == pytest.approx(3e-3 * 1.1 - 1e-3)
-    assert refusal.reason == "It would be answered in 3.3 ms."
+    assert refusal.reason == "It would be answered in 3.3 ms, 2.3 ms too late."
+    passed = each.submit(Request([16], deadline=1e-3), 2e-3)
+    assert passed is not None and passed.reason == "Its deadline has passed."
     assert len(each) == 0
 
 

@@ -130,6 +130,8 @@ def _add_errors(app: FastAPI) -> None:
         reason = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "json_invalid":
             return _answer(request, 400, f"The body is not JSON: {first['ctx']['error']}.", "Validation")
+        if not where and not _is_json(request):
+            return _answer(request, 422, "The body needs the header content-type: application/json.", "Validation")
         return _answer(request, 422, f"{where or 'The body'}: {reason}.", "Validation")
 
     @app.exception_handler(HTTPException)
@@ -137,7 +139,7 @@ def _add_errors(app: FastAPI) -> None:
         words = {
             400: "The body cannot be read.",
             404: "There is no such route.",
-            405: "The route has another method.",
+            405: f"The route has another method: {(error.headers or {}).get('allow', 'see /docs')}.",
             413: f"The body is larger than {app.max_body_size} bytes.",
         }
         text = words.get(error.status_code, f"{error.detail}.")
@@ -150,6 +152,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_any(request: Request, error: Exception) -> JSONResponse:
         return _internal(request, error)
+
+
+def _is_json(request: Request) -> bool:
+    """Whether FastAPI takes the body for JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _status(error: DistilfastError) -> tuple[int, str]:

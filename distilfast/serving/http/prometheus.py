@@ -120,8 +120,11 @@ def _merged(published: Iterable[bytes]) -> list[Metric]:
 
 def _of_batcher(batcher: Batcher | None) -> Iterator[Metric]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    resident = _resident_bytes()
+    # Linux counts the peak from time to time only.
+    peak = max(peak, resident or 0)
     yield GaugeMetricFamily("distilfast_peak_resident_bytes", "Most memory that the process has had.", peak)
-    if (resident := _resident_bytes()) is not None:
+    if resident is not None:
         yield GaugeMetricFamily("distilfast_resident_bytes", "Memory that the process has.", resident)
     if (limit := memory_limit()) is not None:
         yield GaugeMetricFamily("distilfast_memory_limit_bytes", "What the container may have.", limit)

@@ -186,8 +186,8 @@ class Service:
         for each, pipe in pipelines.items():
             if name in (None, each) and pipe.task in tasks:
                 return each, pipe
-        served = f"Model {name!r} is" if name else "No model that is served is"
-        raise InputError(f"{served} for {' or '.join(tasks)}.")
+        served = f"Model {name!r} is for {pipelines[name].task}; this route needs" if name else "No model is served for"
+        raise InputError(f"{served} {' or '.join(tasks)}.")
 
     async def answers(
         self,
