@@ -196,6 +196,8 @@ def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, 
         *_listed("unexpected", sorted(name for name in set(stored) - set(used) if not name.startswith(_KNOWN))),
         *_listed("misshapen", [text for piece, need in used.items() if (text := _shape_error(piece, need, stored))]),
     ]
+    if len(problems) == 1 and problems[0].startswith(_NO_HEAD):  # a task that the model is not for
+        raise WeightsError(f"In {where} {problems[0]}.")
     if problems:
         raise WeightsError(f"The tensors in {where} do not fit its config.json: {'; '.join(problems)}.")
     tensors = StoredTensors(where, needs, stored, checkpoint.files)
@@ -309,13 +311,16 @@ def plain_names(where: Path | str, tensors: dict[str, Stored], model_type: str) 
     return plain
 
 
+_NO_HEAD = "there is no complete"
+
+
 def _missing(config: ModelConfig, task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
     missing = [piece for piece in used if piece not in stored]
     if not missing or not all(used[piece].name.startswith("head.") for piece in missing):
         return _listed("missing", missing)
     fitting = [each for each in TASKS if all(piece in stored for need in layout(config, each) for piece in need.pieces)]
     has = f"; it can be loaded for {', '.join(fitting)}" if fitting else ""
-    return [text + has for text in _listed(f"there is no complete {task} head; missing", missing)]
+    return [text + has for text in _listed(f"{_NO_HEAD} {task} head; missing", missing)]
 
 
 def _shape_error(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:

@@ -282,8 +282,8 @@ def test_long_lists_are_cut(rewritten: Any) -> None:
 @pytest.mark.parametrize("model_type", ["distilbert", "bert"])
 def test_a_head_is_never_invented(tiny_checkpoint: Make, model_type: str, task: str) -> None:
     message = refused(tiny_checkpoint(model_type, "feature-extraction"), task)
-    assert f"there is no complete {task} head; missing: " in message
-    assert "unexpected" not in message
+    assert f" there is no complete {task} head; missing: " in message
+    assert message.startswith("In ") and "unexpected" not in message
 
 
 def test_a_classifier_without_its_pooler(rewritten: Any) -> None:
