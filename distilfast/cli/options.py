@@ -62,7 +62,7 @@ Task = Annotated[
         autocompletion=among(*get_args(types.Task)),
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else: one object, or one for each row of a file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else: one object, or one for each row.")]
 
 
 def engine_options(

@@ -17,8 +17,9 @@ class Command(TyperCommand):
     """Refuses an option that is given twice, of which the parser would take the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises typer.BadParameter, which names the option."""
         if not ctx.resilient_parsing:  # a shell completes a line that is not finished
-            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             for param in given:
                 once = param.param_type_name == "option" and not param.multiple and not param.is_flag
                 if once and given.count(param) > 1:

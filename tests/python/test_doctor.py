@@ -277,7 +277,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_old_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine_installation.platform, "libc_ver", lambda: ("glibc", "2.17"))
+    monkeypatch.setattr(examine_installation.platform, "libc_ver", lambda: ("glibc", "2.16"))
     assert "compiled from source" in examine_installation.versions().advice[0]
 
 

@@ -115,15 +115,16 @@ def test_a_body_of_undeclared_length_is_bounded_too(client: Client) -> None:
 
 
 def test_other_content(client: Client) -> None:
-    status, _ = refused(client, "/embed", b'{"inputs": "a"}', {"content-type": "text/plain"})
-    assert status == 422
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}, {}):
+        found = refused(client, "/embed", b'{"inputs": "a"}', headers)
+        assert found == (422, "The body needs the header content-type: application/json.")
 
 
 def test_routes_and_methods_that_are_not_there(client: Client) -> None:
     status, answer = client.get("/nowhere")
     assert (status, answer["error"]) == (404, "There is no such route.")
     status, answer = client.get("/embed")
-    assert (status, answer["error"]) == (405, "The route has another method.")
+    assert (status, answer["error"]) == (405, "The route has another method: POST.")
     status, answer = client.get("/v1/models/x")
     assert status == 404
     assert answer["error"]["message"].startswith("model 'x' is not served; there are embedder,")

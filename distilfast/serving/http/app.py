@@ -139,7 +139,7 @@ def _add_errors(app: FastAPI) -> None:
         words = {
             400: "The body cannot be read.",
             404: "There is no such route.",
-            405: f"The route has another method: {(error.headers or {}).get('allow', 'see /docs')}.",
+            405: f"The route has another method: {(error.headers or {}).get('Allow')}.",
             413: f"The body is larger than {app.max_body_size} bytes.",
         }
         text = words.get(error.status_code, f"{error.detail}.")

@@ -28,7 +28,8 @@ def serve(settings: Settings) -> None:
     log_to_stderr(settings.log_level)
     listener = listening_socket(settings)
     scheme = "https" if settings.certificate else "http"
-    LOG.info(f"Loading {', '.join(each.name for each in settings.models)}, to be served at {_address(listener, scheme)}")
+    models = ", ".join(each.name for each in settings.models)
+    LOG.info(f"Loading {models}, to be served at {_address(listener, scheme)}")
     if settings.workers > 1:
         Workers(settings, listener).run()
     else:
