@@ -14,9 +14,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 import distilfast
+from distilfast.checkpoint import resolve
+from distilfast.errors import WeightsError
 
 pytest.importorskip("huggingface_hub")
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -179,6 +183,21 @@ def test_a_pickle_is_fetched_only_without_safetensors(hub: Hub, tmp_path: Path, 
         del files[WEIGHTS]
     assert Path(resolved(hub, tmp_path, "team/model")).is_dir()
     assert ("pytorch_model.bin" in hub.fetched) is not both and "config.json" in hub.fetched
+
+
+def test_a_mistyped_path_names_what_lies_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the hub client's tracebacks."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    (tmp_path / "models" / "ner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"; here models has ner\.$") as refused:
+        resolve("models/nerr")
+    assert refused.value.__suppress_context__
 
 
 def test_a_cut_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:

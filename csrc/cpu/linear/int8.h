@@ -22,14 +22,19 @@ constexpr Index int8_block = 256;
 // tenth longer on Cascade Lake, even with c prefetched.
 constexpr int int8_tile_rows = 4;
 
+struct Int8Blocks : Int8Header {
+  Index block_groups;  // of a k-block
+
+  explicit Int8Blocks(Index k) : Int8Header(k), block_groups(int8_block / group) {}
+};
+
 // Where everything of one packed W lies, in elements of 4 bytes.
-struct Int8Layout : Int8Header {
+struct Int8Layout : Int8Blocks {
   Index columns;
 
-  Int8Layout(Index n, Index k) : Int8Header(k), columns(round_up(n, panel)) {}
+  Int8Layout(Index n, Index k) : Int8Blocks(k), columns(round_up(n, panel)) {}
 
-  Index block_groups() const { return int8_block / group; }
-  Index in_block(Index g) const { return smaller(groups - g, block_groups()); }
+  Index in_block(Index g) const { return smaller(groups - g, block_groups); }
   Index packed_group() const { return (k_packs() + 1) * panel; }  // of a panel
   Index outlier_weights(Index p) const { return Int8Header::size() + p * outliers * panel; }
   // Panel `p` of the k-block that begins with group `g`.
@@ -132,10 +137,8 @@ struct RowQuant {
 
 // Where everything of packed A lies, in elements of 4 bytes.
 template <class Dot>
-struct Int8LayoutA : Int8Header {
-  Index block_groups;
-
-  explicit Int8LayoutA(Index k) : Int8Header(k), block_groups(int8_block / group) {}
+struct Int8LayoutA : Int8Blocks {
+  explicit Int8LayoutA(Index k) : Int8Blocks(k) {}
 
   Index group_k_packs() const { return k_packs() * Dot::a_k_pack; }
   Index group_size() const { return group_k_packs() + Index{sizeof(RowQuant) / sizeof(KPack)}; }
@@ -170,7 +173,7 @@ void pack_int8(const LinearSource& source, Range panels, std::byte* packed) {
     for (Index j = 0; j < panel; ++j) {
       float* outlier_weights = view<float>(packed, at.outlier_weights(p) + j);
       const auto take = [&](Index g, GroupQuant quant, const KPack* k_packs) {
-        const Index first = g / at.block_groups() * at.block_groups();
+        const Index first = g / at.block_groups * at.block_groups;
         const Index to = at.block(first, p) + (g - first) * at.packed_group();
         for (Index i = 0; i < at.k_packs(); ++i)
           *view<KPack>(packed, to + Dot::place(i, j)) = with_zero_point<Dot>(k_packs[i]);
@@ -272,8 +275,8 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
   const Int8LayoutA<Dot> a(op.packed.k);
   const std::byte* weight = op.packed.weight;
   const Index x_stride = a.row_stride();
-  for (Index g = 0; g < at.groups; g += at.block_groups()) {
-    const bool first = g == 0, last = g + at.block_groups() >= at.groups;
+  for (Index g = 0; g < at.groups; g += at.block_groups) {
+    const bool first = g == 0, last = g + at.block_groups >= at.groups;
     const KPack* x = view<KPack>(op.packed_a, a.at(op.rows, g, 0));
     for (Index p = panels.begin; p < panels.end; ++p) {
       const Int8Panel w{view<float>(weight, at.outlier_weights(p)),
@@ -285,7 +288,7 @@ void int8_linear(const Linear& op, Range rows, Range panels) {
                         a.group_k_packs(),
                         first,
                         last ? op.packed.bias + p * panel : nullptr};
-      const PanelIndex next = next_panel_index(op, panels, g * at.group, p, (g + at.block_groups()) * at.group);
+      const PanelIndex next = next_panel_index(op, panels, g * at.group, p, (g + at.block_groups) * at.group);
       const KPack* next_panel = view<KPack>(weight, at.block(next.k / at.group, next.p));
       in_tiles<int8_tile_rows>(
           op, rows, p, first, [&]<int Rows>(Index row, float* c, Index c_stride, Prefetch prefetch) {
