@@ -12,9 +12,9 @@ from distilfast.parity.budgets import to_bf16, to_two_bf16
 from distilfast.quantize import outlier_channels
 
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257)
-# (N, K): panels have 48, 32, 24 and 16 columns, k-blocks 256, 512 and 1,024 values, tiles 32 and 64.
+# (N, K): panels have 48, 32, 24 and 16 columns, k-blocks 256, 384, 512 and 1,024 values, tiles 32 and 64.
 SIZES = ((1, 1), (2, 3), (23, 31), (24, 255), (25, 256), (47, 257), (48, 512), (49, 513), (100, 768))
-SIZES += ((31, 33), (32, 64), (33, 65), (65, 1025))
+SIZES += ((31, 33), (32, 64), (33, 65), (49, 385), (65, 1025))
 
 
 def group_of(k):

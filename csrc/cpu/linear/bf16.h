@@ -30,7 +30,10 @@ struct Bf16Pairs {
   using Gelu = CoarseGelu;
   static constexpr int rows = tile_rows;
   static constexpr bool by_lane = Vec::multiplies_by_lane;
-  static constexpr PackedLayout layout{"bf16", 1};
+  // 256 take 1 to 2 % longer on Zen 4. With 768 it would be 1 % less, but the sums would lose more than twice what a
+  // naive float32 product loses.
+  static constexpr Index k_block = 384;
+  static constexpr PackedLayout layout{"bf16", 2};
   static constexpr Index k_pack_size = 2;
   static KPack k_pack(const float* w, Index left) { return bf16_pair(w, left); }
 };

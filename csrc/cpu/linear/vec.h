@@ -1,6 +1,6 @@
 // linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N]; accumulators and results are fp32.
 //
-// Packed W: K is cut into k-blocks of `depth_block`; each k-block consists of panels of `panel` columns, each panel is
+// Packed W: K is cut into k-blocks of `k_block`; each k-block consists of panels of `panel` columns, each panel is
 // [k-pack][column]. A k-pack is 4 bytes: one fp32 value of K, two bf16 or four int8 values. One panel of a k-block fits
 // L1 beside the rows of a tile and is used for all rows of the range, whose block of x and whose out stay in L2. With
 // few tokens the same loop reads W once from front to back, so the next panel is prefetched to L2 during the main loop.
@@ -35,12 +35,13 @@ constexpr int tile_rows = Vec::multiplies_by_lane ? 7 : Vec::registers == 32 ? 8
 constexpr Index mc_multiple = 1;
 constexpr Index mc = 256;
 
-constexpr Index depth_block = 256;  // of K
-
 // fp32 operands of `linear`.
 struct Fp32Linear : Fp32 {
   using Gelu = ExactGelu;
   static constexpr int rows = tile_rows;
+  // Values of K in a k-block, which is one chain. Longer ones read and write c less often, and round more: with 768
+  // DistilBERT takes 2 % less time on Zen 4, and its error grows from 1.2e-6 to 1.9e-6.
+  static constexpr Index k_block = 256;
   // Raise a layout's version with every change of its bytes: packed weights are kept on disk, and a file of another
   // version must not be read.
   static constexpr PackedLayout layout{"f32", 1};
@@ -55,7 +56,7 @@ inline Index smaller(Index a, Index b) { return a < b ? a : b; }
 // Where panel `p` of the k-block at `k` begins in the packed W, in k-packs.
 template <class Operands>
 inline Index packed_offset(Index n, Index k_total, Index k, Index p) {
-  const Index depth = smaller(k_total - k, depth_block);
+  const Index depth = smaller(k_total - k, Operands::k_block);
   return divide_up(k, Operands::k_pack_size) * round_up(n, panel) + p * divide_up(depth, Operands::k_pack_size) * panel;
 }
 
@@ -67,7 +68,7 @@ Index packed_size(Index n, Index k) {
 // Where `row` of the k-block at `k` begins in packed A, in elements.
 template <class Operands>
 inline Index packed_a_offset(Index rows, Index k_total, Index k, Index row) {
-  return rows * Operands::packed_row_size(k) + row * Operands::packed_row_size(smaller(k_total - k, depth_block));
+  return rows * Operands::packed_row_size(k) + row * Operands::packed_row_size(smaller(k_total - k, Operands::k_block));
 }
 
 template <class Operands>
@@ -79,8 +80,8 @@ template <class Operands>
 void pack_linear(const LinearSource& source, Range panels, std::byte* packed) {
   using B = typename Operands::B;
   const Index n = source.n, k_total = source.k;
-  for (Index k0 = 0; k0 < k_total; k0 += depth_block) {
-    const Index depth = smaller(k_total - k0, depth_block);
+  for (Index k0 = 0; k0 < k_total; k0 += Operands::k_block) {
+    const Index depth = smaller(k_total - k0, Operands::k_block);
     for (Index p = panels.begin; p < panels.end; ++p) {
       B* to = view<B>(packed, packed_offset<Operands>(n, k_total, k0, p));
       for (Index j = 0; j < panel; ++j) {
@@ -97,8 +98,8 @@ template <class Operands>
 void pack_a(const Linear& op, Range rows) {
   const Index k_total = op.packed.k;
   for (Index row = rows.begin; row < rows.end; ++row)
-    for (Index k = 0; k < k_total; k += depth_block)
-      Operands::pack_row(op.x + row * op.x_stride + k, smaller(k_total - k, depth_block),
+    for (Index k = 0; k < k_total; k += Operands::k_block)
+      Operands::pack_row(op.x + row * op.x_stride + k, smaller(k_total - k, Operands::k_block),
                          view<typename Operands::A>(op.packed_a, packed_a_offset<Operands>(op.rows, k_total, k, row)));
 }
 
@@ -220,8 +221,8 @@ template <class Operands>
 void linear(const Linear& op, Range rows, Range panels) {
   using B = typename Operands::B;
   const Index n = op.packed.n, k_total = op.packed.k;
-  for (Index k = 0; k < k_total; k += depth_block) {
-    const Index depth = smaller(k_total - k, depth_block), packed_row = Operands::packed_row_size(depth);
+  for (Index k = 0; k < k_total; k += Operands::k_block) {
+    const Index depth = smaller(k_total - k, Operands::k_block), packed_row = Operands::packed_row_size(depth);
     const bool first = k == 0, last = k + depth == k_total;
     const auto* a = a_block<Operands>(op, k);
     const Index a_stride = packed_row ? packed_row : op.x_stride;
