@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--contestants", help='comma-separated, such as "distilfast fp32,onnxruntime int8"')
     parser.add_argument("--only", choices=list(measure.ALL), nargs="+", help="these measurements")
     parser.add_argument("--cases", help='comma-separated, such as "1x16,clinc150 x32"; latency only')
+    parser.add_argument("--case-seconds", type=float, help="of each case of a latency; more of them give more rounds")
     parser.add_argument("--cap", type=float, help="seconds of each contestant's cold starts, and of its many shapes")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     arguments = parser.parse_args()
@@ -94,7 +95,8 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     plan = session.QUICK if arguments.quick else session.GPU if arguments.device == "cuda" else session.FULL
-    return plan if arguments.cap is None else replace(plan, cap=arguments.cap)
+    given = {"cap": arguments.cap, "case": arguments.case_seconds}
+    return replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 
 def _progress(console: Console) -> Progress:
