@@ -95,8 +95,9 @@ def _measured(arguments: argparse.Namespace, console: Console) -> Iterator[rows.
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     plan = session.QUICK if arguments.quick else session.GPU if arguments.device == "cuda" else session.FULL
-    given = {"cap": arguments.cap, "case": arguments.case_seconds}
-    return replace(plan, **{name: value for name, value in given.items() if value is not None})
+    cap, case = arguments.cap, arguments.case_seconds
+    plan = plan if cap is None else replace(plan, cap=cap)
+    return plan if case is None else replace(plan, case=case)
 
 
 def _progress(console: Console) -> Progress:

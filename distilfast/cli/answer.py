@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,9 @@ def run(
             help="text-classification: sigmoid, softmax or none.", autocompletion=among("sigmoid", "softmax", "none")
         ),
     ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="question-answering: the text that holds the answers to each TEXT, a question.")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="zero-shot-classification: the labels, with commas between them.")
     ] = None,
@@ -97,11 +100,13 @@ def run(
         options = {name: value for name, value in given.items() if value is not None} | named_options(option or [])
         engine = engine_options(precision, backend, threads, revision)
         if source is None and text and text != ["-"]:
-            _check_fields(pipe_task(task))
+            inputs = _inputs(pipe_task(task), text, context)
             _refuse(format=format, column=column, output=output, to=to, resume=resume, overwrite=overwrite)
             pipe = distilfast.pipeline(task, model, **engine, **options)
-            _print_answers(task, model, pipe, text, as_json)
+            _print_answers(task, model, pipe, inputs, as_json)
             return
+        if context is not None:
+            raise InputError("--context is for a question on the command line; a row has its own.")
         if text and source is not None:
             raise InputError("TEXT and --input are given; one of them is needed.")
         if not text and source is None:
@@ -139,17 +144,23 @@ def named_options(options: list[str]) -> dict[str, Any]:
     return found
 
 
-def _check_fields(task: str) -> None:
-    """Raises InputError for a task whose input is more than a text of the command line."""
+def _inputs(task: str, texts: list[str], context: str | None) -> Sequence[str | dict[str, str]]:
+    """What the pipeline is given for ``texts``; raises InputError where its input is more than they are."""
     from distilfast.cli.inputs import FIELDS, is_optional
 
     fields = [name for name in FIELDS.get(task, ()) if not is_optional(name)]
+    if context is not None:
+        if "context" not in fields:
+            raise InputError(f"--context is for question-answering; {task} takes no context.")
+        return [{"question": text, "context": context} for text in texts]
     if len(fields) > 1:
         row = ", ".join(f'"{name}": ' + ('["…"]' if name in ("sentences", "choices") else '"…"') for name in fields)
+        either = "--context TEXT, or " if "context" in fields else ""
         raise InputError(
-            f"{task} takes rows of JSON with {' and '.join(fields)}: "
+            f"{task} takes {either}rows of JSON with {' and '.join(fields)}: "
             f"echo '{{{row}}}' | distilfast run {task} MODEL - --format jsonl"
         )
+    return texts
 
 
 def _refuse(**given: Any) -> None:
@@ -158,24 +169,26 @@ def _refuse(**given: Any) -> None:
             raise InputError(f"--{name} is for rows of --input or standard input, and TEXT is given.")
 
 
-def _print_answers(task: str, model: str, pipe: Any, texts: list[str], as_json: bool) -> None:
+def _print_answers(task: str, model: str, pipe: Any, inputs: Sequence[str | dict[str, str]], as_json: bool) -> None:
     from distilfast.cli import rich_tables
 
     if as_json:
-        print_json({"task": task, "model": model, "results": [pipe(one) for one in texts]})
+        print_json({"task": task, "model": model, "results": [pipe(one) for one in inputs]})
         return
     out = rich_tables.console()
-    for one in texts:
+    for one in inputs:
         out.print(_table(pipe_task(task), pipe, one))
 
 
-def _table(task: str, pipe: Any, text: str) -> Table:
+def _table(task: str, pipe: Any, given: str | dict[str, str]) -> Table:
     """What a reader is shown; of feature-extraction one vector for the text instead of one for each token."""
     from distilfast.cli import rich_tables
 
+    if isinstance(given, dict):
+        return rich_tables.any_answer(given["question"], pipe(given))
     if task == "feature-extraction":
-        return rich_tables.embedding(text, pipe.embed([text])[0])
-    return rich_tables.ANSWERS.get(task, rich_tables.any_answer)(text, pipe(text))
+        return rich_tables.embedding(given, pipe.embed([given])[0])
+    return rich_tables.ANSWERS.get(task, rich_tables.any_answer)(given, pipe(given))
 
 
 def _answer_rows(pipe: Any, source: Source, results: Results, *, stop: bool) -> None:

@@ -15,6 +15,7 @@ import distilfast
 from distilfast import arguments
 from distilfast.cli import app, demo, hub, inputs, rich_tables, terminal
 from distilfast.errors import BackendError, WeightsError
+from distilfast.synthetic import write_checkpoint
 
 TRAINED = importlib.util.find_spec(demo.ENCODER) is not None
 
@@ -217,6 +218,31 @@ def test_too_little_memory_is_one_line(monkeypatch, args, text):
 def test_a_text_for_a_task_of_several_fields_is_told_how_to_pass_them(task):
     done = invoke("run", task, "/absent/checkpoint", "a text")
     assert done.exit_code == 2 and "--format jsonl" in done.output and inputs.FIELDS[task][0] in done.output
+
+
+def test_a_question_is_answered_in_its_context(tmp_path):
+    model = write_checkpoint(tmp_path / "m", task="question-answering", config={"n_layers": 1})
+    context = "Anna met Max in Paris."
+    done = invoke("run", "question-answering", str(model), "Who?", "Where?", "--context", context, "--json")
+    expected = distilfast.pipeline("question-answering", model)(question=["Who?", "Where?"], context=context)
+    assert [(found["start"], found["answer"]) for found in json.loads(done.stdout)["results"]] == [
+        (found["start"], found["answer"]) for found in expected
+    ]
+    shown = invoke("run", "question-answering", str(model), "Where?", "--context", context)
+    assert shown.exit_code == 0 and "Where?" in shown.output and expected[1]["answer"] in shown.output
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("fill-mask", "m", "a [MASK]"), "fill-mask takes no context"),
+        (("question-answering", "m", "-"), "a row has its own"),
+        (("question-answering", "m", "--input", "rows.jsonl"), "a row has its own"),
+    ],
+)
+def test_a_context_without_a_question_is_refused(args, told):
+    done = invoke("run", *args, "--context", "Anna met Max in Paris.")
+    assert done.exit_code == 2 and told in done.output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
