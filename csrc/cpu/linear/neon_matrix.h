@@ -97,6 +97,7 @@ struct Bf16Matrix {
   using Gelu = CoarseGelu;
   static constexpr bool in_blocks = true;
   static constexpr int rows = 8;  // 4 x 6 blocks, four pairs of rows and one of columns fill 29 of 32 registers
+  static constexpr Index k_block = 256;
   static constexpr PackedLayout layout{"bf16/k4", 1};
   static constexpr Index k_pack_size = 4;
   // The four values at w; zero-padded where fewer are `left`.
