@@ -27,9 +27,10 @@ _HEAD = """# Results
 
 Generated from the rows in `benchmarks/results` by `python -m benchmarks.report --publish`; `benchmarks/README.md` says
 how they were measured. Full-size DistilBERT (6 layers, hidden size 768) with seeded weights, unless a table names a
-model. Every contestant has the same weights, ids and threads and a process of its own; their runs are interleaved.
-Each machine has its own tables, and each table names the machine, commit and command of its rows. `1x16` is one
-sequence of 16 tokens; `clinc150 x32` are 32 real requests of CLINC150.
+model. Every contestant has the same weights, ids and threads and a process of its own; those of one command are
+interleaved, and a ratio is always of one command, where medians of one table may be of several. Each machine has its
+own tables, and each table names the machine, commit and command of its rows. `1x16` is one sequence of 16 tokens;
+`clinc150 x32` are 32 real requests of CLINC150.
 """
 _CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"

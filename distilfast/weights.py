@@ -191,15 +191,17 @@ def fit_weights(checkpoint: Checkpoint, where: Path | str, config: ModelConfig, 
     pooler = "pooler.dense.weight" in stored
     needs = layout(config, task, pooler=pooler)
     used = {piece: need for need in needs for piece in need.pieces}
-    problems = [
-        *_missing(config, task, used, stored),
+    missing = [piece for piece in used if piece not in stored]
+    is_head = bool(missing) and all(used[piece].name.startswith("head.") for piece in missing)
+    lacks = _no_head(config, task, missing, stored) if is_head else _listed("missing", missing)
+    others = [
         *_listed("unexpected", sorted(name for name in set(stored) - set(used) if not name.startswith(_KNOWN))),
         *_listed("misshapen", [text for piece, need in used.items() if (text := _shape_error(piece, need, stored))]),
     ]
-    if len(problems) == 1 and problems[0].startswith(_NO_HEAD):  # a task that the model is not for
-        raise WeightsError(f"In {where} {problems[0]}.")
-    if problems:
-        raise WeightsError(f"The tensors in {where} do not fit its config.json: {'; '.join(problems)}.")
+    if is_head and not others:  # a task that the model is not for
+        raise WeightsError(f"In {where} {'; '.join(lacks)}.")
+    if lacks or others:
+        raise WeightsError(f"The tensors in {where} do not fit its config.json: {'; '.join(lacks + others)}.")
     tensors = StoredTensors(where, needs, stored, checkpoint.files)
     return Weights(config, tensors), head_for(config, task, pooler=pooler)
 
@@ -311,16 +313,11 @@ def plain_names(where: Path | str, tensors: dict[str, Stored], model_type: str) 
     return plain
 
 
-_NO_HEAD = "there is no complete"
-
-
-def _missing(config: ModelConfig, task: Task, used: dict[str, StoredTensor], stored: dict[str, Stored]) -> list[str]:
-    missing = [piece for piece in used if piece not in stored]
-    if not missing or not all(used[piece].name.startswith("head.") for piece in missing):
-        return _listed("missing", missing)
+def _no_head(config: ModelConfig, task: Task, missing: list[str], stored: dict[str, Stored]) -> list[str]:
+    """The problem of a checkpoint that has another head, and the tasks that it can be loaded for."""
     fitting = [each for each in TASKS if all(piece in stored for need in layout(config, each) for piece in need.pieces)]
     has = f"; it can be loaded for {', '.join(fitting)}" if fitting else ""
-    return [text + has for text in _listed(f"{_NO_HEAD} {task} head; missing", missing)]
+    return [text + has for text in _listed(f"there is no complete {task} head; missing", missing)]
 
 
 def _shape_error(piece: str, need: StoredTensor, stored: dict[str, Stored]) -> str | None:

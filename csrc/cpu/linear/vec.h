@@ -1,9 +1,10 @@
 // linear: out = act(x Wt + b), [T, K] . [N, K] -> [T, N]; accumulators and results are fp32.
 //
 // Packed W: K is cut into k-blocks of `k_block`; each k-block consists of panels of `panel` columns, each panel is
-// [k-pack][column]. A k-pack is 4 bytes: one fp32 value of K, two bf16 or four int8 values. One panel of a k-block fits
-// L1 beside the rows of a tile and is used for all rows of the range, whose block of x and whose out stay in L2. With
-// few tokens the same loop reads W once from front to back, so the next panel is prefetched to L2 during the main loop.
+// [k-pack][column]. A k-pack is 4 bytes: one fp32 value of K, two bf16 or four int8 values. One panel of a k-block,
+// at most 49 KB, comes from L1 or L2 and is used for all rows of the range, whose block of x and whose out stay in L2.
+// With few tokens the same loop reads W once from front to back, so the next panel is prefetched to L2 during the main
+// loop.
 //
 // k-blocks are added in the order of k: a sum of short sums, which rounds less than one long chain and depends on K
 // alone. fp32 kernels read x itself: 16 consecutive floats of a row share a cache line, and so few rows are read at a
